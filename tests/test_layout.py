@@ -1,0 +1,257 @@
+"The house as the README describes it: numbers, rooms, arrows, sizes, signatures, and the anatomy of an experiment"
+import ast
+import importlib
+import io
+import json
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+from fastai.callback.core import event
+
+from vitnb.experiment.cli import card
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = sorted(p for p in (ROOT/"nbs").glob("*.ipynb") if not p.name.startswith("_"))
+NUMBERED = [p for p in NBS if re.match(r"\d", p.name)]
+EXPERIMENTS = [p for p in NBS if p not in NUMBERED and p.stem != "index"]
+VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
+
+# room: what it may import besides itself and core; a room that is not here may import nothing of ours
+ALLOW = dict(core="", data="", models="", losses="", figures="", metrics="losses", callback="data losses metrics figures",
+    learner="data models losses metrics figures callback", experiment="figures", explore="models figures",
+    testing="data models losses metrics figures callback learner experiment explore")
+
+
+def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+def source(c): return "".join(c["source"])
+def exported(path): return [s for s in map(source, cells(path)) if re.search(r"^#\|\s*export", s, re.M)]
+def module(path): return path.stem.split("_", 1)[1]
+def tree(path): return ast.parse("\n".join(exported(path)))
+def imports(t): return [n for n in ast.walk(t) if isinstance(n, (ast.Import, ast.ImportFrom))]
+def ids(paths): return dict(argvalues=paths, ids=[p.stem for p in paths])
+
+
+def python(path):
+    "The code cells of a notebook without magics"
+    return ast.parse("\n".join(s for s in map(source, cells(path)) if not re.search(r"^\s*[%!]", s, re.M)))
+
+
+def ours(t):
+    "Modules of vitnb that a tree imports"
+    for n in imports(t):
+        if isinstance(n, ast.ImportFrom): names = [n.module or ""] if n.module != "vitnb" else [f"vitnb.{a.name}" for a in n.names]
+        else: names = [a.name for a in n.names]
+        yield from (m.removeprefix("vitnb.") for m in names if m.startswith("vitnb."))
+
+
+def functions(t):
+    "Every function of a tree with the class it stands in"
+    for n in ast.walk(t):
+        for f in getattr(n, "body", []) if isinstance(n, (ast.Module, ast.ClassDef)) else []:
+            if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)): yield f, n if isinstance(n, ast.ClassDef) else None
+
+
+def test_there_is_a_house(): assert len(NUMBERED) > 2
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_a_number_means_export(p):
+    assert re.fullmatch(r"\d\d_[a-z]+(\.[a-z]+)?", p.stem), "name it NN_room.module"
+    assert source(cells(p)[0]).strip() == f"#| default_exp {module(p)}", "the first cell names the module, and nothing else"
+    first = [c for c in json.loads(p.read_text())["cells"]][1]
+    assert first["cell_type"] == "markdown" and re.match(rf"# {re.escape(module(p))}\n+> \S", source(first)), "the second cell is `# room.module` and `> one sentence`"
+    assert exported(p), "it exports nothing"
+
+
+def test_no_number_means_no_export():
+    for p in NBS:
+        if p not in NUMBERED: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it needs a number"
+
+
+def test_numbers_are_used_once():
+    numbers = [p.name[:2] for p in NUMBERED]
+    assert len(set(numbers)) == len(numbers), sorted(n for n in numbers if numbers.count(n) > 1)
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_rooms(p):
+    room = module(p).split(".")[0]
+    may = {"core", room, *ALLOW.get(room, "").split()} - ({"core"} if room == "core" else set())
+    wrong = [m for m in ours(tree(p)) if m.split(".")[0] not in may]
+    assert not wrong, f"{room} may import {sorted(may)}, not {wrong}"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_only_lower_numbers(p):
+    number = {module(q): int(q.name[:2]) for q in NUMBERED}
+    wrong = [m for m in ours(python(p)) if number.get(m, 100) >= int(p.name[:2])]
+    assert not wrong, f"{p.name} imports {wrong}, which come later or do not exist"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_imports_are_explicit(p):
+    stars = [n.module for n in imports(tree(p)) if any(a.name == "*" for a in n.names)]
+    assert not stars, f"exported star imports: {stars}"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_functions_are_short(p):
+    lines = "\n".join(exported(p)).splitlines()
+    body = lambda f: sum(bool(s.strip()) for s in lines[f.body[0].lineno-1:f.end_lineno])
+    long = {f.name: body(f) for f in ast.walk(tree(p)) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) and body(f) > 30}
+    assert not long, f"over 30 lines: {long}"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_lines_are_short(p):
+    long = [s[:60] for c in exported(p) for s in c.splitlines() if len(s) > 160]
+    assert not long, f"over 160 characters: {long}"
+
+
+def blankets(t):
+    "Handlers that catch everything: without a type, or a broad one whose body does nothing"
+    for n in ast.walk(t):
+        if not isinstance(n, ast.ExceptHandler): continue
+        broad = isinstance(n.type, ast.Name) and n.type.id in ("Exception", "BaseException")
+        if n.type is None or (broad and all(isinstance(b, (ast.Pass, ast.Continue)) for b in n.body)): yield n.lineno
+
+
+@pytest.mark.parametrize("p", **ids(NBS))
+def test_nothing_is_swallowed(p): assert not list(blankets(python(p)))
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_mistakes_are_errors_not_asserts(p):
+    found = [ast.unparse(n)[:80] for n in ast.walk(tree(p)) if isinstance(n, ast.Assert)]
+    assert not found, f"assert in an exported cell (use ValueError with value, rule and remedy): {found}"
+
+
+def inherited(cls, name):
+    "Whether a class only overrides `name`, whose meaning stands at the base, or answers to a name whose meaning torch or fastai gives"
+    known = name in ("forward", "state_dict", "load_state_dict") or name in vars(event)
+    return known or any(name in vars(base) for base in getattr(cls, "__mro__", ())[1:])
+
+
+def explainable(t, space):
+    "Public functions, `__init__` and public methods that override nothing, with their names"
+    for f,cls in functions(t):
+        if (f.name.startswith("_") and f.name != "__init__") or (cls and cls.name.startswith("_")): continue
+        method = cls or (f.args.args and f.args.args[0].arg == "self") # in a class, or patched into one
+        if method and f.name != "__init__" and inherited(space.get(cls.name) if cls else None, f.name): continue
+        yield f, cls, f"{cls.name}.{f.name}" if cls else f.name
+
+
+def unexplained(text, space):
+    "What a reader of the signatures would miss, by name; `text` is exported code, `space` the module it makes"
+    lines = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
+    for f,cls,name in explainable(ast.parse(text), space):
+        args = [a for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        for a in args:
+            if a.annotation is None: yield f"{name}({a.arg}) has no type"
+            elif a.end_lineno not in lines and (not cls or f.name == "__init__"): yield f"{name}({a.arg}) has no comment"
+        if cls: continue # what a method gives may be clear from its one line
+        if f.returns is None and not any(a.arg == "self" for a in f.args.args): yield f"{name} does not say what it returns"
+        if ast.get_docstring(f) is None: yield f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_signatures_explain(p):
+    missing = list(unexplained("\n\n".join(exported(p)), vars(importlib.import_module(f"vitnb.{module(p)}"))))
+    assert not missing, "\n".join(missing)
+
+
+def test_the_signature_check_sees():
+    "The check itself: each of these lacks something"
+    bad = {"def f(x): 'd'": "type", "def f(x:int)->int: 'd'": "comment", "def f(\n  x:int, # an x\n): 'd'": "returns", "def f()->int: pass": "docstring",
+        "class A:\n  def __init__(self, x:int): pass": "comment", "class A:\n  def g(self, x): pass": "type"}
+    for code,word in bad.items():
+        exec(code, space := {})
+        assert [m for m in unexplained(code, space) if word in m], code
+    good = "def f(\n  x:int, # an x\n)->int: # twice\n  'd'\ndef _g(x): pass\nclass A(list):\n  def append(self, x): pass"
+    exec(good, space := {})
+    assert not list(unexplained(good, space))
+
+
+@pytest.mark.parametrize("p", **ids(NBS))
+def test_weight(p): assert p.stat().st_size <= 200_000, f"{p.stat().st_size//1000} kB; keep pictures small"
+
+
+TEXTS = sorted(p for pattern in ("*.md", "*.toml", "*.ini", "nbs/*.ipynb", "vitnb/**/*.py", "tests/*.py", "outputs/README.md", ".ci/*", ".github/**/*.yml")
+    for p in ROOT.glob(pattern) if p.is_file())
+
+
+@pytest.mark.parametrize("p", argvalues=TEXTS, ids=[str(p.relative_to(ROOT)) for p in TEXTS])
+def test_no_path_of_one_machine(p):
+    word = "|".join(("work", "tmp", "farm", "root", "opt", "home", "Users")) # joined, so that this file does not match itself
+    found = re.findall(rf"(?<![\w./~])/(?:{word})/\S*", p.read_text(encoding="utf-8"))
+    assert not found, found
+
+
+def test_all_py_has_every_room():
+    have = [n.module.removeprefix("vitnb.") for n in imports(ast.parse((ROOT/"vitnb"/"all.py").read_text()))]
+    want = [module(p) for p in NUMBERED]
+    assert have == want, f"vitnb/all.py: add {[f'from vitnb.{m} import *' for m in want if m not in have]}, remove {[m for m in have if m not in want]}, in the order of the numbers"
+
+
+def test_all_py_hides_nothing():
+    "A public name belongs to one room, or `from vitnb.all import *` would hide one of two"
+    home = {}
+    for p in NUMBERED:
+        for name in importlib.import_module(f"vitnb.{module(p)}").__all__: home.setdefault(name, []).append(module(p))
+    assert not {k: v for k,v in home.items() if len(v) > 1}
+
+
+@pytest.mark.parametrize("p", **ids(EXPERIMENTS))
+def test_experiment_head(p):
+    verb = p.stem.split("_")[0]
+    assert verb in VERBS, f"name it verb_subject with a verb of {VERBS}"
+    first,second = json.loads(p.read_text())["cells"][:2]
+    assert re.match(rf"# {p.stem}\n+> .+\?\s*\n+- skip_exec: true\s*$", source(first)), "the first cell is `# name`, `> question?`, `- skip_exec: true`"
+    said = card(dict(cells=[dict(source=source(c)) for c in (first, second)]))
+    assert all(said.get(k) for k in ("Run", "Cost", "Expect")), f"the second cell is the card with Run, Cost and Expect; found {said}"
+    assert p.name in said["Run"], "Run gives the command with the notebook's path"
+
+
+@pytest.mark.parametrize("p", **ids(EXPERIMENTS))
+def test_experiment_parameters(p):
+    code = cells(p)
+    tagged = [c for c in code if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] is code[0], "the first code cell, and no other, is tagged `parameters`"
+    lines = [s for s in source(tagged[0]).splitlines() if s.strip()]
+    assert len(lines) <= 36, f"{len(lines)} parameters; 36 are enough: put the rest into the recipe"
+    for s in lines: assert re.fullmatch(r"[a-z]\w*\s*= .*\S\s+# \S.*", s), f"not `name = literal # reason`: {s}"
+    values = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse("\n".join(lines)).body}
+    assert {"tag", "seed"} <= set(values), "every experiment has the parameters tag and seed"
+    if p.stem.split("_")[0] in ("train", "pretrain", "finetune"): assert "epochs" in values, "training has the parameter epochs"
+    assert re.search(rf'\bRun\("{p.stem}", globals\(\), tag(, resume)?\)', source(code[1])), "the cell after the parameters opens the run"
+
+
+@pytest.mark.parametrize("p", **ids(EXPERIMENTS))
+def test_experiment_stores_nothing(p):
+    assert not any(c["outputs"] or c["execution_count"] for c in cells(p)), "stored outputs: clear them; the executed copy lives in outputs/"
+    assert re.search(r"\brun\.finish\(", source(cells(p)[-1])) or any("run.finish(" in source(c) for c in cells(p)), "it ends with run.finish(...)"
+
+
+@pytest.mark.parametrize("p", **ids(EXPERIMENTS))
+def test_experiment_defines_little(p):
+    long = [f.name for f in ast.walk(python(p)) if isinstance(f, ast.FunctionDef) and f.end_lineno - f.lineno >= 10]
+    assert not long, f"{long}: what is longer than ten lines deserves a numbered notebook"
+
+
+def test_readme_has_the_two_commands():
+    "What .ci/run reads: one block of code between each pair of marks"
+    text = (ROOT/"README.md").read_text()
+    for name,word in dict(main="papermill nbs/train_swin.ipynb outputs/train_swin.ipynb", test="python -m pytest").items():
+        (block,) = re.findall(rf"^<!-- command: {name} -->\n```bash\n(.+?)\n```\n<!-- /command -->$", text, re.M | re.S)
+        assert word in block
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb", "outputs/README.md"])
+def test_links_lead_somewhere(page):
+    "Pictures and files that a page names are there"
+    text = (ROOT/page).read_text() if page.endswith(".md") else "\n".join(map(source, cells(ROOT/page, "markdown")))
+    links = [t.split("#")[0] for t in re.findall(r'(?:\]\(|src="|href=")([^)"\s]+)', text) if not re.match(r"[a-z]+:|#", t)]
+    gone = [t for t in links if not ((ROOT/page).parent/t).exists()]
+    assert not gone, gone
