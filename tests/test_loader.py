@@ -1,0 +1,413 @@
+"Loading: the same bits whatever the batch, the workers or the starting place; a cache that is whole or absent"
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import time
+from pathlib import Path
+
+import fastai.callback.progress # gives Learner its `no_bar`
+import fastai.callback.schedule # gives Learner its `lr_find`
+import numpy as np
+import pytest
+import torch
+from fastai.learner import Learner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from PIL import Image
+from torch import nn
+
+from vitnb.data import loader as loader_module
+from vitnb.data.loader import ArrayPixels, CachePixels, LivePixels, build_cache, image_loaders
+from vitnb.data.sets import STATS, load_set
+
+DATA = Path(__file__).resolve().parents[2]/"shared"/"data"
+quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITNB_CACHE_PATH", str(tmp_path/"cache"))
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path/"outputs"))
+    monkeypatch.setenv("VITNB_DATA_PATH", str(tmp_path/"data"))
+    monkeypatch.setenv("VITNB_HEADLESS", "1")
+
+@pytest.fixture(scope="module")
+def digits(): return load_set("digits")
+
+def paint(folder, sizes=((12,12),), n=20, mode="RGB"):
+    "PNG noise in two class folders, the sizes in turn"
+    rng = np.random.default_rng(0)
+    for c in ("cat", "dog"):
+        (folder/c).mkdir(parents=True)
+        for i in range(n):
+            h,w = sizes[i%len(sizes)]
+            Image.fromarray(rng.integers(0, 256, (h,w,3), dtype=np.uint8)).convert(mode).save(folder/c/f"{i:03}.png")
+    return folder
+
+def passes(dl, n=1): return [b for _ in range(n) for b in dl]
+def same(a, b): return len(a) == len(b) and all(torch.equal(p, q) and torch.equal(r, s) for (p,r),(q,s) in zip(a, b))
+
+# ---- exactness
+
+def test_batches_are_plain(digits):
+    dls = image_loaders(digits, bs=32, augment="shift", device="cpu")
+    for dl in (dls.train, dls.valid, dls.test):
+        for x,y in dl: assert type(x) is type(y) is torch.Tensor and x.dtype == torch.float32 and y.dtype == torch.int64 and x.shape[1:] == (3,8,8) and x.is_contiguous()
+    assert [len(dl) for dl in dls.loaders] == [len(digits.splits["train"])//32, *(-(-len(digits.splits[k])//32) for k in ("valid", "test"))]
+    assert dls.n_inp == 1 and dls.c == 10 and dls.vocab == digits.classes and dls.image_set is digits and (dls.mean, dls.std) == tuple(digits.stats()) and dls.img_size == 8
+
+@quick
+@given(st.integers(0, 2**31), st.integers(0, 500), st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.sampled_from(["shift", "crop_flip", "advanced"]))
+def test_a_sample_needs_seed_epoch_and_index(digits, seed, epoch, idx, augment):
+    dl = image_loaders(digits, bs=16, augment=augment, seed=seed, device="cpu").train
+    x,y = dl.make_batch(idx, epoch)
+    for k in {0, len(idx)//2, len(idx)-1}:
+        one,label = dl.make_batch([idx[k]], epoch)
+        assert torch.equal(one[0], x[k]) and label[0] == y[k] == digits.splits["train"].labels[idx[k]]
+
+def test_order_is_a_permutation_of_seed_and_epoch(digits):
+    dl = image_loaders(digits, augment="none", seed=1, device="cpu").train
+    n,orders = len(dl.dataset),[dl.order(e) for e in range(5)]
+    for o in orders: assert (np.sort(o) == np.arange(n)).all()
+    assert len({o.tobytes() for o in orders}) == 5 and (dl.order(3) == orders[3]).all()
+    assert abs(np.mean([np.corrcoef(np.arange(n), o)[0,1] for o in orders])) < .05
+    assert not (dl.new(seed=2).order(0) == orders[0]).all()
+    assert (dl.new(shuffle=False).order(7) == np.arange(n)).all()
+
+@pytest.mark.parametrize("augment", ["shift", "advanced"])
+def test_workers_change_nothing(digits, augment):
+    one,two = (image_loaders(digits, bs=100, augment=augment, workers=w, device="cpu").train for w in (0, 2))
+    assert same(passes(one, 2), passes(two, 2)) and one.epoch == two.epoch == 2
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 5, 12])
+def test_position_is_restored(digits, workers, start):
+    dl = image_loaders(digits, bs=100, augment="shift", workers=workers, device="cpu").train
+    whole = passes(dl, 2)
+    assert len(dl) == 12 and len(whole) == 24
+    dl.set_epoch(0)
+    dl.start = start
+    assert same(passes(dl, 2), whole[start:]) and dl.start == 0
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_pass_leaves_no_trace(digits, workers):
+    dl = image_loaders(digits, bs=100, augment="shift", workers=workers, device="cpu").train
+    whole = passes(dl)
+    dl.set_epoch(0)
+    for i,_ in enumerate(dl):
+        if i == 2: break
+    assert dl.epoch == 0 and same(passes(dl), whole) and dl.epoch == 1
+
+def test_a_pass_inside_a_pass(digits):
+    dl = image_loaders(digits, bs=300, augment="shift", workers=2, device="cpu").train
+    outer,inner = [],[]
+    dl.set_epoch(3)
+    for b in dl:
+        outer.append(b)
+        if not inner:
+            dl.set_epoch(0)
+            inner = passes(dl)
+            dl.set_epoch(3)
+    fresh = dl.new()
+    fresh.set_epoch(0); assert same(inner, passes(fresh))
+    fresh.set_epoch(3); assert same(outer, passes(fresh))
+
+def test_workers_end_with_their_loader(digits):
+    "torch alone waits five seconds for each worker when its loader is collected inside a reference cycle"
+    dl = image_loaders(digits, bs=300, augment="shift", workers=2, device="cpu").train
+    passes(dl)
+    pids,before = [w.pid for w in dl._passes.loader._iterator._workers],time.time()
+    del dl
+    gc.collect()
+    assert len(pids) == 2 and time.time()-before < 4.5
+    for pid in pids:
+        with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+def test_set_epoch_and_counting(digits):
+    dl = image_loaders(digits, bs=400, augment="shift", device="cpu").train
+    first,second = passes(dl),passes(dl)
+    assert dl.epoch == 2 and not same(first, second)
+    dl.set_epoch(1)
+    assert same(passes(dl), second)
+    dl.one_batch(); len(dl); dl.order(9)
+    assert dl.epoch == 2
+    dl.set_epoch(0)
+    assert torch.equal(dl.one_batch()[0], first[0][0]) and dl.epoch == 0
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_generators_stay(digits, workers):
+    state = random.getstate(),torch.get_rng_state(),np.random.get_state()[1].copy()
+    dls = image_loaders(digits, bs=300, augment="advanced", workers=workers, device="cpu")
+    passes(dls.train); passes(dls.valid); dls.one_batch()
+    assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1]) and (np.random.get_state()[1] == state[2]).all()
+
+def test_the_rest_on_the_device_gives_the_same(digits):
+    host,device = (image_loaders(digits, bs=200, augment="advanced", on_device=o, device="cpu").train for o in (False, True))
+    assert same(passes(host), passes(device))
+    split = image_loaders(digits, bs=200, augment="imagenet", on_device=True, device="cpu").train
+    x,y,done = split._work[split._key(0, np.arange(4))]
+    assert done == 1 and x.dtype == torch.uint8 # RandomResizedCrop ran beside the disk, one sample at a time; the rest waits
+    assert device._work[device._key(0, np.arange(4))][2] == 0
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augment", ["crop_flip", "advanced", "imagenet"])
+def test_on_cuda(digits, augment):
+    dl,cpu = (image_loaders(digits, bs=128, augment=augment, device=d).train for d in ("cuda", "cpu"))
+    first = passes(dl)
+    dl.set_epoch(0)
+    assert same(first, passes(dl.new(workers=2))) and first[0][0].is_cuda
+    cpu.set_epoch(0)
+    close = [(a.cpu()-b).abs().gt(.1).float().mean() for (a,_),(b,_) in zip(first, cpu)]
+    assert max(close) < .02 # a pixel on the edge of a rounding may differ between devices
+
+# ---- every option acts
+
+def test_loader_options_act(digits):
+    base = image_loaders(digits, bs=64, augment="shift", device="cpu")
+    b = base.train.one_batch()[0]
+    def other(**kw): return image_loaders(digits, **dict(bs=64, augment="shift", device="cpu") | kw)
+    assert other(img_size=16).one_batch()[0].shape[-1] == 16
+    assert len(other(bs=32).one_batch()[1]) == 32
+    assert not torch.equal(other(augment="none").one_batch()[0], b) and not torch.equal(other(aug_kw=dict(padding=3)).one_batch()[0], b)
+    assert not torch.equal(other(seed=7).one_batch()[0], b)
+    assert not torch.equal(other(eval_resize=10).valid.one_batch()[0], base.valid.one_batch()[0])
+    assert len(other(valid_bs=10).valid.one_batch()[1]) == 10
+    assert other(workers=2).train.workers == 2
+    assert len(other(drop_last=False).train) == len(base.train)+1
+    for s in ("imagenet", ([.1]*3, [.2]*3)): assert not torch.equal(other(stats=s).one_batch()[0], b)
+    assert other(stats="imagenet").mean == STATS["imagenet"][0]
+    assert str(other(device="cpu").device) == "cpu"
+
+def test_evaluation_suits_the_recipe(digits):
+    for augment,side in (("shift", 32), ("basic", 32), ("advanced", 37), ("imagenet", 37)):
+        assert image_loaders(digits, img_size=32, augment=augment, device="cpu").valid.pipeline.transforms[0].size == side
+
+def test_train_normalises_to_mean_0_and_std_1(digits):
+    x = torch.cat([x for x,_ in image_loaders(digits, augment="none", drop_last=False, device="cpu").train])
+    assert x.mean().abs() < 1e-3 and (x.std()-1).abs() < 1e-3
+
+def test_settings_decide_what_is_not_said(digits, monkeypatch):
+    monkeypatch.setenv("VITNB_SEED", "5")
+    monkeypatch.setenv("VITNB_WORKERS", "1")
+    monkeypatch.setenv("VITNB_DEVICE", "cpu")
+    dl = image_loaders(digits).train
+    assert dl.seed == 5 and dl.workers == 1 and str(dl.device) == "cpu"
+
+@pytest.mark.parametrize("shape", [(30,6,6), (30,6,6,1), (30,6,6,3)])
+def test_arrays_of_any_layout(shape):
+    a = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    x = ArrayPixels(a).take(np.array([4, 2]))
+    want = np.broadcast_to(a.reshape(30,6,6,-1), (30,6,6,3))[[4,2]]
+    assert (x.permute(0,2,3,1).numpy() == want).all() and x.is_contiguous()
+
+# ---- the cache
+
+@pytest.mark.parametrize("sizes", [((12,12),), ((12,12), (9,20), (30,14))], ids=["uniform", "ragged"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_cache_is_live_decoding(tmp_path, sizes, mode):
+    s = load_set(paint(tmp_path/"noise", sizes, mode=mode))
+    folder = build_cache(s)
+    for split in s.splits:
+        a,b,idx = CachePixels(folder, split),LivePixels(s, split),np.random.default_rng(0).permutation(len(s.splits[split]))
+        assert len(a) == len(b) and (split != "train" or (a.size is None) == (len(sizes) > 1))
+        for k in (1, 5): assert all(torch.equal(p, q) for p,q in zip(a.take(idx[:k]), b.take(idx[:k])))
+    kw = dict(img_size=10, bs=8, augment="advanced", device="cpu")
+    assert same(passes(image_loaders(s, **kw).train, 2), passes(image_loaders(s, cache=False, **kw).train, 2))
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_workers_change_nothing_from_files(tmp_path, cache):
+    s = load_set(paint(tmp_path/"noise", ((12,12), (9,20))))
+    one,two = (image_loaders(s, img_size=10, bs=8, augment="imagenet", cache=cache, workers=w, device="cpu").train for w in (0, 2))
+    assert same(passes(one), passes(two))
+
+def test_cache_size_shrinks_and_never_enlarges(tmp_path):
+    s = load_set(paint(tmp_path/"noise", ((12,12), (40,20), (20,50))))
+    c = CachePixels(build_cache(s, size=16), "train")
+    assert {tuple(o) for o in c.shapes} == {(12,12), (32,16), (16,40)}
+    assert build_cache(s, size=16) != build_cache(s)
+    dls = image_loaders(s, img_size=8, bs=8, cache_size=16, device="cpu")
+    assert not torch.equal(dls.one_batch()[0], image_loaders(s, img_size=8, bs=8, device="cpu").one_batch()[0])
+
+def test_cache_is_used_again_and_built_anew_when_a_file_changes(tmp_path):
+    root = paint(tmp_path/"noise")
+    s = load_set(root)
+    folder = build_cache(s)
+    def when(): return (folder/"train.bin").stat().st_mtime_ns
+    built = when()
+    assert build_cache(load_set(root)) == folder and when() == built
+    file = s.path("train", 3)
+    size = file.stat().st_size
+    raw = np.asarray(Image.open(file)).copy()
+    for shade in range(256): # another picture in a file of the same length: only its time tells
+        Image.fromarray(np.roll(raw, shade+1, 0)).save(file)
+        if file.stat().st_size == size and not (np.roll(raw, shade+1, 0) == raw).all(): break
+    os.utime(file, ns=(1, 1))
+    again = load_set(root)
+    assert CachePixels(build_cache(again), "train").take(np.array([3])).equal(LivePixels(again, "train").take(np.array([3])))
+    assert [p.name for p in folder.parent.iterdir() if p.is_dir()].count(folder.name) == 1
+
+def test_other_images_are_another_cache(tmp_path):
+    root = paint(tmp_path/"noise")
+    one = build_cache(load_set(root))
+    Image.fromarray(np.zeros((12,12,3), np.uint8)).save(root/"cat"/"new.png")
+    assert build_cache(load_set(root)) != one
+
+def test_a_cut_cache_file_is_noticed(tmp_path):
+    s = load_set(paint(tmp_path/"noise"))
+    folder = build_cache(s)
+    whole = (folder/"train.bin").read_bytes()
+    os.truncate(folder/"train.bin", 100)
+    assert build_cache(s) == folder and (folder/"train.bin").read_bytes() == whole
+    (folder/"valid.npy").unlink()
+    assert build_cache(s) == folder and (folder/"valid.npy").is_file()
+    (folder/"meta.json").write_text("{")
+    assert build_cache(s) == folder and json.loads((folder/"meta.json").read_text())["size"] is None
+
+def test_an_error_while_building_leaves_nothing(tmp_path, monkeypatch):
+    s = load_set(paint(tmp_path/"noise"))
+    real,calls = loader_module._write_split,[]
+    def full(*a, **kw):
+        calls.append(1)
+        if len(calls) == 2: raise OSError(28, "No space left on device")
+        return real(*a, **kw)
+    monkeypatch.setattr(loader_module, "_write_split", full)
+    with pytest.raises(OSError, match="No space left"): build_cache(s)
+    assert [p for p in (tmp_path/"cache").iterdir() if "full" in p.name and p.is_dir()] == []
+    monkeypatch.setattr(loader_module, "_write_split", real)
+    build_cache(s)
+
+FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+needs_fork = pytest.mark.skipif(FORK is None, reason="this system cannot fork")
+
+def build_slowly(root, written):
+    "Build a cache and stay in the middle of it"
+    real = loader_module._write_split
+    def slow(*a, **kw):
+        real(*a, **kw)
+        written.set()
+        time.sleep(60)
+    loader_module._write_split = slow
+    build_cache(load_set(root))
+
+@needs_fork
+def test_a_killed_build_leaves_nothing_half_built(tmp_path):
+    root,written = paint(tmp_path/"noise", n=40),FORK.Event()
+    p = FORK.Process(target=build_slowly, args=(root, written))
+    p.start()
+    assert written.wait(30)
+    p.kill()
+    p.join()
+    s = load_set(root)
+    name = f"noise-{s.fingerprint[:8]}-full"
+    assert not (tmp_path/"cache"/name).exists() and (tmp_path/"cache"/f".{name}.new").exists()
+    folder = build_cache(s)
+    assert folder.name == name and not (tmp_path/"cache"/f".{name}.new").exists()
+    assert CachePixels(folder, "test").take(np.arange(3)).equal(LivePixels(s, "test").take(np.arange(3)))
+
+def build_and_time(root, out):
+    folder = build_cache(load_set(root))
+    out.put((str(folder), (folder/"train.bin").stat().st_mtime_ns))
+
+@needs_fork
+def test_two_processes_build_one_cache(tmp_path):
+    root,out = paint(tmp_path/"noise", n=40),FORK.Queue()
+    both = [FORK.Process(target=build_and_time, args=(root, out)) for _ in range(2)]
+    for p in both: p.start()
+    answers = [out.get(timeout=60) for _ in both]
+    for p in both: p.join()
+    assert answers[0] == answers[1] # the second one found what the first had built
+
+def test_unreadable_files_are_left_out_of_both(tmp_path, capsys):
+    root = paint(tmp_path/"noise")
+    bad = load_set(root).path("train", 5)
+    bad.write_bytes(bad.read_bytes()[:60])
+    for cache in (True, False):
+        s = load_set(root, max_bad=.2)
+        dls = image_loaders(s, bs=8, cache=cache, device="cpu")
+        assert sum(len(dl.dataset) for dl in dls.loaders) == 39 and len(passes(dls.test)) > 0
+    with pytest.raises(ValueError, match="max_bad"): image_loaders(load_set(root, max_bad=.01), bs=8, device="cpu")
+
+def test_a_disk_that_is_too_small_is_said_before(tmp_path, monkeypatch):
+    s = load_set(paint(tmp_path/"noise"))
+    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda p: type("U", (), dict(free=1000))())
+    with pytest.raises(ValueError, match="cache=False"): build_cache(s)
+
+def test_a_worker_reopens_the_map(tmp_path):
+    s = load_set(paint(tmp_path/"noise", n=100))
+    c = CachePixels(build_cache(s), "train")
+    x = c.take(np.arange(4))
+    sent = pickle.dumps(c)
+    assert len(sent) < 5000 and pickle.loads(sent).take(np.arange(4)).equal(x)
+
+# ---- fastai
+
+def net(n=192, c=10): return nn.Sequential(nn.Flatten(), nn.Linear(n, c))
+
+def test_fastai_learner(digits, tmp_path):
+    dls = image_loaders(digits, bs=64, augment="shift", device="cpu")
+    learn = Learner(dls, net(), nn.CrossEntropyLoss(), path=tmp_path)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, 1e-3)
+        assert dls.train.epoch == 2
+        loss = learn.validate()[0]
+        for k,split in enumerate(("train", "valid", "test")):
+            preds,labels = learn.get_preds(ds_idx=k)
+            assert len(preds) == len(digits.splits[split]) and labels.tolist() == digits.splits[split].labels.tolist()
+        preds,labels = learn.get_preds(ds_idx=1)
+        assert abs(nn.functional.nll_loss(preds.log() if (preds.sum(1)-1).abs().max() < 1e-3 else preds.log_softmax(1), labels).item() - loss) < 1e-2
+        learn.lr_find(num_it=30, show_plot=False)
+        learn.fit(1, 1e-3)
+
+def test_fastai_shows_and_exports(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: None)
+    dls = image_loaders(digits, bs=64, augment="shift", device="cpu")
+    learn = Learner(dls, net(), nn.CrossEntropyLoss(), path=tmp_path)
+    dls.show_batch(max_n=4)
+    axes = plt.gcf().axes
+    assert [a.get_title() for a in axes] == [digits.classes[int(i)] for i in dls.one_batch()[1][:4]]
+    x,y = dls.valid.one_batch()
+    dls.valid.show_results((x,y), y, max_n=2)
+    assert plt.gcf().axes[0].get_title() == f"{digits.classes[y[0]]} / {digits.classes[y[0]]}"
+    plt.close("all")
+    learn.export("model.pkl")
+    assert (tmp_path/"model.pkl").stat().st_size < 300_000 and len(learn.dls.train) > 0
+
+def test_new_keeps_and_changes(digits):
+    dl = image_loaders(digits, bs=64, augment="shift", device="cpu", workers=0).train
+    dl.set_epoch(4)
+    twin = dl.new()
+    assert twin.epoch == 4 and same(passes(dl), passes(twin))
+    plain = dl.new(shuffle=False, drop_last=False, num_workers=2)
+    assert plain.workers == 2 and len(plain) == len(dl)+1 and plain.get_idxs() == list(range(len(dl.dataset)))
+    back = list(range(len(dl.dataset)))[::-1] # as fastai's `get_preds` gives an order
+    assert torch.cat([y for _,y in dl.new(get_idxs=lambda: back, drop_last=False)]).tolist() == digits.splits["train"].labels[::-1].tolist()
+
+# ---- mistakes
+
+def test_a_batch_larger_than_the_set(digits):
+    for drop_last in (True, False):
+        with pytest.raises(ValueError, match="larger than the set: it has"): image_loaders(digits, bs=5000, drop_last=drop_last)
+    image_loaders(digits, bs=len(digits.splits["train"]), valid_bs=5000, device="cpu")
+
+@pytest.mark.parametrize("bs", [0, -1, 2.5, True, "64"])
+def test_a_batch_size_is_a_whole_number(digits, bs):
+    with pytest.raises(ValueError, match="whole number from 1"): image_loaders(digits, bs=bs)
+
+def test_other_mistakes(digits, tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'imagenet'"): image_loaders(digits, stats="imagenett")
+    with pytest.raises(ValueError, match="no option 'paddin'"): image_loaders(digits, augment="shift", aug_kw=dict(paddin=1))
+    with pytest.raises(ValueError, match="give img_size"): image_loaders(load_set(paint(tmp_path/"noise", ((8,8), (9,9)))), bs=4)
+    with pytest.raises(ValueError, match="give img_size"): image_loaders(load_set(paint(tmp_path/"wide", ((8,9),))), bs=4)
+
+# ---- real pictures
+
+@pytest.mark.skipif(not (DATA/"tiny-imagenet-20.zip").exists(), reason="the Tiny-ImageNet excerpt is not here")
+def test_tiny_imagenet_from_the_cache(tmp_path):
+    s = load_set("tiny_imagenet", root=DATA/"tiny-imagenet-20.zip", limit=8)
+    dls = image_loaders(s, bs=32, augment="crop_flip", stats="tiny_imagenet", device="cpu")
+    assert dls.img_size == 64 and dls.c == 20
+    live = image_loaders(s, bs=32, augment="crop_flip", stats="tiny_imagenet", cache=False, device="cpu")
+    assert same(passes(dls.valid), passes(live.valid)) and same(passes(dls.train), passes(live.train))

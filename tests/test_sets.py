@@ -1,0 +1,439 @@
+"Data sets: splits, layouts, statistics, fingerprints and bad input"
+import io
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings as hyp, strategies as st
+from PIL import Image, ImageFile
+
+import vitnb.data.sets as room
+from vitnb.core import set_seed
+from vitnb.data.sets import (STATS, ImageSet, Split, UnreadableImage, as_rgb, carve, folder_set, load_pickle, load_set,
+    read_image, sets)
+
+SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
+rng = np.random.default_rng(0)
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITNB_DATA_PATH", str(tmp_path/"data"))
+    monkeypatch.setenv("VITNB_CACHE_PATH", str(tmp_path/"cache"))
+
+def need_data(name):
+    if not (SHARED/name).exists(): pytest.skip(f"needs the real images of {name}")
+    return SHARED/name
+
+def picture(path, h=8, w=8, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    a = rng.integers(0, 256, (h,w,3), dtype=np.uint8)
+    Image.fromarray(a).convert(mode).save(path)
+    return path
+
+def folder(root, classes=("a", "b"), n=10, parts=("",), **kw):
+    for p in parts:
+        for c in classes:
+            for i in range(n): picture(root/p/c/f"{i}.png", **kw)
+    return root
+
+# ---------- splits
+
+def test_digits_are_the_real_ones():
+    s = load_set()
+    assert [len(s.splits[k]) for k in ("train", "valid", "test")] == [1294, 144, 359] and s.n_classes == 10
+    from sklearn.datasets import load_digits
+    d = load_digits()
+    want = sorted((np.rint(o*255/16).astype(np.uint8).tobytes(), int(t)) for o,t in zip(d.images, d.target))
+    assert sorted((o.tobytes(), int(t)) for v in s.splits.values() for o,t in zip(v.items, v.labels)) == want
+
+def test_training_seed_does_not_move_the_test():
+    set_seed(1); a = load_set().fingerprint
+    set_seed(2); b = load_set().fingerprint
+    assert a == b != load_set(split_seed=3).fingerprint
+
+@pytest.mark.parametrize("valid, n", [(None, 144), (0.25, 360), (100, 100)])
+def test_valid_acts(valid, n): assert len(load_set(valid=valid).splits["valid"]) == n
+
+@pytest.mark.parametrize("valid", [0, 1, 0., 1., -3, 5000, 1438, True, "0.1", 5.])
+def test_valid_of_no_use(valid):
+    if valid == 1 and valid is not True and isinstance(valid, int): match = "at least one of each"
+    else: match = "must be a share"
+    with pytest.raises(ValueError, match=match): load_set(valid=valid)
+
+def test_limit_acts_and_nests():
+    five,ten,full = (load_set(limit=k) for k in (5, 10, None))
+    for k in full.splits:
+        sets_ = [{o.tobytes() for o in s.splits[k].items} for s in (five, ten, full)]
+        assert sets_[0] <= sets_[1] <= sets_[2]
+        assert five.counts(k).max() == 5 and ten.counts(k).max() == 10
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True, "3"])
+def test_limit_of_no_use(limit):
+    with pytest.raises(ValueError, match="limit="): load_set(limit=limit)
+
+@hyp(max_examples=40, deadline=None)
+@given(st.lists(st.integers(4, 40), min_size=2, max_size=6), st.floats(.1, .6), st.integers(0, 9))
+def test_carve_is_disjoint_complete_and_stratified(ns, share, seed):
+    labels = np.repeat(np.arange(len(ns)), ns)
+    n,k = len(labels),round(len(labels)*share)
+    split = Split(np.arange(n)[:,None,None], labels)
+    if min(k, n-k) < len(ns): return
+    rest,part = carve(split, share, seed, [str(i) for i in range(len(ns))])
+    ids = [s.items[:,0,0] for s in (rest, part)]
+    assert sorted(np.concatenate(ids)) == list(range(n)) and len(part) == k
+    assert all((np.diff(i) > 0).all() for i in ids)
+    assert (np.abs(np.bincount(part.labels, minlength=len(ns)) - np.array(ns)*k/n) <= 1).all()
+
+def test_class_too_small_to_split(tmp_path):
+    folder(tmp_path/"s", n=10); picture(tmp_path/"s"/"rare"/"0.png")
+    with pytest.raises(ValueError, match="'rare' has 1 training images"): load_set(tmp_path/"s")
+
+def test_labels_and_items_agree():
+    with pytest.raises(ValueError, match="2 images but 1 labels"): Split(["a", "b"], [0])
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="did you mean 'valid'"): load_set().read("vaild", 0)
+
+# ---------- one image
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode):
+    a = as_rgb(Image.new(mode, (5,3)))
+    assert a.shape == (3,5,3) and a.dtype == np.uint8 and a.flags.writeable
+
+def test_values_of_deep_and_transparent_images():
+    ramp = np.array([[0, 257, 65535]])
+    assert as_rgb(Image.fromarray(ramp.astype(np.uint16)))[0,:,1].tolist() == [0,1,255]
+    assert as_rgb(Image.fromarray(ramp.astype(np.int32)))[0,:,1].tolist() == [0,1,255]
+    assert as_rgb(Image.fromarray(np.array([[0, .5, 1]], dtype=np.float32)))[0,:,2].tolist() == [0,128,255]
+    assert as_rgb(Image.new("RGBA", (1,1), (10,20,30,0)))[0,0].tolist() == [255]*3
+    assert as_rgb(Image.new("RGBA", (1,1), (10,20,30,255)))[0,0].tolist() == [10,20,30]
+    assert as_rgb(Image.new("CMYK", (1,1), (0,0,0,255)))[0,0].tolist() == [0]*3
+
+def test_palette_with_transparency(tmp_path):
+    img = Image.new("P", (2,1)); img.putpalette([255,0,0, 0,255,0]); img.putpixel((1,0), 1)
+    img.save(tmp_path/"p.png", transparency=0)
+    assert read_image(tmp_path/"p.png")[0].tolist() == [[255]*3, [0,255,0]]
+
+def test_values_without_a_known_white(tmp_path):
+    Image.fromarray(np.array([[0., 7.]], dtype=np.float32)).save(tmp_path/"f.tif")
+    Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)).save(tmp_path/"i.tif")
+    Image.fromarray(np.array([[np.nan, .5]], dtype=np.float32)).save(tmp_path/"n.tif")
+    for f in ("f.tif", "i.tif", "n.tif"):
+        with pytest.raises(UnreadableImage, match="white is unknown"): read_image(tmp_path/f)
+
+def test_telephone_picture_stands_upright(tmp_path):
+    img = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2,3)); exif = img.getexif(); exif[0x0112] = 6
+    img.save(tmp_path/"side.png", exif=exif)
+    assert read_image(tmp_path/"side.png")[...,0].tolist() == [[3,0],[4,1],[5,2]]
+
+def test_reading_arrays():
+    grey = ImageSet("g", ["a", "b"], dict(train=Split(rng.integers(0, 255, (2,4,5), dtype=np.uint8), [0,1])))
+    one = ImageSet("o", ["a", "b"], dict(train=Split(grey.splits["train"].items[...,None], [0,1])))
+    assert (grey.read("train", 1) == one.read("train", 1)).all() and grey.read("train", 0).shape == (4,5,3)
+    assert grey.path("train", 0) is None
+
+# ---------- bad files
+
+def break_files(root):
+    "A truncated JPEG, an empty file, text in a picture's name, and a PNG with damaged contents"
+    f = picture(root/"a"/"cut.jpg", 32, 32); f.write_bytes(f.read_bytes()[:-200])
+    (root/"a"/"empty.png").write_bytes(b"")
+    (root/"b"/"text.png").write_text("not a picture")
+    f = picture(root/"b"/"hurt.png", 32, 32); b = bytearray(f.read_bytes()); b[60:400] = bytes(340); f.write_bytes(b)
+    return {"a/cut.jpg", "a/empty.png", "b/text.png", "b/hurt.png"}
+
+def test_bad_files_are_counted_listed_and_left_out(tmp_path, capsys):
+    root = folder(tmp_path/"s", n=20); bad = break_files(root)
+    s = load_set(root, max_bad=.2)
+    before = s.fingerprint
+    found = s.check()
+    assert set(found) == bad == set(s.unreadable) and s.check() == found
+    assert "truncated" in found["a/cut.jpg"] and found["a/empty.png"] == "the file is empty"
+    assert "4 of 44 files of s cannot be read" in capsys.readouterr().out
+    assert sum(map(len, s.splits.values())) == 40 and s.fingerprint != before
+    for k,v in s.splits.items(): assert all(s.read(k, i).shape == (8,8,3) for i in range(len(v)))
+
+def test_too_many_bad_files(tmp_path):
+    root = folder(tmp_path/"s", n=20); break_files(root)
+    with pytest.raises(ValueError, match=r"4 of 44 files .* more than max_bad=0.01; repair or remove"): load_set(root).check()
+    with pytest.raises(ValueError, match="more than max_bad=0.05"): load_set(root, max_bad=.05).check()
+    assert len(load_set(root).check(max_bad=.5)) == 4
+
+@pytest.mark.parametrize("max_bad", [-1, 2])
+def test_max_bad_of_no_use(max_bad):
+    with pytest.raises(ValueError, match="max_bad="): load_set(max_bad=max_bad)
+
+def test_files_are_decoded_once(tmp_path, monkeypatch):
+    root,seen = folder(tmp_path/"s", n=20),[]
+    monkeypatch.setattr(room, "read_image", lambda p: seen.append(p) or read_image(p))
+    load_set(root).check(); a = load_set(root).stats()
+    assert len(seen) == 40
+    f = root/"a"/"3.png"; st_ = f.stat(); b = f.read_bytes()
+    f.write_bytes(b); os.utime(f, ns=(st_.st_atime_ns, st_.st_mtime_ns+10))
+    load_set(root).stats()
+    assert len(seen) == 80 and a == load_set(root).stats()
+
+def test_a_class_without_readable_images(tmp_path):
+    root = folder(tmp_path/"s", n=10)
+    for f in (root/"b").iterdir(): f.write_bytes(b"x")
+    with pytest.raises(ValueError, match="'b' has no training image"): load_set(root, max_bad=1.).check()
+    for f in (root/"a").iterdir(): f.write_bytes(b"x")
+    with pytest.raises(ValueError, match="not one training image"): load_set(root, max_bad=1.).check()
+
+def test_filling_up_broken_images_is_refused(tmp_path, monkeypatch):
+    root = folder(tmp_path/"s")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ValueError, match="set it to False"): load_set(root).check()
+
+def test_unreadable_image_survives_a_process():
+    e = pickle.loads(pickle.dumps(UnreadableImage("a.png", "cut")))
+    assert (e.path, e.reason, str(e)) == ("a.png", "cut", "a.png: cut")
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UnreadableImage, match="No such file"): read_image(tmp_path/"none.png")
+
+# ---------- statistics
+
+def test_stats_are_over_pixels(tmp_path):
+    root = folder(tmp_path/"s", n=6)
+    for i in range(6): picture(root/"a"/f"big{i}.png", 20, 30); picture(root/"b"/f"grey{i}.png", 9, 7, "L")
+    s = load_set(root)
+    x = np.concatenate([s.read("train", i).reshape(-1,3) for i in range(len(s.splits["train"]))]).astype(np.float64)/255
+    mean,std = s.stats()
+    assert np.allclose(mean, x.mean(0), atol=1e-12) and np.allclose(std, x.std(0), atol=1e-12)
+    per_image = np.mean([(s.read("train", i)/255).std((0,1)) for i in range(len(s.splits["train"]))], axis=0)
+    assert (np.array(std) > per_image).all()
+
+def test_stats_see_train_only():
+    s = load_set(); a = s.stats()
+    s.splits["test"].items[:] = 255
+    t = ImageSet("digits", s.classes, s.splits)
+    assert t.fingerprint != s.fingerprint and t.stats() == a
+
+def test_published_stats():
+    s = load_set()
+    assert s.stats("cifar10_legacy") == ([.4914,.4822,.4465], [.2023,.1994,.2010]) == STATS["cifar10_legacy"]
+    s.stats("imagenet")[0][0] = 9
+    assert STATS["imagenet"][0] == [.485,.456,.406]
+    with pytest.raises(ValueError, match="did you mean 'cifar10_legacy'"): s.stats("cifar_legacy")
+
+# ---------- fingerprints
+
+def test_fingerprint_follows_contents_not_place(tmp_path):
+    a = load_set(folder(tmp_path/"s")).fingerprint
+    shutil.copytree(tmp_path/"s", tmp_path/"else"/"s")
+    assert load_set(tmp_path/"else"/"s").fingerprint == a
+    (tmp_path/"s"/"a"/"3.png").rename(tmp_path/"s"/"a"/"33.png")
+    b = load_set(tmp_path/"s").fingerprint
+    picture(tmp_path/"s"/"a"/"33.png", 20, 20)
+    c = load_set(tmp_path/"s").fingerprint
+    assert len({a, b, c}) == 3 and len(a) == 64
+
+def test_stamp_sees_a_file_written_anew(tmp_path):
+    f = folder(tmp_path/"s")/"b"/"2.png"
+    a = load_set(tmp_path/"s")
+    first = a.fingerprint,a.stamp
+    os.utime(f, ns=(1, 1)) # an older time counts as well
+    b = load_set(tmp_path/"s")
+    assert first[0] == b.fingerprint and first[1] != b.stamp
+
+# ---------- class folders
+
+def test_train_and_val_give_a_test_and_a_carved_valid(tmp_path):
+    s = load_set(folder(tmp_path/"s", parts=("Train", "val")))
+    assert {k:len(v) for k,v in s.splits.items()} == dict(train=18, valid=2, test=20)
+    assert all(o.startswith("val/") for o in s.splits["test"].items) and all(o.startswith("Train/") for o in s.splits["valid"].items)
+
+def test_three_folders_stay_as_they_are(tmp_path):
+    folder(tmp_path/"s", parts=("train", "validation", "test"))
+    s = load_set(tmp_path/"s")
+    assert [len(v) for v in s.splits.values()] == [20]*3 and s.splits["valid"].items[0] == "validation/a/0.png"
+    with pytest.raises(ValueError, match="valid=5 would do nothing"): load_set(tmp_path/"s", valid=5)
+
+def test_what_is_no_image_and_what_is_hidden(tmp_path):
+    root = folder(tmp_path/"s", n=5)
+    (root/"a"/"notes.txt").write_text("x"); picture(root/"a"/".thumb.png"); picture(root/".cache"/"x.png"); picture(root/"__MACOSX"/"x.png")
+    picture(root/"a"/"deep"/"er"/"UP.PNG")
+    s = folder_set(root)
+    assert s.classes == ["a", "b"] and len(s.splits["train"]) == 11 and "a/deep/er/UP.PNG" in s.splits["train"].items
+    assert s.path("train", 0).is_file()
+
+@pytest.mark.parametrize("make, match", [
+    (lambda d: (d/"train"/"c").mkdir(), "class folder .*c holds no image .* add images or remove"),
+    (lambda d: (d/"test"/"b2").mkdir() or picture(d/"test"/"b2"/"0.png"), "does not have: b2"),
+    (lambda d: shutil.rmtree(d/"train"), "no train folder"),
+    (lambda d: folder(d, parts=("val", "valid")), "both val and valid"),
+    (lambda d: shutil.rmtree(d/"test") or picture(d/"test"/"0.png"), "test holds no image in a class folder"),
+    (lambda d: shutil.rmtree(d/"train"/"b"), "1 class folders"),
+])
+def test_folders_that_cannot_be_meant(tmp_path, make, match):
+    make(folder(tmp_path/"s", n=3, parts=("train", "test")))
+    with pytest.raises(ValueError, match=match): load_set(tmp_path/"s")
+
+def test_loose_images(tmp_path):
+    for i in range(3): picture(tmp_path/"s"/f"{i}.png")
+    with pytest.raises(ValueError, match="0 class folders and loose images"): load_set(tmp_path/"s")
+
+def test_missing_data(tmp_path):
+    with pytest.raises(ValueError, match="unknown data set .*nowhere.* there is none at"): load_set(tmp_path/"nowhere")
+    with pytest.raises(ValueError, match="did you mean 'cifar10'"): load_set("cifar_10")
+
+def test_names_and_archives_in_the_data_path(tmp_path):
+    folder(tmp_path/"data"/"leaves")
+    assert load_set("leaves").name == "leaves" == load_set("leaves", root=tmp_path/"data").name
+    with zipfile.ZipFile(tmp_path/"data"/"more.leaves.zip", "w") as z:
+        for f in (tmp_path/"data"/"leaves").rglob("*.png"): z.write(f, f"wrapped/twice/{f.relative_to(tmp_path/'data'/'leaves')}")
+    for _ in range(2): assert len(load_set("more.leaves.zip").splits["train"]) == 14
+    assert (tmp_path/"data"/"more.leaves"/"a").is_dir()
+
+def test_a_registered_set(monkeypatch):
+    monkeypatch.setitem(sets, "mine", lambda root, download: ImageSet("mine", ["a", "b"], dict(train=Split(np.zeros((40,2,2), np.uint8), [0,1]*20))))
+    assert [len(v) for v in load_set("mine").splits.values()] == [29, 3, 8]
+
+# ---------- CIFAR
+
+def cifar(root, n=30, k=10, name="cifar-10-batches-py", protocol=2):
+    (root/name).mkdir(parents=True)
+    files,key,meta,names = ([f"data_batch_{i}" for i in range(1,6)]+["test_batch"], "labels", "batches.meta", "label_names") if k == 10 \
+        else (["train", "test"], "fine_labels", "meta", "fine_label_names")
+    for i,f in enumerate(files):
+        d = {"data": rng.integers(0, 256, (n,3072), dtype=np.uint8), key: [j%k for j in range(n)], "coarse_labels": [0]*n}
+        (root/name/f).write_bytes(pickle.dumps(d, protocol=protocol))
+    (root/name/meta).write_bytes(pickle.dumps({names: [f"c{i:02}" for i in range(k)]}, protocol=protocol))
+    return root/name
+
+def test_cifar10_planes(tmp_path):
+    d = cifar(tmp_path)
+    s = load_set("cifar10", root=tmp_path, download=False, valid=20)
+    assert [len(v) for v in s.splits.values()] == [130, 20, 30]
+    raw = load_pickle(d/"test_batch")["data"][4]
+    for c in range(3): assert (s.read("test", 4)[...,c] == raw[1024*c:1024*(c+1)].reshape(32,32)).all()
+
+def test_cifar100_and_all_ways_to_name_it(tmp_path):
+    d = cifar(tmp_path, n=400, k=100, name="cifar-100-python")
+    prints = {load_set(n, root=r, download=False, valid=.25).fingerprint for n,r in (("cifar100", tmp_path), ("cifar100", d), (d, None))}
+    assert len(prints) == 1 and load_set(d, valid=.25).n_classes == 100
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickled_arrays_of_all_protocols(tmp_path, protocol):
+    a = rng.integers(0, 256, (3,4), dtype=np.uint8)
+    (tmp_path/"b").write_bytes(pickle.dumps(dict(data=a, labels=[1,2]), protocol=protocol))
+    assert (load_pickle(tmp_path/"b")["data"] == a).all()
+
+class Evil:
+    def __init__(self, f, *args): self.f,self.args = f,args
+    def __reduce__(self): return self.f,self.args
+
+@pytest.mark.parametrize("bad", [Evil(os.system, "touch opened"), Evil(eval, "1"), Evil(getattr, "a", "title"), Evil(np.load, "x"), Path("x")])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_runs_something(tmp_path, monkeypatch, bad, protocol):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/"b").write_bytes(pickle.dumps(dict(data=bad), protocol=protocol))
+    with pytest.raises(ValueError, match="is not part of an array"): load_pickle(tmp_path/"b")
+    assert not (tmp_path/"opened").exists()
+
+def test_codecs_only_as_arrays_use_them(tmp_path):
+    import _codecs
+    (tmp_path/"b").write_bytes(pickle.dumps(Evil(_codecs.encode, "x", "rot13"), protocol=2))
+    with pytest.raises(ValueError, match="is not needed for an array"): load_pickle(tmp_path/"b")
+
+@pytest.mark.parametrize("harm, match", [
+    (lambda d: (d/"data_batch_3").unlink(), "data_batch_3 is missing"),
+    (lambda d: (d/"data_batch_3").write_bytes((d/"data_batch_3").read_bytes()[:500]), "data_batch_3 is not a CIFAR batch"),
+    (lambda d: (d/"test_batch").write_bytes(pickle.dumps(dict(data=np.zeros((2,3072), np.uint8), labels=[0,10]))), "from 0 to 9"),
+    (lambda d: (d/"test_batch").write_bytes(pickle.dumps(dict(data=np.zeros((2,3072)), labels=[0,1]))), "rows of 3,072 bytes"),
+    (lambda d: (d/"test_batch").write_bytes(pickle.dumps([1])), "rows of 3,072 bytes"),
+])
+def test_damaged_cifar(tmp_path, harm, match):
+    harm(cifar(tmp_path))
+    with pytest.raises(ValueError, match=match): load_set("cifar10", root=tmp_path)
+
+def test_cifar_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="put cifar-100-python.tar.gz .* there, or load"): load_set("cifar100", root=tmp_path, download=False)
+
+# ---------- Tiny-ImageNet, ImageNet
+
+WNIDS = ("n30", "n10", "n20")
+
+def tiny(root, n=10, m=4):
+    lines = []
+    for w in WNIDS:
+        for i in range(n): picture(root/"train"/w/"images"/f"{w}_{i}.JPEG")
+        (root/"train"/w/f"{w}_boxes.txt").write_text("x")
+    for i in range(m*len(WNIDS)):
+        picture(root/"val"/"images"/f"val_{i}.JPEG"); lines.append(f"val_{i}.JPEG\t{WNIDS[i%3]}\t0\t0\t7\t7\n")
+        picture(root/"test"/"images"/f"test_{i}.JPEG")
+    (root/"val"/"val_annotations.txt").write_text("".join(lines))
+    (root/"wnids.txt").write_text("\n".join(WNIDS)); (root/"words.txt").write_text("n10\tgoldfish, Carassius\nn20\tnewt\n")
+    return root
+
+def reorganise(root):
+    for line in (root/"val"/"val_annotations.txt").read_text().splitlines():
+        f,w = line.split("\t")[:2]
+        (root/"val"/w).mkdir(exist_ok=True); (root/"val"/"images"/f).rename(root/"val"/w/f)
+
+def by_name(s, k): return {Path(p).name:s.classes[l] for p,l in zip(s.splits[k].items, s.splits[k].labels)}
+
+def test_tiny_imagenet_both_layouts(tmp_path):
+    root = tiny(tmp_path/"tiny-imagenet-200")
+    a = load_set("tiny_imagenet", root=tmp_path)
+    assert a.classes == ["n10", "n20", "n30"] and a.titles == ["goldfish", "newt", "n30"]
+    assert {k:len(v) for k,v in a.splits.items()} == dict(train=27, valid=3, test=12)
+    assert by_name(a, "test") == {f"val_{i}.JPEG":WNIDS[i%3] for i in range(12)}
+    reorganise(root)
+    for b in (load_set("tiny_imagenet", root=root), load_set(root)):
+        assert by_name(b, "test") == by_name(a, "test") and by_name(b, "train") == by_name(a, "train")
+
+def edit(root, old, new): f = root/"val"/"val_annotations.txt"; f.write_text(f.read_text().replace(old, new, 1))
+
+@pytest.mark.parametrize("harm, match", [
+    (lambda r: (r/"val"/"images"/"val_3.JPEG").unlink(), "val_3.JPEG has no file"),
+    (lambda r: edit(r, "val_3.JPEG\tn30\t0\t0\t7\t7\n", ""), "val_3.JPEG is not in val_annotations.txt"),
+    (lambda r: edit(r, "val_3.JPEG\tn30", "val_3.JPEG\tn99"), "line 4: .* a wnid of wnids.txt"),
+    (lambda r: edit(r, "val_3.JPEG\tn30\t0", "val_3.JPEG n30 0"), "line 4: .* separated by tabs"),
+    (lambda r: edit(r, "val_4.JPEG\tn10", "val_3.JPEG\tn10"), "val_3.JPEG has another label above"),
+    (lambda r: (r/"wnids.txt").write_text("n10\nn20"), "n30 is in train only"),
+    (lambda r: shutil.rmtree(r/"train"/"n20"), "n20 is in wnids.txt only"),
+    (lambda r: shutil.rmtree(r/"train"/"n20"/"images"), "n20 holds no image"),
+    (lambda r: (r/"val"/"val_annotations.txt").unlink(), "val_annotations.txt is missing"),
+])
+def test_contradictions_in_tiny_imagenet(tmp_path, harm, match):
+    root = tiny(tmp_path/"tiny-imagenet-200"); harm(root)
+    with pytest.raises(ValueError, match=match): load_set("tiny_imagenet", root=tmp_path)
+
+def test_imagenet_folders(tmp_path):
+    folder(tmp_path/"imagenet", ("n1", "n2"), n=20, parts=("train", "val")); picture(tmp_path/"imagenet"/"test"/"unlabelled.png")
+    s = load_set("imagenet", root=tmp_path)
+    assert s.name == "imagenet" and [len(v) for v in s.splits.values()] == [36, 4, 40]
+    with pytest.raises(ValueError, match="imagenet is not at .* image-net.org"): load_set("imagenet", root=tmp_path/"no")
+
+# ---------- real images
+
+def test_real_tiny_imagenet():
+    file = need_data("tiny-imagenet-20.zip")
+    s = load_set("tiny_imagenet", root=file, limit=100)
+    assert s.n_classes == 20 and s.classes == sorted(s.classes) and "German shepherd" in s.titles
+    assert {k:len(v) for k,v in s.splits.items()} == dict(train=2000, valid=1000, test=1000)
+    with zipfile.ZipFile(file) as z: lines = z.read("tiny-imagenet-200/val/val_annotations.txt").decode().splitlines()
+    assert by_name(s, "test") == dict(o.split("\t")[:2] for o in lines)
+    assert s.check() == {}
+    mean,std = s.stats()
+    assert np.allclose([mean,std], STATS["tiny_imagenet"], atol=.04) and not np.allclose(std, STATS["tiny_imagenet_guide"][1], atol=.025)
+    grey = [i for i in range(len(s.splits["test"])) if Image.open(s.path("test", i)).mode == "L"]
+    assert grey and all(s.read("test", i).shape == (64,64,3) for i in grey)
+
+def test_real_cifar():
+    s = load_set("cifar10", root=need_data("cifar10_mini.zip"))
+    assert s.classes == "airplane automobile bird cat deer dog frog horse ship truck".split() and len(s.splits["test"]) == 1017
+    assert s.splits["test"].labels[:4].tolist() == [3,8,8,0] # cat, ship, ship, airplane: the well-known first four
+    assert np.allclose(s.stats(), STATS["cifar10"], atol=.01)
+
+def test_real_leaves():
+    s = load_set(need_data("cotton_leaf_disease.zip"))
+    assert s.n_classes == 4 and [len(v) for v in s.splits.values()] == [432, 48, 120] and s.counts("test").tolist() == [30]*4
+    assert s.read("train", 0).shape == (256,256,3)
