@@ -1,0 +1,446 @@
+"Exact resume: kills at random moments, what callbacks see of them, and the same through `vitnb run`"
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.training import ShortEpochCallback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
+
+from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, newest_state
+from vitnb.callback.ema import EMACallback
+from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
+from vitnb.callback.stop import EarlyStop
+from vitnb.experiment.run import read_json
+from vitnb.learner.core import run_callbacks
+from vitnb.testing import MOMENTS, Spy, Warm, assert_exact_resume, differences, tiny_fit, tiny_learner
+
+CONFIGS = dict(
+    adamw_ema_mix   = dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)),
+    sgd_plateau_stop= dict(epochs=8, patience=2, optimizer="sgd", lr=.2, schedule="plateau", schedule_kw=dict(patience=0, factor=.3)),
+    accumulate_bf16 = dict(engine=dict(accumulate=2), precision="bf16", steps=2),
+    workers         = dict(workers=2),
+)
+
+
+class Die(Exception): pass
+
+
+class DieAt(Callback):
+    "Raise in the middle of training; checkpoints are as a kill at this point would leave them"
+    order = 190
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.training and self.opt_steps == self.step: raise Die("here")
+
+
+def cut_and_resume(folder, step, **kw):
+    "Train until `step`, then go on with a new learner"
+    cbs = kw.pop("cbs", lambda: [])
+    with pytest.raises(Die): tiny_fit(folder, cbs=[*cbs(), DieAt(step)], **kw)
+    return tiny_fit(folder, cbs=cbs(), **kw)
+
+
+def state(learn): return dict(model=learn.model.state_dict(), opt=learn.opt.opt.state_dict())
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with Warm() as w: yield w
+
+
+# ---------------------------------------------------------------------------------------------- kills
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_two_kills(warm, config):
+    report = assert_exact_resume(tiny_fit, kills=2, params=CONFIGS[config], seed=1, warm=warm)
+    assert report["kills"] == 2 and report["identical"] == report["runs"] and report["corrupt"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_ten_kills_of_each(warm, config):
+    report = assert_exact_resume(tiny_fit, kills=10, params={"epochs":4, **CONFIGS[config]}, seed=7, warm=warm)
+    print(f"\n{config}: {report}")
+    assert report["kills"] == 10 and report["identical"] == report["runs"] and report["corrupt"] == 0
+
+
+def test_batchnorm_and_its_average(warm):
+    report = assert_exact_resume(tiny_fit, kills=2, params=dict(arch="densenet_micro", model_kw=dict(growth_rate=4, block_config=(1, 1)), epochs=2,
+                                                                engine=dict(ema_decay=.9)), warm=warm)
+    assert report["identical"] == report["runs"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("nth", [1, 4])
+def test_killed_while_it_writes(warm, tmp_path, moment, nth):
+    "Whole files only, and none but the unfinished one beside them"
+    (d := tmp_path/"run").mkdir()
+    status,_ = warm.run(tiny_fit, d, dict(epochs=2), moment=moment, nth=nth)
+    assert status == -signal.SIGKILL
+    for p in d.rglob("*.pth"): load_checkpoint(p)
+    for p in d.rglob("*.json"): json.loads(p.read_text())
+    status,_ = warm.run(tiny_fit, d, dict(epochs=2))
+    assert status == 0 and len(json.loads((d/"history.json").read_text())) == 2
+
+
+def test_the_proof_sees_a_difference(warm):
+    "A callback whose state is kept from the checkpoint"
+    def train(folder):
+        class Noise(Callback):
+            def __init__(self): self.steps = 0
+            def before_batch(self): self.steps += self.training
+            def after_step(self):
+                if self.steps > 4: self.opt.set_hypers(lr=1e-2) # depends on steps since the process began
+            def after_pred(self):
+                if self.training and self.steps > 4: self.learn.pred = self.pred*.5
+            def state_dict(self): return {}
+            def load_state_dict(self, s): pass
+        return tiny_fit(folder, cbs=[Noise()])
+    with pytest.raises(AssertionError, match="(?s)killed at .*ended differently.*values differ"): assert_exact_resume(train, kills=4, seed=2, warm=warm)
+
+
+def test_the_proof_wants_checkpoints(warm):
+    with pytest.raises(ValueError, match="wrote no checkpoint"): assert_exact_resume(lambda folder: 1, warm=warm)
+    with pytest.raises(RuntimeError, match="(?s)failed before anything was killed.*division"): assert_exact_resume(lambda folder: 1/0, warm=warm)
+    with pytest.raises(FileNotFoundError): assert_exact_resume("no_such_script.py", warm=warm)
+
+
+def test_a_script(warm, tmp_path):
+    f = tmp_path/"train.py"
+    f.write_text("import sys\nfrom vitnb.testing import tiny_fit\ntiny_fit(sys.argv[1], epochs=2)\n")
+    assert assert_exact_resume(f, kills=1, warm=warm)["identical"] == 1
+
+
+# ---------------------------------------------------------------------------------------------- what callbacks see
+
+def test_no_epoch_is_seen_twice(tmp_path):
+    "A kill in the second epoch: the third is new, the first is not repeated, the second goes on in its middle"
+    spy,n = Spy(),len(tiny_learner().dls.train)
+    with pytest.raises(Die): tiny_fit(tmp_path, epochs=3, cbs=[DieAt(n+4)])
+    tiny_fit(tmp_path, epochs=3, cbs=[spy])
+    assert [o[1] for o in spy.seen if o[0] == "after_epoch"] == [1, 2]
+    batches = [o[1:] for o in spy.seen if o[0] == "before_backward"]
+    assert spy.count("before_step") == 3*n - (n+3), "steps after the last checkpoint are made again, no others"
+    assert batches[0][0] == 1
+
+
+TRACKERS = dict(save=lambda d: SaveModelCallback(monitor="accuracy", fname=str(d/"best")), stop=lambda d: EarlyStoppingCallback(monitor="valid_loss", patience=1),
+                plateau=lambda d: ReduceLROnPlateau(monitor="valid_loss", patience=0, min_delta=.5), nan=lambda d: TerminateOnNaNCallback())
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+@pytest.mark.parametrize("where", [4, "end of the first epoch"])
+def test_trackers_of_fastai(tmp_path, name, where):
+    n = len(tiny_learner().dls.train)
+    kw = dict(epochs=4, optimizer="sgd", lr=.1, schedule="constant")
+    whole = tiny_fit(tmp_path/"whole", cbs=[TRACKERS[name](tmp_path)], **kw)
+    again = cut_and_resume(tmp_path/"cut", n + (4 if where == 4 else 1), cbs=lambda: [TRACKERS[name](tmp_path)], **kw)
+    assert not differences(state(whole), state(again))
+    assert not differences(whole.recorder.rows, again.recorder.rows, ["seconds"])
+
+
+def test_the_average_keeps_its_count(tmp_path):
+    kw = dict(engine=dict(ema_decay=.9))
+    whole,again = tiny_fit(tmp_path/"a", **kw),cut_and_resume(tmp_path/"b", 8, **kw)
+    assert whole.ema.n_updates == again.ema.n_updates == whole.opt_steps
+    assert not differences(dict(whole.ema.module.state_dict()), dict(again.ema.module.state_dict()))
+
+
+class Worse(Callback):
+    "From the second epoch on the recorded accuracy is worse than before"
+    order = 55
+    def after_epoch(self): self.recorder.rows[-1]["accuracy"] = 1/(1 + self.epoch)
+
+
+def test_the_best_is_remembered(tmp_path):
+    "A resumed run must not take its first epoch for the best"
+    again = cut_and_resume(tmp_path, 9, cbs=lambda: [Worse()])
+    best = load_checkpoint(tmp_path/"checkpoints/best_model.pth")
+    assert best["epoch"] == 1 and best["best"] == 1. and again.recorder.rows[-1]["epoch"] == 3
+
+
+def test_the_history_goes_on(tmp_path):
+    whole,again = tiny_fit(tmp_path/"a"),cut_and_resume(tmp_path/"b", 9)
+    a,b = (json.loads((tmp_path/d/"history.json").read_text()) for d in "ab")
+    assert [r["epoch"] for r in b] == [1, 2, 3] and not differences(a, b, ["seconds"])
+    assert not differences(whole.recorder.steps, again.recorder.steps)
+    lines = (tmp_path/"b/history.csv").read_text().splitlines()
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("change,says", [(dict(lr=3e-3), r"training.lr: 0.001 -> 0.003"), (dict(seed=4), r"seed: 3 -> 4"), (dict(epochs=5), r"epochs: 3 -> 5"),
+                                         (dict(bs=20), r"training.bs: 16 -> 20"), (dict(augment="none"), r"training.augment"),
+                                         (dict(schedule="constant"), r"training.schedule: 'warmup_cosine' -> 'constant'"),
+                                         (dict(limit=9), r"training.data")], ids=str)
+def test_other_parameters_are_refused(tmp_path, change, says):
+    with pytest.raises(Die): tiny_fit(tmp_path, cbs=[DieAt(4)])
+    before = (tmp_path/"checkpoints/last_model.pth").read_bytes()
+    with pytest.raises(ValueError, match=says) as e: tiny_fit(tmp_path, **change)
+    assert "resume='never'" in str(e.value) and (tmp_path/"checkpoints/last_model.pth").read_bytes() == before
+
+
+ENGINES = [(dict(), dict(mixup=.8), "mix"), (dict(mixup=.8), dict(mixup=.4), "mix"), (dict(), dict(accumulate=2), "accumulate"), (dict(), dict(ema_decay=.9), "ema")]
+
+
+@pytest.mark.parametrize("old,new,says", ENGINES, ids=str)
+def test_another_engine_is_refused(tmp_path, old, new, says):
+    with pytest.raises(Die): tiny_fit(tmp_path, engine=old, cbs=[DieAt(4)], steps=2)
+    with pytest.raises(ValueError, match=f"(?i){says}"): tiny_fit(tmp_path, engine=new, steps=2)
+
+
+def test_precision_change_is_refused(tmp_path):
+    with pytest.raises(Die): tiny_fit(tmp_path, cbs=[DieAt(4)])
+    with pytest.raises(ValueError, match="precision"): tiny_fit(tmp_path, precision="bf16")
+
+
+def test_a_change_can_be_accepted(tmp_path):
+    with pytest.raises(Die): tiny_fit(tmp_path, cbs=[DieAt(4)])
+    learn = tiny_learner(weight_decay=.5)
+    learn.fit(3, cbs=run_callbacks(tmp_path, tracker="none"), resume="auto", allow_changes=True)
+    assert len(learn.recorder.rows) == 3
+
+
+@pytest.mark.parametrize("how", ["half", "garbage", "empty"])
+def test_a_broken_file_is_passed_over(tmp_path, capsys, how):
+    "The newest readable state counts, here that of the first epoch"
+    whole = tiny_fit(tmp_path/"a", run_kw=dict(every=1))
+    with pytest.raises(Die): tiny_fit(tmp_path/"b", run_kw=dict(every=1), cbs=[DieAt(whole.opt_steps//3 + 4)])
+    f = tmp_path/"b/checkpoints/last_model.pth"
+    data = f.read_bytes()
+    f.write_bytes(dict(half=data[:len(data)//2], garbage=b"no checkpoint "*99, empty=b"")[how])
+    again = tiny_fit(tmp_path/"b", run_kw=dict(every=1))
+    assert "passed over" in (out := capsys.readouterr().out) and "epoch 2, batch 1" in out
+    assert not differences(state(whole), state(again))
+
+
+def test_pickled_code_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self): return Path.touch, (tmp_path/"ran",)
+    (tmp_path/"checkpoints").mkdir()
+    torch.save(dict(training_state=Evil()), tmp_path/"checkpoints/last_model.pth")
+    assert newest_state(tmp_path/"checkpoints") is None and not (tmp_path/"ran").exists()
+
+
+def test_a_finished_run_called_again(tmp_path):
+    "Nothing is trained again, and everything is as the end left it"
+    kw = dict(engine=dict(ema_decay=.9), patience=5)
+    whole = tiny_fit(tmp_path, **kw)
+    spy = Spy()
+    again = tiny_fit(tmp_path, cbs=[spy], **kw)
+    assert spy.count("before_batch") == 0
+    assert not differences(state(whole), state(again)) and not differences(whole.recorder.rows, again.recorder.rows)
+
+
+# ---------------------------------------------------------------------------------------------- early stopping
+
+class Script(Callback):
+    "Write the values to monitor"
+    order = 52 # after the average's columns
+    def __init__(self, values, name="valid_loss"): self.values,self.column = values,name
+    def after_epoch(self):
+        rec = self.learn.recorder
+        rec.log[rec.metric_names.index(self.column)] = self.values[self.epoch]
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+
+class KeepWeights(Callback):
+    "Weights after each epoch, and those of the average"
+    order = 53
+    def before_fit(self): self.kept = []
+    def after_epoch(self):
+        parts = [self.model, *(cb.module for cb in self.learn.cbs if isinstance(cb, EMACallback))]
+        self.kept.append([copy.deepcopy(dict(m.state_dict())) for m in parts])
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+
+@pytest.mark.parametrize("values,patience,min_delta,best,ran", [
+    ([3, 2, 1, .5, .4], 1, 0, 5, 5), ([3, 1, 2, 2, 2], 1, 0, 2, 4), ([3, 1, 2, 2, 2], 0, 0, 2, 3), ([3, 2.9, 2.8, 2.7, 2.6], 1, .5, 1, 3),
+    ([3, 2.9, 2.4, 2.7, 2.6], 1, .5, 3, 5), ([math.nan, 2, math.nan, 3, 1], 1, 0, 2, 4), ([1, 1, 1, 1, 1], 3, 0, 1, 5)])
+def test_stops_where_it_should(values, patience, min_delta, best, ran):
+    stop,kept,learn = EarlyStop(patience=patience, min_delta=min_delta),KeepWeights(),tiny_learner()
+    learn.fit(5, cbs=[Script(values), kept, stop])
+    assert (stop.best_epoch, len(kept.kept)) == (best, ran)
+    assert not differences(kept.kept[best-1][0], dict(learn.model.state_dict()))
+
+
+def test_mode_acts():
+    stop = EarlyStop("accuracy", patience=0, restore_best=False)
+    tiny_learner().fit(5, cbs=[Script([.5, .6, .4, .4, .4], "accuracy"), stop])
+    assert stop.best_epoch == 2
+    stop = EarlyStop("accuracy", patience=0, mode="min")
+    tiny_learner().fit(5, cbs=[Script([.5, .6, .4, .4, .4], "accuracy"), stop])
+    assert stop.best_epoch == 1
+
+
+def test_the_average_is_put_back_too():
+    stop,kept,learn = EarlyStop("accuracy_ema", patience=1),KeepWeights(),tiny_learner(engine=dict(ema_decay=.5))
+    learn.fit(5, cbs=[Script([.1, .3, .2, .2, .2], "accuracy_ema"), kept, stop])
+    assert stop.best_epoch == 2
+    assert not differences(kept.kept[1], [dict(learn.model.state_dict()), dict(learn.ema.module.state_dict())])
+
+
+@pytest.mark.parametrize("step", [5, 9, 14, 21])
+def test_early_stop_is_exact_on_resume(tmp_path, step):
+    "Also where the best epoch was before the kill"
+    kw = dict(epochs=6, patience=1, engine=dict(ema_decay=.9))
+    values = [3, 1, 2, 2, 2, 2]
+    whole = tiny_fit(tmp_path/"a", cbs=[Script(values)], **kw)
+    again = cut_and_resume(tmp_path/"b", step, cbs=lambda: [Script(values)], **kw)
+    assert len(again.recorder.rows) == 4
+    assert not differences(state(whole), state(again)) and not differences(whole.recorder.rows, again.recorder.rows, ["seconds"])
+
+
+def test_validate_and_an_error_leave_the_weights():
+    stop,learn = EarlyStop(patience=0),tiny_learner()
+    learn.add_cb(stop)
+    learn.fit(2)
+    before,best = copy.deepcopy(learn.model.state_dict()),stop.best
+    learn.validate()
+    assert not differences(before, learn.model.state_dict()) and stop.best == best
+    with pytest.raises(Die): learn.fit(3, cbs=[DieAt(learn.opt_steps + 9)])
+    assert stop.weights is None
+    learn.fit(1)
+
+
+def test_lr_find_is_not_an_epoch(tmp_path):
+    learn = tiny_learner(cbs=[EarlyStop()], path=tmp_path)
+    learn.lr_find(num_it=8, show_plot=False)
+    assert learn.early_stop.best is None
+
+
+# ---------------------------------------------------------------------------------------------- limits and signals in a process
+
+def test_time_is_counted_over_resumes(tmp_path):
+    t = [0.]
+    def clock():
+        t[0] += 1
+        return t[0]
+    with pytest.raises(TrainingStopped) as e: tiny_fit(tmp_path, cbs=[TimeLimit(40/3600, clock)])
+    assert e.value.code == 75
+    used = load_checkpoint(tmp_path/"checkpoints/checkpoint_time_limit.pth")["training_state"]["callbacks"]["TimeLimit"]["used"]
+    assert 20 < used <= 40
+    with pytest.raises(TrainingStopped): tiny_fit(tmp_path, cbs=[TimeLimit((used+15)/3600, clock)])
+    assert load_checkpoint(tmp_path/"checkpoints/checkpoint_time_limit.pth")["training_state"]["callbacks"]["TimeLimit"]["used"] > used
+    whole,again = tiny_fit(tmp_path/"whole"),tiny_fit(tmp_path, cbs=[TimeLimit(1, clock)])
+    assert not differences(state(whole), state(again))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum):
+    class Send(Callback):
+        def after_pred(self):
+            if self.training and self.opt_steps == 10: os.kill(os.getpid(), signum)
+    with pytest.raises(TrainingStopped) as e: tiny_fit(tmp_path/"b", cbs=[Send()])
+    assert e.value.code == 128 + signum
+    assert load_checkpoint(tmp_path/"b/checkpoints/checkpoint_time_limit.pth")["training_state"]["opt_steps"] == 11, "the batch was finished"
+    whole,again = tiny_fit(tmp_path/"a"),tiny_fit(tmp_path/"b")
+    assert not differences(state(whole), state(again))
+
+
+# ---------------------------------------------------------------------------------------------- vitnb run
+
+PARAMS = "tag = ''  # folder\nseed = 3  # of all\nepochs = 3  # passes\nmax_hours = None  # limit\nwait = 0.  # seconds a step\nresume = 'auto'  # or never"
+RUN = "from vitnb.experiment.run import Run\nrun = Run('train_tiny', globals(), tag, resume)"
+TRAIN = """
+import hashlib, time
+from fastai.callback.core import Callback
+from vitnb.callback.checkpoint import load_checkpoint
+from vitnb.testing import tiny_fit
+class Wait(Callback):
+    def after_pred(self): time.sleep(wait)
+learn = tiny_fit(run.dir, epochs=epochs, seed=seed, engine=dict(mixup=.8, ema_decay=.9), cbs=[Wait()], run_kw=dict(max_hours=max_hours),
+                 resume="auto" if run.resumed else "never")
+"""
+SCORE = "bits = b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())\nrun.finish(weights=hashlib.sha256(bits).hexdigest(), steps=learn.opt_steps)"
+
+
+def score(learn):
+    import hashlib
+    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest()
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    for k in [k for k in os.environ if k.startswith("VITNB_")]: monkeypatch.delenv(k)
+    (tmp_path/"settings.ini").write_text("[vitnb]\noutputs_path = out\ndevice = cpu\n")
+    cells = [dict(cell_type="code", id=f"c{i}", execution_count=None, outputs=[], source=s, metadata=dict(tags=["parameters"]) if i == 0 else {})
+             for i,s in enumerate([PARAMS, RUN, TRAIN, SCORE])]
+    meta = dict(kernelspec=dict(name="python3", language="python", display_name="python3"))
+    (tmp_path/"train_tiny.ipynb").write_text(json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5)))
+    return tmp_path
+
+
+def start(workspace, *params):
+    args = [o for k,v in params for o in ("-p", k, str(v))]
+    return subprocess.Popen([sys.executable, "-W", "ignore", "-m", "vitnb.experiment.cli", "run", "train_tiny.ipynb", *args], cwd=workspace,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS":"1"})
+
+
+def the_run(workspace):
+    (d,) = (workspace/"out"/"train_tiny").iterdir()
+    return d
+
+
+def wait_for(test, p, seconds=120):
+    end = time.monotonic() + seconds
+    while not test():
+        assert p.poll() is None, p.communicate()[0]
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(.02)
+
+
+def checkpointed(workspace, since=0): return lambda: any(p.stat().st_mtime > since for p in workspace.glob("out/train_tiny/*/checkpoints/last_model.pth"))
+
+
+def finish(workspace, p, code):
+    out = p.communicate(timeout=180)[0]
+    assert p.returncode == code, out
+    return out, read_json(the_run(workspace)/"status.json")
+
+
+def test_stopped_and_called_again(workspace, tmp_path):
+    "SIGTERM, then the same command: one folder, one history, the bits of a run that nobody touched"
+    p = start(workspace, ("wait", .05))
+    wait_for(checkpointed(workspace), p)
+    p.send_signal(signal.SIGTERM)
+    out,status = finish(workspace, p, 143)
+    assert "SIGTERM received" in out and "run the same command again" in out and status["status"] == "stopped"
+    assert (the_run(workspace)/"checkpoints/checkpoint_time_limit.pth").is_file() and (the_run(workspace)/"train_tiny.ipynb").is_file()
+    out,status = finish(workspace, start(workspace, ("wait", .05)), 0)
+    assert "going on after" in out and status["status"] == "finished"
+    whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
+    assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
+    assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])
+
+
+@pytest.mark.slow
+def test_interrupted_and_killed(workspace, tmp_path):
+    "SIGINT, a time limit, SIGKILL of the training process, then to the end"
+    p = start(workspace, ("wait", .05))
+    wait_for(checkpointed(workspace), p)
+    p.send_signal(signal.SIGINT)
+    out,status = finish(workspace, p, 130)
+    assert "SIGINT received" in out and status["status"] == "stopped"
+    out,status = finish(workspace, start(workspace, ("wait", .05), ("max_hours", 1e-6)), 75)
+    assert "going on after" in out and "time limit" in out and status["status"] == "stopped"
+    now = time.time()
+    p = start(workspace, ("wait", .05))
+    wait_for(checkpointed(workspace, now), p)
+    os.kill(read_json(the_run(workspace)/"status.json")["pid"], signal.SIGKILL)
+    out,status = finish(workspace, p, 1)
+    assert status["status"] == "failed"
+    out,status = finish(workspace, start(workspace, ("wait", .05)), 0)
+    whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
+    assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
+    assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])
