@@ -1,0 +1,167 @@
+"The run folder: what is written there, by whom, and that nothing wrong gets in"
+import json
+import multiprocessing as mp
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitnb.experiment.run import Run, check_injected, environment, mark_status, new_run_dir, plain, public_params, read_json, write_json
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    "A workspace of its own for each test"
+    (tmp_path/"settings.ini").write_text("[vitnb]\noutputs_path = out\ndevice = cpu\n")
+    for k in [k for k in os.environ if k.startswith("VITNB_")]: monkeypatch.delenv(k)
+    monkeypatch.setenv("VITNB_WORKSPACE", str(tmp_path))
+    return tmp_path
+
+
+def test_folder_and_files(workspace):
+    run = Run("train_demo", dict(epochs=2, lr=1e-3, tag="w4"), "w4")
+    assert run.dir.parent == workspace/"out"/"train_demo"
+    assert re.fullmatch(r"\d{8}-\d{6}-w4(\.\d+)?", run.dir.name)
+    assert read_json(run.dir/"params.json") == dict(epochs=2, lr=1e-3, tag="w4")
+    assert {p.name for p in run.dir.iterdir()} == {"params.json", "environment.json", "status.json", ".lock"}
+    assert read_json(run.dir/"status.json")["status"] == "running"
+    assert run.finish(test_accuracy=np.float32(.5), test_n=np.int64(3), note=None) == dict(test_accuracy=.5, test_n=3, note=None)
+    assert read_json(run.dir/"result.json") == dict(test_accuracy=.5, test_n=3, note=None)
+    done = read_json(run.dir/"status.json")
+    assert done["status"] == "finished" and done["seconds"] >= 0 and done["started"] <= done["ended"]
+
+
+def test_cli_folder_wins(workspace, monkeypatch):
+    (workspace/"mine").mkdir()
+    monkeypatch.setenv("VITNB_RUN_DIR", str(workspace/"mine"))
+    assert Run("train_demo", {}).dir == workspace/"mine"
+    assert not (workspace/"out").exists()
+
+
+def _make(root): return str(new_run_dir("train_demo", "", root))
+
+
+def test_no_two_runs_share_a_folder(tmp_path):
+    with mp.get_context("fork").Pool(4) as pool: dirs = pool.map(_make, [tmp_path]*40)
+    assert len(set(dirs)) == 40
+
+
+@pytest.mark.parametrize("bad", ["../up", "a/b", ".hidden", "two words", "a\nb", 5, "tag{x}"])
+def test_bad_tag_leaves_no_folder(workspace, bad):
+    with pytest.raises(ValueError, match="folder name"): Run("train_demo", {}, bad)
+    assert not list((workspace/"out").glob("*/*"))
+
+
+def test_environment(workspace):
+    env = environment()
+    assert env["device"] == "cpu" and env["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert env["threads"] == torch.get_num_threads() and env["python"]
+    assert env["commit"] is None and env["dirty"] is None # this workspace is no repository
+
+
+def test_environment_names_the_commit_and_whether_it_is_dirty(workspace):
+    import subprocess
+    git = lambda *a: subprocess.run(["git", "-C", str(workspace), "-c", "user.name=n", "-c", "user.email=e", *a], check=True, capture_output=True, text=True)
+    git("init")
+    git("add", "settings.ini")
+    git("commit", "-m", "first")
+    env = environment()
+    assert env["commit"] == git("rev-parse", "HEAD").stdout.strip() and env["dirty"] is False
+    with (workspace/"settings.ini").open("a") as f: f.write("# changed\n")
+    assert environment()["dirty"] is True
+
+
+def test_device_parameter_is_the_one_recorded(workspace):
+    (workspace/"settings.ini").write_text("[vitnb]\noutputs_path = out\ndevice = cuda:97\n")
+    assert read_json(Run("train_demo", dict(device="cpu")).dir/"environment.json")["device"] == "cpu"
+    with pytest.raises(ValueError, match="cuda:97"): Run("train_other", {})
+    assert not (workspace/"out"/"train_other").exists()
+
+
+def test_note_adds(workspace):
+    run = Run("train_demo", {})
+    run.note(data="abc")
+    run.note(params=torch.tensor(3))
+    env = read_json(run.dir/"environment.json")
+    assert env["data"] == "abc" and env["params"] == 3 and env["device"] == "cpu"
+
+
+def test_scores_are_flat(workspace):
+    run = Run("train_demo", {})
+    for bad in (dict(a=1), [1], np.zeros(2)):
+        with pytest.raises(ValueError, match="run.save"): run.finish(score=bad)
+    assert not (run.dir/"result.json").exists()
+    assert read_json(run.dir/"status.json")["status"] == "running"
+
+
+def test_figure_and_save(workspace):
+    from matplotlib.figure import Figure
+    run,fig = Run("train_demo", {}),Figure(figsize=(1, 1))
+    fig.subplots().plot([1, 2])
+    small,large = run.figure(fig, "a", dpi=50).stat().st_size,run.figure(fig, "b", dpi=200).stat().st_size
+    assert run.figures == run.dir/"figures" and (run.figures/"a.png").read_bytes()[:4] == b"\x89PNG"
+    assert small < large
+    assert json.loads(run.save("confusion", np.eye(2)).read_text()) == [[1, 0], [0, 1]]
+    assert run.checkpoints.is_dir()
+    with pytest.raises(ValueError): run.figure(fig, "../a")
+    with pytest.raises(ValueError): run.save("a/b", {})
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    f = write_json(tmp_path/"r.json", dict(a=1))
+    def full(*a, **k): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError): write_json(f, dict(a=2))
+    assert read_json(f) == dict(a=1) and [p.name for p in tmp_path.iterdir() if p.suffix != ".ini"] == ["r.json"]
+
+
+def test_status_keeps_its_start(tmp_path):
+    a = mark_status(tmp_path, "running", name="x")
+    b = mark_status(tmp_path, "failed", error="ValueError: no")
+    assert b["started"] == a["started"] and b["error"] == "ValueError: no" and b["name"] == "x"
+
+
+def test_repr_names_parameters_and_folder(workspace):
+    md = Run("train_demo", dict(lr=.1))._repr_markdown_()
+    assert "out/train_demo" in md and str(workspace) not in md and "| lr | `0.1` |" in md
+
+
+json_like = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(), s, max_size=3), max_leaves=10)
+
+
+@given(json_like)
+def test_plain_is_strict_json(o):
+    p = plain(o)
+    assert json.loads(json.dumps(p, allow_nan=False)) == p
+
+
+@given(st.dictionaries(st.text(min_size=1), json_like, max_size=5))
+def test_public_params_keeps_literals(d):
+    assert public_params(d) == {k: v for k,v in d.items() if not k.startswith("_") and k not in ("In", "Out")}
+    assert public_params({**d, "fn": print, "arr": np.zeros(2)}).keys().isdisjoint({"fn", "arr"})
+
+
+CELL = "bs = 16   # images\nlr = 1e-3 # rate\ntag = '#1' # name\nms = [1, 2] # steps\nclip = None # norm"
+
+
+@pytest.mark.parametrize("given,message", [
+    ("bss = 8\n", "did you mean 'bs'"), ("bs = 8.5\n", "bs=8.5 is a float"), ("bs = '8'\n", "bs='8' is a str"),
+    ("ms = 3\n", "ms=3 is a int"), ("bs = True\n", "bs=True is a bool"), ("lr = \"fast\"\n", "lr='fast'")])
+def test_papermill_misuse_is_an_error(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)): check_injected(["", CELL, f"# Parameters\n{given}"])
+    with pytest.raises(ValueError, match=re.escape(message)): Run("train_demo", {"In": ["", CELL, f"# Parameters\n{given}"]})
+
+
+def test_papermill_use_is_accepted():
+    given = "# Parameters\nbs = 8\nlr = 1\ntag = \"a # b\"\nms = [3]\nclip = 0.5\n"
+    assert check_injected(["", CELL, given]) == dict(bs=8, lr=1, tag="a # b", ms=[3], clip=.5)
+    assert check_injected(["", "1 + 1", CELL]) == {}
+    assert check_injected(["", "# Parameters\n" + CELL]) == {} # a person's own heading is not papermill's
+
+
+def test_untagged_notebook_under_papermill_is_an_error():
+    with pytest.raises(ValueError, match="tag the notebook's parameters cell"): check_injected(["", "# Parameters\nbs = 8\n", CELL])
