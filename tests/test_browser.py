@@ -1,0 +1,93 @@
+"The live figure, seen in a real JupyterLab: run with `pytest -m browser` (needs chromium and `pip install -e '.[browser]'`)"
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.browser
+
+TRAIN = """
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import vit_learner
+learn = vit_learner(image_loaders(load_set("digits"), augment="shift"), "swin_micro", precision="fp32")
+learn.progress.share = .5 # every epoch shall be seen here
+learn.fit(12)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A JupyterLab on a notebook of one training cell; yields its address"
+    pytest.importorskip("playwright")
+    if not shutil.which("chromium"): pytest.skip("no chromium on this machine")
+    kernel = dict(name="python3", display_name="python3", language="python") # or JupyterLab asks for one
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TRAIN)], metadata=dict(kernelspec=kernel))
+    nbformat.write(nb, tmp_path/"live.ipynb")
+    port,token = free_port(),"seen"
+    env = {**os.environ, "JUPYTER_CONFIG_DIR":str(tmp_path/"config"), "JUPYTER_DATA_DIR":str(tmp_path/"data"), "PATH":f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env.pop("VITNB_HEADLESS", None)
+    cmd = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}",
+           f"--ServerApp.root_dir={tmp_path}", "--ServerApp.open_browser=False"]
+    with (tmp_path/"lab.log").open("w") as log:
+        p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            for _ in range(120):
+                try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=1); break
+                except OSError: time.sleep(.5)
+            else: pytest.fail((tmp_path/"lab.log").read_text()[-2000:])
+            yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?token={token}&reset"
+        finally:
+            p.terminate()
+            p.wait(20)
+
+
+def test_live_figure_is_redrawn_in_place(lab, tmp_path):
+    from playwright.sync_api import sync_playwright
+    shot = Path(os.environ.get("SCREENSHOTS", tmp_path))/"live.png"
+    with sync_playwright() as pw:
+        browser = pw.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        page = browser.new_page(viewport=dict(width=1300, height=900))
+        page.goto(lab)
+        page.locator(".jp-CodeCell").first.wait_for(timeout=90_000)
+        page.wait_for_function("document.querySelector('.jp-NotebookPanel-toolbar') !== null", timeout=60_000)
+        page.wait_for_function("document.body.innerText.includes('| Idle')", timeout=60_000)
+        time.sleep(3) # the editor settles
+        for _ in range(10): # until the cell has taken the key: its prompt is no longer empty
+            page.locator(".jp-CodeCell .cm-content").first.click()
+            page.keyboard.press("Control+Enter")
+            time.sleep(2)
+            if page.locator(".jp-InputPrompt").first.inner_text().strip() != "[ ]:": break
+        img = page.locator(".jp-OutputArea-output img")
+        try: img.first.wait_for(timeout=90_000)
+        finally: page.screenshot(path=str(shot.with_name("live_begin.png")))
+        seen,bars,end = [],set(),time.time()+120
+        while time.time() < end:
+            src = img.first.get_attribute("src")
+            if not seen or seen[-1] != src: seen.append(src)
+            if len(seen) == 3: page.screenshot(path=str(shot.with_name("live_early.png")))
+            text = page.locator(".jp-OutputArea").first.inner_text()
+            bars |= {l for l in text.splitlines() if "batch" in l}
+            if "12 epochs done" in text: break
+            time.sleep(.1)
+        page.screenshot(path=str(shot))
+        n_images = img.count()
+        browser.close()
+    assert "12 epochs done" in text, text[-2000:]
+    assert n_images == 1, "one figure in place, not one for each epoch"
+    assert len(seen) >= 4, f"the figure changed only {len(seen)} times"
+    assert bars, "no line counted the batches"
+    assert "epoch 12/12" in text

@@ -1,0 +1,88 @@
+"The experiment notebooks run as a user runs them, and fail as a user needs it"
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitnb.core import settings
+from vitnb.experiment.cli import notebook_params, read_notebook
+from vitnb.experiment.recipes import FIELDS, callback_args, learner_args, loader_args, recipes, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in notebook_params(read_notebook(p))]
+
+
+def vitnb(*args, out, **env):
+    "Run the command with its outputs in `out`"
+    env = {**os.environ, "VITNB_OUTPUTS_PATH":str(out), "OMP_NUM_THREADS":"1", **env}
+    return subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
+
+
+@pytest.mark.parametrize("path", SMOKE, ids=lambda p: p.stem)
+def test_smoke(path, tmp_path):
+    p = vitnb(path, "-p", "smoke", "true", out=tmp_path)
+    assert p.returncode == 0, p.stdout[-3000:] + p.stderr[-3000:]
+    run, = (d for d in (tmp_path/path.stem).iterdir())
+    result = json.loads((run/"result.json").read_text())
+    assert result, "a run ends with scores"
+    if path.stem.startswith("train_"):
+        assert 0 <= result["test_accuracy_lo"] <= result["test_accuracy"] <= result["test_accuracy_hi"] <= 1 and result["test_n"] > 0
+        have = {str(f.relative_to(run)) for f in run.rglob("*") if f.is_file()}
+        assert {"params.json", "environment.json", "history.csv", "history.json", "events.jsonl", "recipe.json", "checkpoints/best_model.pth", "checkpoints/last_model.pth",
+                "figures/curves.png", "figures/confusion.png", "figures/predictions.png", f"{path.stem}.ipynb"} <= have
+        assert [l for l in p.stdout.splitlines() if l.startswith("epoch 1/1")], "one readable line an epoch"
+        assert "it/s" not in p.stdout and "\r" not in p.stdout, "no bar spam"
+
+
+@pytest.mark.parametrize("args,says", [(["recipe", "digit"], "did you mean 'digits'"), (["data", "no/such/folder"], "no/such/folder"),
+                                       (["arch", "swin_mikro"], "did you mean 'swin_micro'"), (["bs", "100000"], "100000")], ids=lambda a: str(a)[:30])
+def test_a_wrong_value_is_a_clear_error_and_an_exit_code(args, says, tmp_path):
+    p = vitnb(ROOT/"nbs"/"train_swin.ipynb", "-p", *args, out=tmp_path)
+    assert p.returncode == 1 and says in p.stdout + p.stderr, p.stderr[-1500:]
+
+
+def test_an_unknown_parameter_runs_nothing(tmp_path):
+    p = vitnb(ROOT/"nbs"/"train_swin.ipynb", "-p", "epoch", "3", out=tmp_path)
+    assert p.returncode == 2 and "did you mean 'epochs'" in p.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", recipes)
+def test_recipes_are_whole_and_resolve(family):
+    for name,r in recipes[family].items():
+        assert r.keys() == FIELDS.keys(), name
+        full = resolve(family, name, {})
+        assert learner_args(full)["arch"] == r["arch"] and loader_args(full)["bs"] == r["bs"] and callback_args(full)["mixup"] == r["mixup"]
+
+
+@pytest.mark.parametrize("family", recipes)
+def test_each_recipe_field_of_a_notebook_is_a_recipe_field(family):
+    "A parameter whose default is None means `as the recipe says`, so the recipe must have it"
+    own = {k for k,v in notebook_params(read_notebook(ROOT/"nbs"/f"train_{family}.ipynb")).items() if v is None}
+    assert own - FIELDS.keys() == {"max_hours"}
+
+
+def test_the_guides_numbers():
+    r = resolve("swin", "tiny_imagenet", {})
+    assert (r.bs, r.lr, r.weight_decay, r.epochs, r.clip, r.img_size, r.drop_path, r.label_smoothing) == (64, 3e-4, .05, 100, 1., 224, .1, .1)
+    assert (r.warmup_epochs, r.warmup_lr, r.min_lr) == (5, 1e-6, 1e-5)
+    d = resolve("densenet", "cifar10", {})
+    assert (d.bs, d.lr, d.momentum, d.weight_decay, d.epochs, d.optimizer) == (64, .1, .9, 1e-4, 200, "sgd")
+    i = resolve("densenet", "imagenet", {})
+    assert (i.epochs, i.bs, i.lr, i.schedule, i.step_size, i.gamma) == (90, 256, .1, "step", 30, .1)
+
+
+def test_settings_act(monkeypatch, tmp_path):
+    "Each setting reaches what it is for; those of the loader, device and seed have tests of their own"
+    from vitnb.learner.core import pick_precision, run_callbacks
+    names = lambda: [type(c).__name__ for c in run_callbacks(tmp_path/"run")]
+    monkeypatch.setenv("VITNB_TRACKER", "none")
+    assert "TensorBoard" not in names()
+    monkeypatch.setenv("VITNB_TRACKER", "tensorboard")
+    assert "TensorBoard" in names()
+    monkeypatch.setenv("VITNB_PRECISION", "bf16")
+    assert str(pick_precision(None, "cpu")) == "torch.bfloat16"
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path))
+    assert settings().outputs_path == tmp_path.resolve()
