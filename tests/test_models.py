@@ -85,8 +85,10 @@ def test_head_dim_is_32_everywhere():
 
 # the protocol over the whole registry
 
+OWN = {n: dict(in_chans=3, patch_size=(8, 1)) for n in NAMES if n.startswith("spectral")} # cubes of three bands are images
+
 @pytest.fixture(scope="module", params=NAMES)
-def tiny(request): return request.param,meta(request.param, img_size=32, num_classes=10)
+def tiny(request): return request.param,meta(request.param, img_size=32, num_classes=10, **OWN.get(request.param, {}))
 
 def test_registration_on_first_use():
     "A user who imports the protocol alone sees every family"
@@ -134,8 +136,8 @@ def test_group_matcher(tiny):
 
 def test_no_weight_decay(tiny):
     name,model = tiny
-    tables = {n for n,_ in model.named_parameters() if n.endswith("relative_position_bias_table")}
-    assert set(model.no_weight_decay()) == tables and bool(tables) == name.startswith("swin")
+    tables = {n for n,_ in model.named_parameters() if n.endswith(("relative_position_bias_table", "pos.spatial", "pos.spectral"))}
+    assert set(model.no_weight_decay()) == tables and bool(tables) == name.startswith(("swin", "spectral"))
     if name == "swin_tiny": assert len(tables) == 12
 
 def test_grad_checkpointing_switch(tiny):

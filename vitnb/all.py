@@ -7,6 +7,7 @@ from vitnb.data.mix import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
+from vitnb.models.spectral import *
 from vitnb.losses.classify import *
 from vitnb.metrics.classify import *
 from vitnb.figures import *

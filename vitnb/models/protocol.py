@@ -113,8 +113,8 @@ class LoadReport:
         return "; ".join([f"{self.loaded} tensors from {self.source}", *more])
 
 def _first_conv(model:nn.Module)->str:
-    "Name of the weight that meets the image"
-    return next(n for n,m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))) + ".weight"
+    "Name of the convolution that meets the image; a name that no parameter has if there is none"
+    return next((n for n,m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), "(none)") + ".weight"
 
 def _classifier(model:nn.Module)->str:
     "Name of the classifier, with a dot; a name that no parameter has if there is none"
