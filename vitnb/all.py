@@ -1,14 +1,17 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
 from vitnb.data.sets import *
+from vitnb.data.split import *
 from vitnb.data.augment import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
+from vitnb.data.cube import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
 from vitnb.models.spectral import *
 from vitnb.losses.classify import *
+from vitnb.losses.spectral import *
 from vitnb.metrics.classify import *
 from vitnb.figures import *
 from vitnb.callback.mix import *
@@ -23,6 +26,7 @@ from vitnb.callback.live import *
 from vitnb.learner.optim import *
 from vitnb.learner.core import *
 from vitnb.learner.tta import *
+from vitnb.learner.distribute import *
 from vitnb.experiment.run import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *

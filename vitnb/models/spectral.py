@@ -333,7 +333,7 @@ def encode(self:SpectralMAE,
         if keep is not None: keep.append(x)
     return self.norm(x)
 
-# %% ../../nbs/24_models.spectral.ipynb #2f4c0d2f
+# %% ../../nbs/24_models.spectral.ipynb #2092e800
 @patch
 def draw_order(self:SpectralMAE,
     x:Tensor, # Cubes, `(B,C,H,W)`
@@ -353,7 +353,7 @@ def forward(self:SpectralMAE, x:Tensor, order:Tensor|None=None)->dict|Tensor:
     seen = order[:,:self.n_visible]
     pred = self.decoder(self.encode(x, seen), order, every=not self.training)
     mask = torch.ones(order.shape, dtype=torch.bool, device=x.device).scatter_(1, seen, False)
-    return dict(pred=pred, index=order[:,-pred.shape[1]:], mask=mask, patch=self.patch_size)
+    return dict(pred=pred, index=order[:,-pred.shape[1]:], mask=mask, n_visible=self.n_visible, patch=self.patch_size)
 
 # %% ../../nbs/24_models.spectral.ipynb #e61e870b
 @patch
