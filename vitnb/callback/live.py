@@ -14,7 +14,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
 
-from ..core import atomic_write, headless, in_kernel
+from ..core import atomic_write, headless, in_kernel, is_main
 from ..figures import plot_curves, png
 
 # %% ../../nbs/49_callback.live.ipynb #1f26d897
@@ -61,7 +61,7 @@ class LiveView(Callback):
         share:float=.02, # Largest share of the time that drawing may take
     ): self.file,self.title,self.plot,self.share = path,title,plot,share
 
-    def _on(self): return not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
+    def _on(self): return is_main() and not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
 
     def before_fit(self): self.active,self.fig,self.bar = False,None,None
     def before_train(self):

@@ -9,6 +9,7 @@ __all__ = ['pair_loss', 'MixCallback']
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from fastai.layers import NoneReduce
+from fastai.torch_core import find_bs
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -66,10 +67,12 @@ class MixCallback(Callback):
 @patch
 def before_batch(self:MixCallback):
     "Mix the pictures, and the targets or the losses"
-    x = self.xb[0]
+    x,mine = self.xb[0],vars(self.learn).get("mine") # of a batch that several processes share, this one has a part of the pictures and all targets
     epoch = getattr(self.learn, "epochs_done", self.epoch) # a VitLearner counts on from fit to fit
-    self.plan = draw_plan(len(x), tuple(x.shape[-2:]), self._seed, epoch, self.iter, **self.kw)
-    self.learn.xb = tuple(mix_images(_picture(o, x), self.plan) for o in self.xb)
+    n = len(x) if mine is None else find_bs(self.yb)
+    self.plan = draw_plan(n, tuple(x.shape[-2:]), self._seed, epoch, self.iter, **self.kw)
+    own = self.plan if mine is None else self.plan.rows(mine(n))
+    self.learn.xb = tuple(mix_images(_picture(o, x), own) for o in self.xb)
     y = tuple(_plain(o) for o in self.yb)
     heads = self.find_heads(y)
     if self.soft(heads): self.learn.yb = mix_targets(y, self.plan, heads)

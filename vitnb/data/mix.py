@@ -48,6 +48,10 @@ class MixPlan:
     @property
     def idle(self)->bool: return bool((self.lam == 1).all())
 
+    def rows(self, i:np.ndarray):
+        "The plan for some of the pictures, by their positions in the batch"
+        return self if len(self.lam) == 1 else MixPlan(self.lam[i], self.box[i])
+
 MODES = ("batch", "pair", "elem")
 _STREAM = 0x6D6978 # keeps these draws apart from those of other rooms with the same keys
 
