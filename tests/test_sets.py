@@ -348,6 +348,8 @@ def test_codecs_only_as_arrays_use_them(tmp_path):
     (lambda d: (d/"test_batch").write_bytes(pickle.dumps(dict(data=np.zeros((2,3072), np.uint8), labels=[0,10]))), "from 0 to 9"),
     (lambda d: (d/"test_batch").write_bytes(pickle.dumps(dict(data=np.zeros((2,3072)), labels=[0,1]))), "rows of 3,072 bytes"),
     (lambda d: (d/"test_batch").write_bytes(pickle.dumps([1])), "rows of 3,072 bytes"),
+    (lambda d: (d/"batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat"]})), "names of the classes under 'label_names'"),
+    (lambda d: (d/"batches.meta").write_bytes(pickle.dumps([1])), "names of the classes under 'label_names'"),
 ])
 def test_damaged_cifar(tmp_path, harm, match):
     harm(cifar(tmp_path))

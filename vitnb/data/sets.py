@@ -517,7 +517,9 @@ def _cifar_split(folder, files, key, n_classes):
 def _cifar(name, root, download, train, test, meta, names, key):
     "One of the two CIFAR sets"
     folder = _place(name, root, download)
-    classes = load_pickle(folder/meta)[names]
+    head = load_pickle(folder/meta)
+    classes = head.get(names) if isinstance(head, dict) else None
+    if not classes: raise ValueError(f"{folder/meta} does not hold the names of the classes under {names!r}; {_again(folder)}")
     return ImageSet(name, classes, dict(train=_cifar_split(folder, train, key, len(classes)), test=_cifar_split(folder, test, key, len(classes))))
 
 _batches = [f"data_batch_{i}" for i in range(1, 6)]
