@@ -13,6 +13,7 @@ from vitnb.models.spectral import *
 from vitnb.losses.classify import *
 from vitnb.losses.spectral import *
 from vitnb.metrics.classify import *
+from vitnb.metrics.spectral import *
 from vitnb.figures import *
 from vitnb.callback.mix import *
 from vitnb.callback.ema import *
