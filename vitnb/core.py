@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PEER_LOST', 'nearest', 'one_of', 'need', 'Registry', 'repo_root', 'Settings', 'settings', 'n_ranks', 'my_rank',
            'is_main', 'pick_device', 'hash_ints', 'hash_seed', 'uniform', 'set_seed', 'atomic_write', 'literal_params',
-           'check_params', 'in_kernel', 'headless', 'fmt_time', 'progress_bar', 'progress']
+           'check_params', 'in_kernel', 'headless', 'fmt_time', 'progress_bar', 'progress', 'free_port',
+           'check_processes', 'end_tree', 'Ranks']
 
 # %% ../nbs/00_core.ipynb #3cff9328
 import ast
@@ -14,11 +15,13 @@ import difflib
 import importlib
 import os
 import random
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +29,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #2e58e156
 def nearest(
@@ -192,7 +196,8 @@ def pick_device(
 # %% ../nbs/00_core.ipynb #a91f9f9c
 _GOLDEN = 0x9E3779B97F4A7C15 # 2**64 / golden ratio, the increment of splitmix64
 
-_BITS,_SHIFTS,_FACTORS = 2**64-1,np.array([30, 27, 31], np.uint64),np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+_BITS,_SHIFTS = 2**64-1,np.array([30, 27, 31], np.uint64)
+_FACTORS = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 def _mix(z):
     "splitmix64's finaliser, elementwise on an array of `uint64`, which wraps around without a word"
@@ -367,3 +372,82 @@ def progress(
         for o in items:
             yield o
             bar.update()
+
+# %% ../nbs/00_core.ipynb #1c8bf38f
+def free_port(
+    port:int|None=None, # The one that is wanted; any free one if None
+)->int: # The port
+    "A TCP port of this machine that nobody listens on"
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # a port whose last user just left is free
+        try: s.bind(("", port or 0))
+        except OSError as e: raise ValueError(f"port {port} is in use on this machine ({e.strerror}); choose another, or leave it out to have a free one") from e
+        return s.getsockname()[1]
+
+def check_processes(
+    n:int, # Processes
+    device:torch.device, # What they train on
+)->int: # `n`
+    "Refuse more processes than devices"
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f"{n!r} processes: give a whole number from 1")
+    cuda = device.type == "cuda"
+    have = torch.cuda.device_count() if cuda else max(2, os.cpu_count() or 1) if device.type == "cpu" else 1
+    if n > have:
+        what = f"{have} CUDA devices" if cuda else f"{have} cores" if device.type == "cpu" else f"one {device.type} device"
+        raise ValueError(f"{n} processes, but this machine has {what}; use at most {have}")
+    return n
+
+# %% ../nbs/00_core.ipynb #455d7bf8
+def end_tree(
+    pid:int, # A process
+    itself:bool=True, # It too, not only what it started
+)->None:
+    "End a process and all its descendants at once"
+    psutil = need("psutil")
+    try: p = psutil.Process(pid)
+    except psutil.NoSuchProcess: return
+    for o in [*([p] if itself else []), *p.children(recursive=True)]: # the parent first, so that it starts no more
+        with suppress(psutil.NoSuchProcess): o.kill()
+
+class Ranks:
+    "Processes of one command that train together on this machine"
+    def __init__(self,
+        cmd:list, # Command and arguments
+        n:int, # How many
+        port:int|None=None, # Where they meet; a free one if None
+        grace:float=10, # Seconds that the others have to end by themselves after one has failed
+        logs:dict|None=None, # Files for the output of some, by rank
+        **env, # Variables for them
+    ):
+        own = {k:v for k,v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
+        own.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//n))) # each would take all cores
+        own |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), **env)
+        self.grace,self.processes = grace,[]
+        for r in range(n):
+            out = (logs or {}).get(r)
+            self.processes.append(subprocess.Popen(cmd, env={**own, "RANK":str(r), "LOCAL_RANK":str(r)}, stdin=subprocess.DEVNULL, stdout=out,
+                                                   stderr=subprocess.STDOUT if out else None, start_new_session=True)) # a Ctrl-C comes to us alone
+
+    def __enter__(self): return self
+    def __exit__(self, *exc):
+        for p in self.processes:
+            if p.poll() is None: end_tree(p.pid)
+            p.wait()
+
+    def codes(self)->list: return [p.poll() for p in self.processes]
+
+# %% ../nbs/00_core.ipynb #599bf939
+@patch
+def wait(self:Ranks,
+    each:Callable=lambda: None, # Called several times a second
+    calm:Callable=lambda code: code == 0, # Whether an exit code is an orderly end
+)->list: # Exit codes; negative ones name a signal
+    "Wait for the end of all, or of one that failed and then of the others"
+    failed = None
+    while None in (codes := self.codes()):
+        if failed is None and any(c is not None and not calm(c) for c in codes): failed = time.monotonic()
+        if failed is not None and time.monotonic() - failed > self.grace: break
+        each()
+        time.sleep(.05)
+    self.__exit__()
+    return self.codes()

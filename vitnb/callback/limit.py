@@ -56,6 +56,7 @@ class _Stopper(Callback):
 
     def stop(self, text, code):
         cb = next((c for c in self.learn.cbs if isinstance(c, Checkpoints)), None)
+        if cb: cb.writer.join() # an earlier file that could not be written is an error now
         path = save_checkpoint(cb.state(full=True), cb.folder/"checkpoint_time_limit.pth") if cb else None
         raise TrainingStopped(text, code, path)
 

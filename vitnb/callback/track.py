@@ -22,13 +22,14 @@ from uuid import uuid4
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner, Metric, Recorder
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import find_bs
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .limit import TrainingStopped
-from ..core import Registry, atomic_write, fmt_time, need, repo_root, settings
+from ..core import Registry, atomic_write, fmt_time, is_main, need, repo_root, settings
 
 # %% ../../nbs/48_callback.track.ipynb #1dd273d6
 class DeviceMean:
@@ -40,8 +41,8 @@ class DeviceMean:
         n:int, # Samples in this batch
     ):
         "Add a batch"
-        v = value.detach().float()*n
-        self.total = v if self.total is None else self.total + v
+        v = value if value.dtype == torch.float32 and not value.requires_grad else value.detach().float()
+        self.total = v*n if self.total is None else self.total.add(v, alpha=n)
         self.count += n
     @property
     def value(self)->float|None: return self.total.item()/self.count if self.count else None
@@ -53,7 +54,7 @@ class _Mean(Metric):
     "A `DeviceMean` as a fastai metric"
     def __init__(self, name, f): self._name,self.f,self.mean = name,f,DeviceMean()
     def reset(self): self.mean.reset()
-    def accumulate(self, learn): self.mean.add(self.f(learn), find_bs(learn.yb))
+    def accumulate(self, learn, value=None): self.mean.add(self.f(learn) if value is None else value, find_bs(learn.yb))
     @property
     def value(self): return self.mean.value
     @property
@@ -63,14 +64,20 @@ class _Smooth(Metric):
     "fastai's smoothed loss (exponential, with bias correction), without leaving the device"
     def __init__(self, beta=.98): self.beta,self.count,self.val = beta,0,None
     def reset(self): self.count,self.val = 0,None
-    def accumulate(self, learn):
-        loss = learn.loss.detach().float().mean()
+    def accumulate(self, learn, loss=None):
+        if loss is None: loss = _batch_loss(learn)
         self.val = loss*(1-self.beta) if self.val is None else torch.lerp(loss, self.val, self.beta)
         self.count += 1
     @property
     def value(self): return self.val/(1-self.beta**self.count)
 
-def _batch_loss(learn): return learn.loss.detach().float().mean()
+def _batch_loss(learn):
+    loss = learn.loss.detach().float()
+    return loss.mean() if loss.ndim else loss # each operation on a single number costs as much as one on a batch
+
+def _lr(opt):
+    "The last group's learning rate; fastai's `hypers` builds dictionaries of everything to say it"
+    return float(opt.opt.param_groups[-1]["lr"] if isinstance(opt, OptimWrapper) else opt.hypers[-1]["lr"])
 
 def _batch_accuracy(learn):
     "Share of right answers in this batch; for soft targets the largest counts as true"
@@ -119,16 +126,18 @@ class StepRecorder(Recorder):
 @patch
 def after_batch(self:StepRecorder):
     "Add this batch to the sums"
-    if not len(self.yb): return
-    if not self.training:
-        for m in self._valid_mets: m.accumulate(self.learn)
+    learn = self.learn # an attribute of a callback that it does not have is looked for in the Learner, which takes a while
+    if not len(learn.yb): return
+    if not learn.training:
+        for m in self._valid_mets: m.accumulate(learn)
         return
-    self.train_loss.accumulate(self.learn)
-    self.smooth_loss.accumulate(self.learn)
-    if self.train_acc: self.train_acc.accumulate(self.learn)
-    self.learn.smooth_loss = self.smooth_loss.value
-    self.lrs.append(float(self.opt.hypers[-1]["lr"]))
-    self._wait.append((self.total_steps, self.lrs[-1], self.learn.smooth_loss, _batch_loss(self.learn)))
+    loss = _batch_loss(learn)
+    self.train_loss.accumulate(learn, loss)
+    self.smooth_loss.accumulate(learn, loss)
+    if self.train_acc: self.train_acc.accumulate(learn)
+    learn.smooth_loss = self.smooth_loss.value
+    self.lrs.append(_lr(learn.opt))
+    self._wait.append((self.total_steps, self.lrs[-1], learn.smooth_loss, loss))
     if len(self._wait) >= self.every: self.flush()
 
 @patch
@@ -178,19 +187,23 @@ def after_epoch(self:StepRecorder):
 
 def _plain(v): return v.item() if hasattr(v, "item") else v
 
+_step_types = dict(step=torch.int64, lr=torch.float64, loss=torch.float64) # a column each: a tensor a step would make a checkpoint of a long run slow
+
 @patch
 def state_dict(self:StepRecorder)->dict:
     "Rows, steps and the sums of the epoch in progress"
     self.flush()
     means = dict(train_loss=self.train_loss.mean.state_dict(), smooth=dict(val=self.smooth_loss.val, count=self.smooth_loss.count))
     if self.train_acc: means["train_acc"] = self.train_acc.mean.state_dict()
-    return dict(rows=list(self.rows), steps=list(self.steps), lrs=list(self.lrs), losses=list(self.losses), iters=list(self.iters),
-                values=[list(v) for v in self.values], means=means)
+    steps = {k:torch.tensor([o[k] for o in self.steps], dtype=t) for k,t in _step_types.items()}
+    return dict(rows=list(self.rows), steps=steps, lrs=torch.tensor(self.lrs, dtype=torch.float64), losses=torch.tensor([float(o) for o in self.losses]),
+                iters=list(self.iters), values=[list(v) for v in self.values], means=means)
 
 @patch
 def load_state_dict(self:StepRecorder, s:dict):
     "Go on from `state_dict()`"
-    for k in ("rows", "steps", "lrs", "losses", "iters"): setattr(self, k, list(s[k]))
+    self.rows,self.iters,self.lrs,self.losses = list(s["rows"]),list(s["iters"]),s["lrs"].tolist(),list(s["losses"])
+    self.steps = [dict(zip(_step_types, o)) for o in zip(*(s["steps"][k].tolist() for k in _step_types))]
     self.values = [list(v) for v in s["values"]]
     self.train_loss.mean.load_state_dict(s["means"]["train_loss"])
     self.smooth_loss.val,self.smooth_loss.count = s["means"]["smooth"]["val"],s["means"]["smooth"]["count"]
@@ -205,7 +218,7 @@ class History(Callback):
     ): self.folder = Path(folder)
 
     def after_epoch(self):
-        if not self.recorder.trained: return # a `validate()` has no row
+        if not self.recorder.trained or not is_main(): return # a `validate()` has no row
         rows = self.recorder.rows
         with atomic_write(self.folder/"history.json") as f: f.write_text(json.dumps(rows, indent=1))
         with atomic_write(self.folder/"history.csv") as f, f.open("w", newline="") as io:
@@ -231,7 +244,7 @@ class EventLog(Callback):
     def _steps(self, new): self.write("steps", first=new[0]["step"], last=new[-1]["step"], lr=new[-1]["lr"], loss=sum(s["loss"] for s in new)/len(new))
     def before_train(self):
         "The start of a fit: a `validate()` trains nothing and leaves no event"
-        if self._open or not self.recorder.trained: return
+        if self._open or not self.recorder.trained or not is_main(): return
         self._open = True
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.recorder.listeners.append(self._steps)
@@ -320,7 +333,7 @@ def _facts(self:Tracker):
 @patch
 def before_train(self:Tracker):
     "Open in the first epoch: only now is it known where a resumed run goes on, and `validate()` never comes here"
-    if self._lock or not self.recorder.trained: return
+    if self._lock or not self.recorder.trained or not is_main(): return
     try:
         self._lock = self._claim(getattr(self, "folder", self.run_dir))
         old = self._record() if self.recorder.total_steps else None # what begins anew gets a record of its own
@@ -707,6 +720,7 @@ def track_results(
 )->list: # Names of the trackers that have them
     "Add final scores and files to every record of a run"
     path,done = Path(run_dir)/"tracker.json",[]
+    if not is_main(): return done
     for name,old in (json.loads(path.read_text()) if path.is_file() else {}).items():
         cb = trackers[name](Path(run_dir), old.get("uri", ""), None, None)
         if _add(cb, old, scores or {}, files): done.append(name)

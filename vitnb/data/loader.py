@@ -185,9 +185,10 @@ class Pictures:
 def _one_thread():
     "One thread inside torch's operations: on single pictures more of them cost more than they give, two to four times here"
     n = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if n > 1: torch.set_num_threads(1)
     try: yield
-    finally: torch.set_num_threads(n)
+    finally:
+        if n > 1: torch.set_num_threads(n)
 
 class _Work:
     "Make the batch of a key (epoch, indices, whether the rest is done on the device); what a worker process holds"
@@ -201,6 +202,7 @@ class _Work:
         return x, y, done
 
 def _same(o): return o
+def _pinned(x, y, done): return x.pin_memory(), y.pin_memory(), done # a copy to the device then waits for nobody
 
 # %% ../../nbs/13_data.loader.ipynb #919b9da5
 class ImageLoader(DataLoader):
@@ -309,6 +311,9 @@ def _ours(self:ImageLoader, pin):
 def _made(self:ImageLoader, keys):
     "What the workers make of `keys`, in order"
     pin = self.device is not None and self.device.type == "cuda"
+    if not self.workers: # torch's loader would do the same, and cost more than to load small pictures
+        for key in keys: yield _pinned(*self._work[key]) if pin else self._work[key]
+        return
     passes = ours = self._ours(pin)
     if ours.busy: passes = _Passes(self._work, self.workers, pin)
     passes.keys[:],passes.busy = keys,True

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
-                                  CancelTrainException, CancelValidException, TrainEvalCallback)
+                                  CancelTrainException, CancelValidException, TrainEvalCallback, event)
 from fastai.callback.schedule import LRFinder, ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastcore.xtras import modify_exception
 from torch import Tensor, nn
 
 from ..callback.accumulate import Accumulate
@@ -74,7 +75,7 @@ class VitLearner(Learner):
         **kw, # Further arguments of fastai's `Learner`
     ):
         self.schedule,self.seed,self.config = schedule or dict(name="constant"),settings().seed if seed is None else seed,config or {}
-        self.opt_steps,self.epochs_done,self._position,self.resume_state = 0,0,(0, 0),None
+        self.opt_steps,self.epochs_done,self._position,self.resume_state,self._listeners = 0,0,(0, 0),None,_Listeners()
         self.device = next(model.parameters()).device
         self.dtype = pick_precision(precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
@@ -107,6 +108,49 @@ def _with_events(self:VitLearner, f, event_type, ex, final=lambda: None):
             raise
     Learner._with_events(self, g, event_type, ex, final)
 
+# %% ../../nbs/51_learner.core.ipynb #a73bfe2a
+_inner = frozenset("before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step "
+                   "after_cancel_batch after_batch".split()) # events that `run_train` and `run_valid` can switch off, as in fastai
+
+def _listens(cb, event_name): return event_name in vars(cb) or hasattr(type(cb), event_name)
+
+class _Listeners:
+    "Who hears which event, looked up once for each list of callbacks"
+    def __init__(self): self.cbs,self.table = [],{}
+    def __reduce__(self): return _Listeners,() # a pickled Learner looks them up again
+
+    def __call__(self, learn, event_name):
+        "Callbacks and what to call for `event_name`, in order"
+        cbs = learn.cbs.items
+        if event_name == "before_fit" or self.cbs != cbs: self.cbs,self.table = list(cbs),{}
+        if event_name not in self.table: self.table[event_name] = self._find(learn, event_name)
+        return self.table[event_name]
+
+    def _find(self, learn, event_name):
+        if not hasattr(event, event_name): raise ValueError(f"there is no event {event_name!r}: {nearest(event_name, vars(event))}")
+        own = lambda cb: type(cb).__call__ is not Callback.__call__
+        return [(cb, own(cb), partial(cb, event_name) if own(cb) else getattr(cb, event_name))
+                for cb in learn.cbs.sorted("order") if own(cb) or _listens(cb, event_name)]
+
+@patch
+def __call__(self:VitLearner, event_name):
+    "Fire one event, or several"
+    for name in [event_name] if isinstance(event_name, str) else event_name: self._call_one(name)
+
+@patch
+def _call_one(self:VitLearner, event_name):
+    inner,training,errors = event_name in _inner,self.training,[]
+    for cb,own,f in self._listeners(self, event_name):
+        if not own and (not cb.run or inner and not (cb.run_train if training else cb.run_valid)): continue
+        try: f()
+        except _cancels: raise
+        except Exception as e:
+            errors.append(modify_exception(e, f"Exception occured in `{type(cb).__name__}` when calling event `{event_name}`:\n\t{e}", replace=True))
+            if event_name != "after_fit": raise errors[0]
+    if event_name == "after_fit":
+        for cb in self.cbs: cb.run = True # as in fastai: a callback that switched itself off is there again in the next fit
+    if errors: raise errors[0] # all have cleaned up, also behind the one that failed
+
 # %% ../../nbs/51_learner.core.ipynb #79af679f
 @patch
 def create_opt(self:VitLearner):
@@ -125,15 +169,39 @@ def _float(o):
     return type(o)(map(_float, o)) if isinstance(o, (list, tuple)) else o
 
 @patch
+def _seed_batch(self:VitLearner):
+    "Set the generators a forward pass may draw from; `torch.manual_seed` goes through all kinds of devices, and writes down the stack for each"
+    seed = hash_seed(self.seed, self.epochs_done, self.iter)
+    torch.default_generator.manual_seed(seed)
+    if self.device.type == "cuda": torch.cuda.default_generators[self.device.index].manual_seed(seed) # a tensor's device has a number
+    elif self.device.type != "cpu": torch.manual_seed(seed)
+
+@patch
+def one_batch(self:VitLearner,
+    i:int, # Number of the batch in its epoch
+    b:tuple, # The batch: inputs, then targets
+):
+    "fastai's, but a batch that is where it should be is not searched for tensors to move"
+    if not all(isinstance(o, Tensor) and o.device == self.device for o in b): b = self._set_device(b)
+    self.iter = i
+    self._split(b)
+    self._with_events(self._do_one_batch, "batch", CancelBatchException)
+
+@patch
+def run_model(self:VitLearner)->Tensor: # What the model says, (B,...); with several processes, of the whole batch
+    "The forward pass; `vitnb.learner.distribute` puts its own in this place"
+    return self.model(*self.xb)
+
+@patch
 def _do_one_batch(self:VitLearner):
     "Forward in the chosen precision, loss in float32, then backward and step"
-    if self.training: torch.manual_seed(hash_seed(self.seed, self.epochs_done, self.iter))
-    with self.autocast(): self.pred = self.model(*self.xb)
+    if self.training: self._seed_batch()
+    with self.autocast(): self.pred = self.run_model()
     self.pred = _float(self.pred)
     self("after_pred")
     if len(self.yb):
         self.loss_grad = self.loss_func(self.pred, *self.yb)
-        self.loss = self.loss_grad.detach().clone()
+        self.loss = self.loss_grad.detach().clone() # callbacks may scale `loss_grad` in place
     self("after_loss")
     if self.training and len(self.yb): self._do_grad_opt()
 
@@ -169,7 +237,7 @@ def _do_epoch_validate(self:VitLearner, ds_idx=1, dl=None):
 @patch
 def all_batches(self:VitLearner):
     "Go through the loader, from `start` in the epoch a run was resumed in"
-    self.n_iter = len(self.dl)
+    self.n_iter,self.device = len(self.dl),next(self.model.parameters()).device # the model may have been moved since
     start = self._position[1] if self.training else 0
     if start: self.dl.start = start
     for o in enumerate(self.dl, start): self.one_batch(*o)

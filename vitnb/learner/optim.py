@@ -387,9 +387,12 @@ class ScheduleLR(Callback):
     def before_train(self):
         if self.plan is None: self._build() # not in before_fit, which `validate` fires too
     def before_batch(self):
-        for k,v in self.plan.hypers(self.done).items(): self.opt.set_hyper(k, v)
+        opt = self.learn.opt
+        for k,v in self.plan.hypers(self.done).items(): opt.set_hyper(k, v)
     def after_cancel_step(self): self.cancelled = True # mixed precision met an overflow; fastai calls after_step all the same
-    def after_step(self): self.done,self.cancelled = self.done + (not self.cancelled),False
+    def after_step(self):
+        if self.cancelled: self.cancelled = False
+        else: self.done += 1
     def after_train(self): self.trained = True
     def after_fit(self): self.restored = None
 
