@@ -8,7 +8,7 @@ __all__ = ['CUBE_DATASET', 'normalizers', 'IGNORE', 'cube_augments', 'SPLITS', '
            'KeepReflectance', 'LogScale', 'ZScore', 'Cubes', 'CubeFlip', 'CubeAffine', 'CubeGain', 'CubeNormalize',
            'CubeNoise', 'BandDropout', 'cube_pipeline', 'CubeRecord', 'CubeSet', 'rgb_bands', 'measured', 'lay_windows',
            'CubePixels', 'CubeWindows', 'CubeLoader', 'cube_loaders', 'absorbers', 'Retinas', 'retina_wavelengths',
-           'synthetic_retina', 'load_cube_set']
+           'synthetic_retina', 'scene_set', 'load_cube_set']
 
 # %% ../../nbs/16_data.cube.ipynb #2b4856df
 import csv
@@ -473,7 +473,7 @@ class BandDropout(Transform):
         lost = (u < self.p) & (u != u.max(1, keepdim=True).values)
         return x._replace(cube=torch.where(lost.to(x.cube.device)[:,:,None,None], self.value, x.cube))
 
-# %% ../../nbs/16_data.cube.ipynb #6d968834
+# %% ../../nbs/16_data.cube.ipynb #c4bc04e3
 cube_augments = Registry("augmentation of cubes")
 
 @cube_augments.register("none")
@@ -483,8 +483,8 @@ def _none(): return [CubeNormalize]
 def _flip(p=.5): return [CubeFlip(p), CubeNormalize]
 
 @cube_augments.register("basic")
-def _basic(shift=.1, rotate=15., scale=.1, p=.5, gain=.05, noise=.01): # gentle, for small windows
-    return [CubeFlip(), CubeAffine(shift, rotate, scale, p), CubeGain(gain), CubeNormalize, CubeNoise(noise)]
+def _basic(shift=.1, rotate=15., scale=.1, p=.5, gain=.05, offset=.002, noise=.01): # gentle, for small windows
+    return [CubeFlip(), CubeAffine(shift, rotate, scale, p), CubeGain(gain, offset), CubeNormalize, CubeNoise(noise)]
 
 @cube_augments.register("guide")
 def _guide(shift=.3, rotate=30., scale=.5, p=.5, noise=.02): # the guide's retina recipe; its noise came before the logarithm, here it comes after
@@ -1068,7 +1068,7 @@ def synthetic_retina(
         cubes[i] = _render(_anatomy(rng, grid, RETINA_CLASSES[labels[i]]), nm, grid, rng, noise)
     return Retinas(cubes, nm, labels, np.arange(n)//2)
 
-# %% ../../nbs/16_data.cube.ipynb #8d8d44e1
+# %% ../../nbs/16_data.cube.ipynb #924d1cb0
 cube_sets = Registry("set of cubes") # name to a function of (root, split_seed, shares, **options)
 SHARES = dict(train=.6, valid=.2, test=.2)
 
@@ -1083,16 +1083,139 @@ def _retina_synthetic(root=None, split_seed=0, shares=None, n=48, bands=30, size
     records = [CubeRecord(CubeArray(c), f"eye{i:04}", int(y), f"patient{p}", rgb=o) for i,(c,y,p,o) in rows]
     return CubeSet("retina_synthetic", records, group_split(r.patients, shares or SHARES, r.labels, split_seed), RETINA_CLASSES, r.wavelengths, background=1e-3)
 
+# %% ../../nbs/16_data.cube.ipynb #0c956900
+_ENDS = (".h5", ".hdf5", ".hdf", ".mat", ".npy")
+
+def _read_catalogue(file):
+    "Rows of a catalogue: (name, patient, class, cube, picture or None)"
+    with open(file, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f, skipinitialspace=True))
+    have = list(rows[0]) if rows else []
+    for k in ("ID", "label", "hs_file"):
+        if k not in have: raise ValueError(f"{file}: there is no column {k!r}: {nearest(k, have)}; a catalogue has ID,label,hs_file,rgb_file")
+    def at(text): return Path(file).parent/text.replace("\\", "/") if text else None # catalogues are often written on Windows
+    return [(r["hs_file"], r["ID"], r["label"], at(r["hs_file"]), at(r.get("rgb_file"))) for r in rows]
+
+def _read_folder(folder):
+    "Rows as of a catalogue from class/patient/file or class/file"
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDS and not p.name.startswith("."))
+    if not files: raise ValueError(f"{folder} holds no cube ({', '.join(_ENDS)})")
+    parts = [p.relative_to(folder).parts for p in files]
+    return [("/".join(o), "/".join(o[:-1]) if len(o) > 2 else "/".join(o), o[0] if len(o) > 1 else "all", p, None) for o,p in zip(parts, files)]
+
+def _gather(name, rows, max_bad, bands, opts):
+    "Records from rows; what cannot be opened or has other bands than most is left out"
+    classes,bad,good = sorted({r[2] for r in rows}),{},[]
+    for title,who,label,path,rgb in rows:
+        try: good.append(CubeRecord(CubeFile(path, bands=bands, **opts), title, classes.index(label), who, rgb))
+        except UnreadableCube as e: bad[title] = e.reason
+    most = bands or int(np.bincount([r.shape[0] for r in good]).argmax()) if good else 0
+    for r in good:
+        if r.shape[0] != most: bad[r.name] = f"it has {r.shape[0]} bands, the others {most}"
+    if not good: raise ValueError(f"no cube of {name} can be read: " + "; ".join(f"{k} ({v})" for k,v in list(bad.items())[:3]))
+    if bad: _too_many(name, bad, len(rows), max_bad)
+    return [r for r in good if r.name not in bad], classes, bad
+
+def _find_wavelengths(source, given):
+    "Wavelengths that are given, in a text or .npy file, or in a 1-D dataset of the cube's file that is called so and fits"
+    if given is not None and not isinstance(given, (str, Path)): return given
+    if given: return np.load(given) if str(given).endswith(".npy") else np.loadtxt(given, delimiter="," if str(given).endswith(".csv") else None).ravel()
+    if not source.inner: return None
+    found = []
+    raw = _handle(source.file, source.inner)
+    raw.file.visititems(lambda k,o: found.append(o[()].ravel()) if "wavelength" in k.lower() and getattr(o, "size", 0) == source.shape[0] else None)
+    return found[0] if len(found) == 1 else None
+
+# %% ../../nbs/16_data.cube.ipynb #4bc38f3a
+def scene_set(
+    name:str, # What it is called
+    source:CubeFile|CubeArray, # The scene
+    truth:np.ndarray|None=None, # Class of each pixel, 0 for none, (H,W)
+    classes:dict|None=None, # Value in `truth` to the name of the class, in order; all values from 1 if None
+    wavelengths:Sequence|None=None, # nm
+    shares:dict|None=None, # Share of train, valid and test; `SHARES` if None
+    block:int|None=None, # Side of a block of ground, pixels; a sixth of the scene if None
+    guard:int=2, # Pixels between splits that belong to nobody
+    split_seed:int=0, # Decides which block goes where
+    **kw, # Further arguments of `CubeSet`
+)->CubeSet: # One record; every split sees its own ground
+    "One scene, split into blocks that do not touch"
+    h,w = source.shape[1:]
+    if truth is not None and truth.shape != (h, w): raise ValueError(f"truth of {truth.shape} does not fit the scene {name} of {(h, w)} pixels")
+    if classes is None: classes = {} if truth is None else {int(v):f"class {v}" for v in np.unique(truth) if v > 0}
+    index = None if truth is None else np.full((h, w), IGNORE, np.int64)
+    for i,v in enumerate(classes): index[truth == v] = i
+    shares = shares or SHARES
+    if tuple(shares) != SPLITS: raise ValueError(f"shares={shares} must name {', '.join(SPLITS)} in this order")
+    ground = disjoint_blocks((h, w), shares, block or max(2*guard+1, min(h, w)//6), guard, None if index is None else np.maximum(index, -1) + 1, split_seed)
+    record = CubeRecord(source, name, 0, name, truth=index, ground=ground)
+    return CubeSet(name, [record], {k:[0] for k in SPLITS}, list(classes.values()) or ["all"], wavelengths, **kw)
+
+_without = lambda nm, *gone: np.delete(nm, np.concatenate([np.arange(a-1, b) for a,b in gone])) # bands counted from 1
+
+_scenes = dict( # folder, cube and its place, classes and their place, wavelengths; band centres are the sensors' nominal even steps
+    indian_pines=dict(folder="hsi_indian_pines_subset", file="Indian_subset.mat", dataset="Indian_subset", axes="hwc", size=None, scale=1e-4,
+        truth=("Indian_subset.mat", "Indian_subset_gt"), classes={2:"corn-notill", 6:"grass-trees", 10:"soybean-notill", 11:"soybean-mintill"},
+        nm=_without(np.linspace(400, 2500, 220), (104, 108), (150, 163), (220, 220))),
+    jasper_ridge=dict(folder="hsi_jasper_ridge", file="Jasper.mat", dataset="Y", axes="c(wh)", size=(100, 100), scale=1e-4,
+        truth=("labels_from_abundance.mat", "labels"), classes={1:"tree", 2:"water", 3:"dirt", 4:"road"},
+        nm=_without(np.linspace(380, 2500, 224), (1, 3), (108, 112), (154, 166), (220, 224))),
+    samson=dict(folder="hsi_samson", file="Samson.mat", dataset="Y", axes="c(wh)", size=(95, 95), scale=1.,
+        truth=("labels_from_abundance.mat", "labels"), classes={1:"soil", 2:"tree", 3:"water"}, nm=np.linspace(401, 889, 156)))
+
+def _scene(name, root, split_seed, shares, block, guard):
+    "A published scene, where its files are at hand"
+    o = _scenes[name]
+    places = [Path(d)/sub for d in ([root] if root else [settings().data_path, repo_root()]) for sub in ("", o["folder"])]
+    home = next((d for d in places if (d/o["file"]).is_file()), None)
+    if home is None: raise ValueError(f"{name} is not at {' or '.join(map(str, places))}: put {o['file']} there; this set cannot be downloaded")
+    cube = CubeFile(home/o["file"], o["dataset"], o["axes"], o["size"], len(o["nm"]), o["scale"])
+    truth = _mat_array(home/o["truth"][0], o["truth"][1]) if (home/o["truth"][0]).is_file() else None
+    return scene_set(name, cube, truth, o["classes"] if truth is not None else None, o["nm"], shares, block, guard, split_seed, rgb_nm=(650., 550., 460.))
+
+@cube_sets.register("indian_pines")
+def _indian_pines(root=None, split_seed=0, shares=None, block=None, guard=2): return _scene("indian_pines", root, split_seed, shares, block, guard)
+
+@cube_sets.register("jasper_ridge")
+def _jasper_ridge(root=None, split_seed=0, shares=None, block=None, guard=2): return _scene("jasper_ridge", root, split_seed, shares, block, guard)
+
+@cube_sets.register("samson")
+def _samson(root=None, split_seed=0, shares=None, block=None, guard=2): return _scene("samson", root, split_seed, shares, block, guard)
+
+# %% ../../nbs/16_data.cube.ipynb #219eb75f
+def _find(path, root):
+    "The file or folder that `path` means: absolute, or in `root`, `data_path` or the workspace"
+    path = Path(path).expanduser()
+    places = [path] if path.is_absolute() else [Path(p)/path for p in ([root] if root else [settings().data_path, repo_root()])]
+    for o in places:
+        if o.exists(): return o.resolve()
+    tried = " or ".join(map(str, places))
+    raise ValueError(f"unknown set of cubes {str(path)!r}: {nearest(path.name, cube_sets)}; a catalogue, cube or folder is not at {tried}")
+
+def _cubes_at(path, split_seed=0, shares=None, dataset=None, axes="auto", size=None, bands=None, scale=1., wavelengths=None, background=None,
+              background_band=0, max_bad=.01, block=None, guard=2, truth=None):
+    "A set from a catalogue, a folder or one file"
+    opts = dict(dataset=dataset, axes=axes, size=size, scale=scale)
+    kw = dict(background=background, background_band=background_band)
+    if path.is_file() and path.suffix.lower() != ".csv":
+        cube = CubeFile(path, bands=bands, **opts)
+        return scene_set(path.stem, cube, truth, None, _find_wavelengths(cube, wavelengths), shares, block, guard, split_seed, **kw)
+    rows = _read_folder(path) if path.is_dir() else _read_catalogue(path)
+    records,classes,bad = _gather(path.stem, rows, max_bad, bands, opts)
+    parts = group_split([r.group for r in records], shares or SHARES, [r.label for r in records], split_seed)
+    nm = _find_wavelengths(records[0].source, wavelengths)
+    return CubeSet(path.stem, records, parts, classes, nm, unreadable=bad, **kw)
+
 def load_cube_set(
-    name:str|Path="retina_synthetic", # A name in `cube_sets`, a catalogue .csv, a cube file, or a folder of cube files
-    root:str|Path|None=None, # Folder where a named set lies; the setting `data_path` if None
+    name:str|Path="retina_synthetic", # A name in `cube_sets`, a catalogue .csv, a cube file (one scene), or a folder of cube files
+    root:str|Path|None=None, # Folder where a named set or a relative path lies; the setting `data_path` if None
     split_seed:int=0, # Decides the split; apart from the training seed, so that the test never moves
     shares:dict|None=None, # Share of train, valid and test; `SHARES` if None
-    **options, # Of the set: `n`, `bands`, `size` of synthetic retinas; `dataset`, `axes`, `scale`, `wavelengths` of files
+    **options, # Retinas: n, bands, size, seed, noise. Files: dataset, axes, size, bands, scale, wavelengths, background, max_bad. Scenes: block, guard
 )->CubeSet: # With splits train, valid and test
     "Load a set of cubes by name or by path"
-    make = cube_sets[name]
-    known = list(make.__code__.co_varnames[3:make.__code__.co_argcount])
+    named = str(name) in cube_sets
+    make,skip = (cube_sets[str(name)], 3) if named else (_cubes_at, 3)
+    known = list(make.__code__.co_varnames[skip:make.__code__.co_argcount])
     for k in options:
         if k not in known: raise ValueError(f"{name} has no option {k!r}: {nearest(k, known)}")
-    return make(root, split_seed, shares, **options)
+    return make(root, split_seed, shares, **options) if named else make(_find(name, root), split_seed, shares, **options)
