@@ -46,16 +46,16 @@ def spectral_angle(
     far,near = (torch.linalg.vector_norm(o, dim=dim) for o in (u - v, u + v))
     return 2*torch.atan2(far, near.clamp_min(1e-12)) # the clamp matters for two zero spectra alone: 0/0 has no slope
 
-# %% ../../nbs/32_losses.spectral.ipynb #766d7a19
+# %% ../../nbs/32_losses.spectral.ipynb #d7a74ce6
 def masked_mse(
     pred:Tensor, # Values of removed tokens, `(B,M,P)`
     target:Tensor, # What they should be
     valid:Tensor|None=None, # Which values count, broadcastable to `pred`; None: all
 )->Tensor: # Scalar
     "Mean over tokens of the mean squared error of their valid values (He et al. 2022, section 3)"
-    error = (pred.float() - target.float()).square()
-    if valid is None: return error.mean()
-    w = valid.expand_as(error)
+    off = pred - target.float() # float32 without a copy of half precision predictions
+    if valid is None: return torch.linalg.vector_norm(off, dim=-1).square().mean()/off.shape[-1] # a square would be kept for the way back
+    w,error = valid.expand_as(off),off.square()
     n = w.sum(-1) # B,M
     each = torch.where(w, error, 0.).sum(-1)/n.clamp_min(1)
     return each.sum()/(n > 0).sum().clamp_min(1) # a token without a valid value does not count
@@ -154,7 +154,7 @@ class SpectralMAELoss(nn.Module):
 
     def extra_repr(self): return ", ".join(f"{k}={v:g}" for k,v in self.weights.items()) + f", norm_target={self.norm_target}"
 
-# %% ../../nbs/32_losses.spectral.ipynb #d5c4cdf4
+# %% ../../nbs/32_losses.spectral.ipynb #b4ec284a
 def _valid_tokens(valid, patch, bands):
     "`valid` `(B,1,H,W)` or `(B,C,H,W)` as `(B,T or 1,places,s or 1,p*p)`"
     if valid is None: return None
@@ -168,7 +168,7 @@ class _Parts:
         self.patch,self.bands = out["patch"],cube.shape[1]
         self.truth = patchify(cube.detach().float(), self.patch) # B,L,P
         self.pred,self.index = removed(out)
-        self.pred,self.target = self.pred.float(),_take(self.truth, self.index) # B,M,P
+        self.target = _take(self.truth, self.index) # B,M,P
         self.valid = _valid_tokens(valid, self.patch, self.bands)
         full = None if self.valid is None else self.valid.expand(self.by_place(self.truth).shape).flatten(3).flatten(1, 2)
         self.w = None if full is None else _take(full, self.index)
@@ -176,7 +176,7 @@ class _Parts:
         if loss.norm_target:
             mean,std = token_stats(self.target, self.w)
             self.compared,self.value = (self.target - mean)/std,self.pred*std + mean
-        else: self.value = self.pred
+        else: self.value = self.pred.float()
         self.gone = out["mask"].unflatten(1, (self.bands//self.patch[1], -1)).any(1)[...,None] # B,places,1
 
     def by_place(self, tokens): return _by_place(tokens, self.patch, self.bands)
