@@ -381,7 +381,7 @@ def free_port(
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # a port whose last user just left is free
         try: s.bind(("", port or 0))
-        except OSError as e: raise ValueError(f"port {port} is in use on this machine ({e.strerror}); choose another, or leave it out to have a free one") from e
+        except OSError as e: raise ValueError(f"port {port} is in use on this machine ({e.strerror}); choose another, or none to have a free one") from e
         return s.getsockname()[1]
 
 def check_processes(
@@ -422,7 +422,7 @@ class Ranks:
         own = {k:v for k,v in os.environ.items() if not k.startswith("TORCHELASTIC_")}
         own.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//n))) # each would take all cores
         own |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(port)), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), **env)
-        self.grace,self.processes = grace,[]
+        self.grace,self.processes,self.ended = grace,[],{} # `ended`: exit codes by rank, in the order in which they came
         for r in range(n):
             out = (logs or {}).get(r)
             self.processes.append(subprocess.Popen(cmd, env={**own, "RANK":str(r), "LOCAL_RANK":str(r)}, stdin=subprocess.DEVNULL, stdout=out,
@@ -445,9 +445,11 @@ def wait(self:Ranks,
     "Wait for the end of all, or of one that failed and then of the others"
     failed = None
     while None in (codes := self.codes()):
-        if failed is None and any(c is not None and not calm(c) for c in codes): failed = time.monotonic()
+        self.ended |= {r:c for r,c in enumerate(codes) if c is not None and r not in self.ended}
+        if failed is None and not all(map(calm, self.ended.values())): failed = time.monotonic()
         if failed is not None and time.monotonic() - failed > self.grace: break
         each()
         time.sleep(.05)
+    self.ended |= {r:c for r,c in enumerate(self.codes()) if c is not None and r not in self.ended}
     self.__exit__()
     return self.codes()

@@ -7,7 +7,7 @@ __all__ = ['read_notebook', 'notebook_params', 'parse_value', 'parse_params', 'e
            'is_experiment', 'experiments_table', 'from_above', 'with_table', 'render_readme', 'cmd_readme', 'parser',
            'main']
 
-# %% ../../nbs/64_experiment.cli.ipynb #b65dbb9e
+# %% ../../nbs/64_experiment.cli.ipynb #bf6a1a3f
 import argparse
 import ast
 import json
@@ -16,12 +16,15 @@ import posixpath
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
-from ..core import atomic_write, check_params, fmt_time, in_kernel, literal_params, nearest, need, repo_root, settings
+from ..core import (PEER_LOST, Ranks, atomic_write, check_params, check_processes, end_tree, fmt_time, free_port, in_kernel, is_main, literal_params,
+                        my_rank, n_ranks, nearest, need, pick_device, repo_root, settings)
 from .run import mark_status, read_json, release, run_folder
 
 # %% ../../nbs/64_experiment.cli.ipynb #878b8d65
@@ -83,7 +86,7 @@ def environ(
             if v is None: os.environ.pop(k, None)
             else: os.environ[k] = v
 
-# %% ../../nbs/64_experiment.cli.ipynb #af34b2c7
+# %% ../../nbs/64_experiment.cli.ipynb #084f975c
 def _workspace(path):
     "The workspace of a notebook"
     return repo_root(Path(path).resolve().parent)
@@ -102,13 +105,48 @@ def _execute(path, output, params, run_dir):
     env = dict(VITNB_RUN_DIR=str(run_dir), VITNB_HEADLESS="1") | (dict(VITNB_WORKSPACE=str(root)) if (root/"settings.ini").is_file() else {})
     fixed = lambda p: str(p).replace("{", "{{").replace("}", "}}") # papermill fills in braces in a path
     quiet = ["--log-level=ERROR"] # of the kernel's own start-up messages, not of the notebook
-    with environ(**env): papermill.execute_notebook(fixed(path), fixed(output), params, progress_bar=False, stdout_file=sys.stdout, extra_arguments=quiet)
+    with environ(**env), ExitStack() as stack:
+        kw = dict(stdout_file=sys.stdout)
+        if not is_main(): kw = dict.fromkeys(("stdout_file", "stderr_file"), stack.enter_context(open(run_dir/f"rank{my_rank()}.log", "w", buffering=1)))
+        out = fixed(output) if is_main() else None
+        papermill.execute_notebook(fixed(path), out, params, progress_bar=False, extra_arguments=quiet, **kw)
 
 def _blame(e):
     "What went wrong, in one line"
     return f"{e.ename}: {e.evalue}" if hasattr(e, "ename") else f"{type(e).__name__}: {e}"
 
-# %% ../../nbs/64_experiment.cli.ipynb #ffaf2642
+# %% ../../nbs/64_experiment.cli.ipynb #3080c6fb
+def _other(run_dir, wait=0):
+    "The first error of another rank, which may take some seconds to be written"
+    end = time.monotonic() + wait
+    while True:
+        found = [p for p in Path(run_dir).glob("rank*.error") if p.stem != f"rank{my_rank()}"]
+        if found: return f"{(p := min(found, key=lambda p: p.stat().st_mtime)).stem}: {p.read_text()}"
+        if time.monotonic() >= end: return None
+        time.sleep(.1)
+
+def _cause(run_dir, e):
+    "The error of another rank that led to `e`; None if it is this one's own, which is then written for the others to see"
+    if n_ranks() == 1: return None
+    led = PEER_LOST in str(e) or not hasattr(e, "ename") # a lost connection, or a kernel that was ended
+    if other := _other(run_dir, 5 if led else 0): return other
+    with atomic_write(Path(run_dir)/f"rank{my_rank()}.error") as tmp: tmp.write_text(_blame(e)[:2000])
+
+@contextmanager
+def _watched(run_dir):
+    "End this rank's kernel when another rank has failed, or when whoever started this process is gone"
+    parent,done = os.getppid(),threading.Event()
+    def look():
+        while not done.wait(.25):
+            if os.getppid() != parent or _other(run_dir): end_tree(os.getpid(), itself=False)
+    watch = threading.Thread(target=look, daemon=True)
+    if n_ranks() > 1: watch.start()
+    try: yield
+    finally:
+        done.set()
+        if watch.ident: watch.join()
+
+# %% ../../nbs/64_experiment.cli.ipynb #02ff200f
 def run_notebook(
     path:str|Path, # The notebook
     params:dict|None=None, # Values by name, of the types of the notebook's defaults
@@ -125,12 +163,13 @@ def run_notebook(
     try: _execute(path, output, params, run_dir)
     except BaseException as e:
         state = "interrupted" if isinstance(e, KeyboardInterrupt) else "stopped" if getattr(e, "ename", "") == "TrainingStopped" else "failed"
-        mark_status(run_dir, state, error=_blame(e)[:2000])
+        cause = _cause(run_dir, e) if state != "stopped" else None # all stop together then
+        mark_status(run_dir, state, error=(cause or _blame(e))[:2000])
         raise
     mark_status(run_dir, "finished")
     return run_dir
 
-# %% ../../nbs/64_experiment.cli.ipynb #365db14e
+# %% ../../nbs/64_experiment.cli.ipynb #f1ce149e
 def _say(*text, **kw): print(*text, file=sys.stderr, flush=True, **kw)
 
 def _kernel_pid(run_dir):
@@ -144,12 +183,15 @@ def _kernel_pid(run_dir):
 def _stoppable(run_dir):
     "Pass SIGTERM and SIGINT on to the training, which ends its batch and saves; a second one ends everything at once"
     def stop(signum, _):
+        if n_ranks() > 1 and (_other(run_dir) or got and time.monotonic() - since[0] < 2): return # all end already; or the launcher repeats the terminal
         got.append(signum)
+        since.append(time.monotonic())
         pid = _kernel_pid(run_dir)
         if len(got) > 1 or pid is None: raise KeyboardInterrupt
+        if not is_main(): return # rank 0 decides, in its training all ask each other
         _say(f"{signal.Signals(signum).name}: asking the run to save and stop; once more to end it at once")
         os.kill(pid, signum)
-    got = []
+    got,since = [],[]
     old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
     try: yield got
     finally:
@@ -165,32 +207,111 @@ def _report(run_dir, since):
     print(f"finished in {fmt_time(time.time()-since)}: {run_dir}")
     for k,v in read_json(run_dir/"result.json").items(): print(f"  {k} = {v:.6g}" if isinstance(v, float) else f"  {k} = {v}")
 
+def _tell(run_dir, e, what):
+    "Show an error; of several processes the one that caused it does, the others name that one"
+    text = _blame(e) if what == "stopped" or not hasattr(e, "ename") else str(e)
+    if n_ranks() == 1: return _say(text)
+    other = None if (run_dir/f"rank{my_rank()}.error").exists() or what == "stopped" else _other(run_dir)
+    if what == "stopped" and not is_main(): return _await_main(run_dir)
+    _say(f"rank {my_rank()} ended because of {other}" if other else f"rank {my_rank()}: {text}")
+
+def _await_main(run_dir, seconds=60):
+    "Let rank 0 end first: a launcher ends all when one is gone"
+    end = time.monotonic() + seconds
+    while read_json(run_dir/"status.json").get("status") == "running" and time.monotonic() < end: time.sleep(.1)
+
 def _attempt(args, params, run_dir):
     "Run the notebook and turn what happened into an exit code"
     start,output = time.time(),args.output or run_dir/Path(args.notebook).name
     try:
-        with _stoppable(run_dir) as got: run_notebook(args.notebook, params, run_dir, output)
+        with _stoppable(run_dir) as got, _watched(run_dir): run_notebook(args.notebook, params, run_dir, output)
     except KeyboardInterrupt: code,what = 130,"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
         code,what = (c, "stopped") if (c := _stop_code(e)) else (128 + got[0], "ended by a signal") if got else (1, "failed")
-        _say(_blame(e) if what == "stopped" or not hasattr(e, "ename") else e)
-    else: return _report(run_dir, start) or 0
-    _say(f"{what} after {fmt_time(time.time()-start)}; the notebook up to there: {output}")
+        _tell(run_dir, e, what)
+    else: return is_main() and _report(run_dir, start) or 0
+    log = output if is_main() else run_dir/f"rank{my_rank()}.log"
+    _say(f"{what} after {fmt_time(time.time()-start)}; the {'notebook' if is_main() else 'output'} up to there: {log}")
     return code
 
-# %% ../../nbs/64_experiment.cli.ipynb #9dc37a77
+# %% ../../nbs/64_experiment.cli.ipynb #560c5b3d
+def _clear(run_dir):
+    "A new attempt knows nothing of earlier errors"
+    for p in run_dir.glob("rank*.error"): p.unlink()
+    return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int((run_dir/"params.json").is_file())))
+
+def _meet(make):
+    "The run folder that rank 0 makes, as every rank of a launch hears of it"
+    from torch.distributed import rendezvous
+    try: store,rank,n = next(rendezvous("env://", timeout=timedelta(seconds=settings().rank_timeout)))
+    except (RuntimeError, ValueError) as e:
+        raise ValueError(f"rank {my_rank()} of {n_ranks()} met nobody at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
+                         f"{settings().rank_timeout} s; start all with the same address and port, a free one ({e})") from e
+    if rank == 0:
+        try: said = _clear(make())
+        except ValueError as e: said = dict(error=str(e))
+        store.set("vitnb/run", json.dumps(said))
+    said = json.loads(store.get("vitnb/run"))
+    store.add("vitnb/heard", 1)
+    while rank == 0 and store.add("vitnb/heard", 0) < n: time.sleep(.01) # the store may live in this process, and the others read it
+    if "error" in said: raise ValueError(said["error"])
+    os.environ.update(said)
+    return Path(said["VITNB_RUN_DIR"])
+
+# %% ../../nbs/64_experiment.cli.ipynb #1b2c755c
+_orderly = lambda code: code in (0, 75) or code > 128 # a limit or a signal that was heeded: rank 0 may still be saving
+
+@contextmanager
+def _passing_on(ranks):
+    "Hand the first SIGTERM or SIGINT to rank 0, which stops all; a second one ends everything at once"
+    def stop(signum, _):
+        got.append(signum)
+        if len(got) > 1: raise KeyboardInterrupt
+        ranks.processes[0].send_signal(signum)
+    got = []
+    old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    try: yield
+    finally:
+        for s,h in old.items(): signal.signal(s, h)
+
+def _launch(args, pairs, run_dir):
+    "Run the notebook in several processes and see to their end"
+    cmd = [sys.executable, "-m", "vitnb.experiment.cli", "run", args.notebook, *(o for k,v in pairs for o in ("-p", k, v))]
+    if args.output: cmd += ["--output", str(args.output)]
+    state,code,error = "interrupted",130,"KeyboardInterrupt: "
+    try:
+        with Ranks(cmd, args.processes, args.port, **_clear(run_dir)) as ranks, _passing_on(ranks): codes = ranks.wait(calm=_orderly)
+        bad = [r for r in ranks.ended if not _orderly(ranks.ended[r])]
+        state,code = "failed",next((c for c in codes if c), 0)
+        error = f"rank {bad[0]} ended with exit code {ranks.ended[bad[0]]}" if bad else ""
+        if bad and not list(run_dir.glob("rank*.error")): _say(f"{error}, without a word") # by a signal that nobody can heed, or for lack of memory
+    except KeyboardInterrupt: _say("interrupted; all processes were ended")
+    if read_json(run_dir/"status.json").get("status") == "running": mark_status(run_dir, state, error=error) # rank 0 could not say so itself
+    return code if code >= 0 else 1
+
+# %% ../../nbs/64_experiment.cli.ipynb #cd10fb2e
 def cmd_run(
-    args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`
+    args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `processes`, `port`
 )->int: # Exit code
     "`vitnb run`"
     pairs = args.param + ([["tag", args.tag]] if args.tag is not None else [])
     try:
         defaults = notebook_params(read_notebook(args.notebook))
         params = parse_params(pairs, defaults)
-        run_dir = _run_dir(args.notebook, defaults, params)
+        _check_launch(args, params)
+        make = lambda: _run_dir(args.notebook, defaults, params)
+        run_dir = _meet(make) if n_ranks() > 1 and "VITNB_RESUMED" not in os.environ else make()
     except ValueError as e: return _say(f"vitnb run: {e}") or 2
-    print(f"run folder: {run_dir}", flush=True)
+    if args.processes > 1: return _launch(args, pairs, run_dir)
+    if is_main(): print(f"run folder: {run_dir}", flush=True)
     return _attempt(args, params, run_dir)
+
+def _check_launch(args, params):
+    "Refuse processes that could not be started"
+    if args.processes == 1: return
+    if n_ranks() > 1: raise ValueError(f"--processes {args.processes} inside a launch of {n_ranks()} processes; leave it out, the launcher has started all")
+    check_processes(args.processes, pick_device(params.get("device") or settings(_workspace(args.notebook)).device))
+    if args.port is not None: free_port(args.port)
 
 # %% ../../nbs/64_experiment.cli.ipynb #6b492a6d
 def card(
@@ -266,7 +387,7 @@ def cmd_readme(
         print(f"wrote {p}")
     return 0
 
-# %% ../../nbs/64_experiment.cli.ipynb #0ab07b94
+# %% ../../nbs/64_experiment.cli.ipynb #06d9a293
 def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     "What `vitnb` understands"
     p = argparse.ArgumentParser(prog="vitnb", description="Train vision models from notebooks.")
@@ -276,6 +397,8 @@ def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     r.add_argument("-p", "--param", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; may be repeated")
     r.add_argument("--tag", help="short for -p tag TAG: added to the name of the run folder")
     r.add_argument("--output", type=Path, help="where the executed notebook goes (default: the run folder)")
+    r.add_argument("--processes", type=int, default=1, metavar="N", help="train with N processes on this machine, one to a device")
+    r.add_argument("--port", type=int, help="where the processes meet (default: any free port)")
     r.set_defaults(call=cmd_run)
     m = sub.add_parser("readme", help="make README.md from nbs/index.ipynb")
     m.add_argument("--check", action="store_true", help="only say whether it is up to date")

@@ -17,7 +17,8 @@ FIELDS = dict(
     epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999,
     schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None, patience=5,
     loss="cross_entropy", label_smoothing=0., clip=None, precision=None, channels_last=False,
-    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, tta="")
+    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, tta="",
+    class_weights=False, sampling="uniform", overfit_batches=0, grad_checkpointing=False, compile=False, anomaly=False, keep_top=0, use="last")
 
 def recipe(
     base:dict|None=None, # A recipe to begin with; `FIELDS` if None
@@ -73,12 +74,15 @@ def resolve(
     "The recipe `name`, with the parameters that were given in place of its own"
     base = recipes[family][name]
     own = {k:v for k,v in given.items() if k in base and v is not None}
-    return AttrDict({**base, **check_params(base, own)})
+    r = AttrDict({**base, **check_params(base, own)})
+    if "warmup_epochs" not in own and r.epochs <= r.warmup_epochs: r.warmup_epochs *= r.epochs/base["epochs"] # the same share of a run that was cut short
+    return r
 
 # %% ../../nbs/66_experiment.recipes.ipynb #56afe53c
 _warm = ("warmup_epochs", "warmup_lr")
 _schedule_fields = dict(warmup_cosine=(*_warm, "min_lr"), cosine=(*_warm, "min_lr"), step=(*_warm, "step_size", "gamma"), one_cycle=(),
                         multistep=(*_warm, "milestones", "gamma"), plateau=(*_warm, "patience"), constant=_warm)
+_as_is = ("precision", "channels_last", "class_weights", "grad_checkpointing", "compile")
 _optimizer_fields = dict(adamw=("beta2",), adam=("beta2",), sgd=("momentum", "nesterov"))
 
 def learner_args(
@@ -91,16 +95,16 @@ def learner_args(
     drop = {k:v for k,v in dict(drop_path_rate=r["drop_path"], proj_drop_rate=r["dropout"]).items() if v}
     return dict(arch=r["arch"], model_kw={**drop, **(r["model_kw"] or {})}, pretrained=r["pretrained"], loss=r["loss"], label_smoothing=r["label_smoothing"],
                 optimizer=r["optimizer"], lr=r["lr"], weight_decay=r["weight_decay"], opt_kw=opt, schedule=r["schedule"], clip=r["clip"],
-                schedule_kw=pick(_schedule_fields.get(r["schedule"], ())), precision=r["precision"], channels_last=r["channels_last"])
+                schedule_kw=pick(_schedule_fields.get(r["schedule"], ())), **{k:r[k] for k in _as_is})
 
 def loader_args(
     r:dict, # A resolved recipe
 )->dict: # Keyword arguments of `image_loaders`
     "What `image_loaders` needs of a recipe"
-    return {k:r[k] for k in ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache")}
+    return {k:r[k] for k in ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache", "sampling", "overfit_batches")}
 
 def callback_args(
     r:dict, # A resolved recipe
 )->dict: # Keyword arguments of `train_callbacks`
     "What `train_callbacks` needs of a recipe"
-    return {k:r[k] for k in ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop")}
+    return {k:r[k] for k in ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")}

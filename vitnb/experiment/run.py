@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain', 'write_json', 'read_json', 'public_params', 'check_injected', 'new_run_dir', 'environment', 'mark_status',
-           'changed_params', 'hold', 'release', 'find_run', 'run_folder', 'Run']
+           'changed_params', 'hold', 'release', 'find_run', 'main_folder', 'run_folder', 'Run']
 
 # %% ../../nbs/60_experiment.run.ipynb #9ac80466
 import importlib.metadata
@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from ..core import atomic_write, check_params, literal_params, pick_device, repo_root, settings
+from ..core import atomic_write, check_params, is_main, literal_params, my_rank, n_ranks, pick_device, repo_root, settings
 
 # %% ../../nbs/60_experiment.run.ipynb #44d794cc
 def plain(
@@ -41,8 +41,9 @@ def write_json(
     path:str|Path, # Where to write
     obj:object, # What to write; made plain by `plain`
 )->Path: # `path`
-    "Write `obj` as indented JSON, whole or not at all"
-    with atomic_write(path) as tmp: tmp.write_text(json.dumps(plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    "Write `obj` as indented JSON, whole or not at all; of several processes that train together only rank 0 writes"
+    if is_main():
+        with atomic_write(path) as tmp: tmp.write_text(json.dumps(plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return Path(path)
 
 def read_json(
@@ -128,7 +129,7 @@ def environment(
     return dict(python=platform.python_version(), **{p:_version(p) for p in _packages},
         commit=commit, dirty=bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         platform=platform.platform(), machine=platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(),
-        device=str(dev), **cuda)
+        device=str(dev), **cuda, **(dict(processes=n_ranks()) if n_ranks() > 1 else {}))
 
 # %% ../../nbs/60_experiment.run.ipynb #c98f13cf
 def mark_status(
@@ -190,6 +191,16 @@ def find_run(
         if hold(d.parent): return d.parent
 
 # %% ../../nbs/60_experiment.run.ipynb #fb867fd0
+def main_folder()->Path:
+    "The run folder of rank 0, as a process of another rank was told"
+    d = Path(os.environ.get("VITNB_RUN_DIR", ""))
+    if not {"VITNB_RUN_DIR", "VITNB_RESUMED"} <= os.environ.keys():
+        raise ValueError(f"this is rank {my_rank()} of {n_ranks()}, and nobody told it the run folder of rank 0; start the notebook with "
+                         "vitnb run --processes N, or accelerate launch -m vitnb.experiment.cli run")
+    if not d.is_dir():
+        raise ValueError(f"rank {my_rank()} cannot see the run folder of rank 0, {d}: outputs_path must be on a file system that all machines share")
+    return d
+
 def run_folder(
     name:str, # Name of the notebook
     params:dict, # Its parameters
@@ -219,7 +230,10 @@ class Run:
         check_injected(params.get("In", []))
         self.name,self.tag,self.params = _word(name, "name"),tag,public_params(params)
         env = environment(self.params.get("device")) # before the folder: a device that is not there leaves none behind
-        self.dir = run_folder(name, self.params, tag, resume)
+        self.dir = run_folder(name, self.params, tag, resume) if is_main() else main_folder()
+        if not is_main():
+            self.resumed = os.environ["VITNB_RESUMED"] == "1" # rank 0 may have written there by now
+            return
         if not hold(self.dir): raise ValueError(f"{self.dir} is in use by another process; wait for it, or begin anew with resume='never'")
         self.resumed = (self.dir/"params.json").is_file()
         write_json(self.dir/"params.json", self.params)
@@ -268,7 +282,8 @@ def figure(self:Run,
 )->Path: # The file
     "Write a figure to figures/"
     path = self.figures/f"{_word(name, 'name')}.png"
-    with atomic_write(path) as tmp: fig.savefig(tmp, format="png", dpi=dpi, bbox_inches="tight")
+    if is_main():
+        with atomic_write(path) as tmp: fig.savefig(tmp, format="png", dpi=dpi, bbox_inches="tight")
     return path
 
 # %% ../../nbs/60_experiment.run.ipynb #fb1599bb
