@@ -10,7 +10,7 @@ __all__ = ['CUBE_DATASET', 'normalizers', 'IGNORE', 'cube_augments', 'SPLITS', '
            'CubePixels', 'CubeWindows', 'CubeLoader', 'cube_loaders', 'absorbers', 'Retinas', 'retina_wavelengths',
            'synthetic_retina', 'scene_set', 'load_cube_set']
 
-# %% ../../nbs/16_data.cube.ipynb #2b4856df
+# %% ../../nbs/16_data.cube.ipynb #57d59f3c
 import csv
 import hashlib
 import json
@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from ..core import Registry, atomic_write, hash_ints, hash_seed, need, nearest, one_of, pick_device, progress, repo_root, settings
 from .augment import Draws, Pipeline, Transform
@@ -203,10 +204,11 @@ class CubeFile:
 
     def __repr__(self): return f"CubeFile({self.path.name}, {self.axes}, {self.shape})"
 
-# %% ../../nbs/16_data.cube.ipynb #8fe7706d
+# %% ../../nbs/16_data.cube.ipynb #89aca32e
 def _to_float(a, scale):
     "`float32`, in reflectance"
     a = np.ascontiguousarray(a, dtype=np.float32)
+    if not a.flags.writeable: a = a.copy() # a window of a memory map is the file itself
     return a if scale == 1 else a*np.float32(scale)
 
 def _window(shape, top, left, h, w):
@@ -432,7 +434,7 @@ def _resample_classes(y, grid):
     "The class of the nearest pixel"
     return F.grid_sample((y[:,None] - IGNORE).float(), grid, mode="nearest", align_corners=False)[:,0].round().long() + IGNORE
 
-# %% ../../nbs/16_data.cube.ipynb #53d89cbb
+# %% ../../nbs/16_data.cube.ipynb #39fb7377
 class CubeGain(Transform):
     "Another lamp and another dark current: x → gain·x + offset, one draw a window, never below 0"
     def __init__(self,
@@ -449,7 +451,9 @@ class CubeNormalize(Transform):
         normalizer:CubeNormalizer, # The normaliser
         background:float=0., # What invalid pixels hold afterwards, model units
     ): self.normalizer,self.background = normalizer,background
-    def batch(self, x, draws): return x._replace(cube=torch.where(x.valid, self.normalizer.normalize(x.cube), self.background))
+    def batch(self, x, draws):
+        y = self.normalizer.normalize(x.cube)
+        return x._replace(cube=y if x.valid.all() else torch.where(x.valid, y, self.background))
 
 class CubeNoise(Transform):
     "Normal noise in model units, after `CubeNormalize`: a logarithm of noise below 0 would be NaN"
@@ -593,14 +597,14 @@ def keep_bands(self:CubeSet,
     back = keep.index(band) if band in keep else 0
     return CubeSet(self.name, records, self.splits, self.classes, nm, self.background, back, self.rgb_nm, self.unreadable)
 
-# %% ../../nbs/16_data.cube.ipynb #5257a87b
+# %% ../../nbs/16_data.cube.ipynb #cf16209b
 def measured(
     cube:np.ndarray, # Reflectance, (bands,h,w)
     background:float|None=None, # Reflectance below which `band` means background
     band:int=0, # Band that decides
 )->np.ndarray: # `bool` (h,w)
     "Which pixels are measurements"
-    with np.errstate(invalid="ignore"): good = np.isfinite(cube).all(0) & (cube >= 0).all(0) # a comparison with NaN is False
+    good = (cube.min(0) >= 0) & (cube.max(0) < np.inf) # a NaN is the least and the largest, and no comparison with it is true
     return good if background is None else good & (cube[band] >= background)
 
 def _valid(s, r, raw, top, left, code):
@@ -635,7 +639,8 @@ def window(self:CubeSet,
     picture = _picture(r)[cut] if rgb and r.rgb is not None else None
     truth = None if r.truth is None else torch.from_numpy(np.where(ok, r.truth[cut], IGNORE).astype(np.int64))[None]
     picture = None if picture is None else torch.from_numpy(np.ascontiguousarray(picture)).permute(2,0,1)[None].float()/255
-    return Cubes(torch.from_numpy(np.where(ok, raw, np.float32(0)))[None], torch.from_numpy(ok)[None,None], picture, truth)
+    if not ok.all(): raw = np.where(ok, raw, np.float32(0))
+    return Cubes(torch.from_numpy(raw)[None], torch.from_numpy(ok)[None,None], picture, truth)
 
 # %% ../../nbs/16_data.cube.ipynb #85ed0336
 def _strips(shape, most=2**22):
@@ -782,7 +787,7 @@ def _label_of(r, t, l, h, w, code):
     y = y[(y >= 0) & (True if r.ground is None else r.ground[t:t+h,l:l+w] == code)]
     return int(np.bincount(y).argmax()) if len(y) else IGNORE
 
-# %% ../../nbs/16_data.cube.ipynb #2bcad6dc
+# %% ../../nbs/16_data.cube.ipynb #30f6cac0
 class CubePixels(Pixels):
     "Windows of a set by position"
     def __init__(self,
@@ -814,7 +819,7 @@ class CubePixels(Pixels):
     def take(self, idx, draws=None):
         at = self.where[idx] if draws is None else self.moved(idx, draws)
         made = [self.cube_set.window(int(k), int(t), int(l), *self.size, self.code, self.rgb) for k,t,l in at]
-        return Cubes(*(None if o[0] is None else torch.cat(o) for o in zip(*made)))
+        return Cubes(*(None if o[0] is None else default_collate([v[0] for v in o]) for o in zip(*made))) # in a worker: straight into shared memory
 
 class CubeWindows(Pictures):
     "Windows with their labels: the dataset of a `CubeLoader`"
