@@ -19,6 +19,7 @@ from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.masked import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
@@ -28,6 +29,7 @@ from vitnb.learner.optim import *
 from vitnb.learner.core import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
+from vitnb.learner.spectral import *
 from vitnb.experiment.run import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *

@@ -353,7 +353,7 @@ def encode(self:SpectralMAE,
         if keep is not None: keep.append(x)
     return self.norm(x)
 
-# %% ../../nbs/24_models.spectral.ipynb #2092e800
+# %% ../../nbs/24_models.spectral.ipynb #3435199b
 @patch
 def draw_order(self:SpectralMAE,
     x:Tensor, # Cubes, `(B,C,H,W)`
@@ -363,6 +363,15 @@ def draw_order(self:SpectralMAE,
     if self.training: return mask_order(torch.rand(shape, device=x.device), self.grid, mode)
     noise = torch.rand(shape, generator=torch.Generator(device="cpu").manual_seed(hash_seed(self.mask_seed)), device="cpu")
     return mask_order(noise.to(x.device), self.grid, mode)
+
+@patch
+def seeded_order(self:SpectralMAE,
+    seed:int, # Seed of the run
+    epoch:int, # Which epoch; any fixed number in validation
+    samples:np.ndarray, # A number for each sample, `(B,)`
+)->Tensor: # `(B,L)`, on the CPU
+    "An order of tokens for each cube that depends on the arguments alone"
+    return mask_order(seeded_noise(seed, epoch, samples, _units(self.grid, self.mask[1])[0]), self.grid, self.mask[1])
 
 @patch
 def forward(self:SpectralMAE, x:Tensor, order:Tensor|None=None)->dict|Tensor:
