@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPECTRAL_FIELDS', 'spectral_recipes', 'spectral_learner', 'find_checkpoint', 'check_units', 'evaluate_model',
-           'spectral_recipe', 'cube_args', 'spectral_args']
+           'Baseline', 'between_bands', 'spectral_recipe', 'cube_args', 'spectral_args']
 
-# %% ../../nbs/54_learner.spectral.ipynb #51b2c27f
+# %% ../../nbs/54_learner.spectral.ipynb #8746d3ce
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from ..callback.checkpoint import load_checkpoint
 from ..callback.masked import VALID_EPOCH, MaskedTraining, known_bands
-from ..core import Registry, atomic_write, check_params, hash_seed, pick_device, settings
+from ..core import Registry, atomic_write, check_params, hash_seed, one_of, pick_device, settings
 from ..data.cube import make_normalizer
 from .core import VitLearner, load_model
 from .optim import GradClip, make_optimizer
-from ..losses.spectral import SpectralMAELoss
+from ..losses.spectral import SpectralMAELoss, patchify, voxel_mask
 from ..metrics.spectral import WHERE, SpectralScores, make_spectral_metrics
 from ..models.protocol import create_model
 
@@ -154,6 +154,45 @@ def evaluate_model(
     if folder:
         with atomic_write(Path(folder)/"evaluation.json") as f: f.write_text(json.dumps(out, indent=1))
     return out
+
+# %% ../../nbs/54_learner.spectral.ipynb #7b2812af
+class Baseline(nn.Module):
+    "Fill in removed voxels by a rule"
+    def __init__(self,
+        model:nn.Module, # The model whose masks are used, from `load_model`
+        how:str="linear", # "mean" or "linear"
+    ):
+        super().__init__()
+        self.how,self.config,self.band_scale = one_of(how, ("mean", "linear"), "fill-in"),model.config,None
+        self.seeded_order,self.n_visible,self.patch_size,self.place = model.seeded_order,model.n_visible,model.patch_size,nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, order):
+        mask = torch.ones(order.shape, dtype=torch.bool, device=x.device).scatter_(1, order[:,:self.n_visible], False)
+        out = dict(index=order, mask=mask, n_visible=self.n_visible, patch=self.patch_size)
+        seen = ~voxel_mask(out, x.shape[1:])
+        tokens = patchify(torch.where(seen, x, self.fill(x, seen)), self.patch_size)
+        return dict(out, pred=tokens.gather(1, order[...,None].expand_as(tokens)))
+
+    def fill(self, x:Tensor, seen:Tensor):
+        mean = (torch.where(seen, x, 0.).sum((2, 3))/seen.sum((2, 3)).clamp_min(1))[:,:,None,None].expand_as(x)
+        return mean if self.how == "mean" else between_bands(x, seen, self.config.get("wavelengths"), mean)
+
+def between_bands(
+    x:Tensor, # Cubes, `(B,C,H,W)`
+    seen:Tensor, # Which voxels are known
+    wavelengths:Sequence|None, # Band centres, nm, ascending; None: evenly spaced
+    other:Tensor, # What stands where no band of a pixel is known
+)->Tensor: # Cubes
+    "Linear interpolation along the bands"
+    C = x.shape[1]
+    nm = torch.arange(C, device=x.device).float() if wavelengths is None else torch.as_tensor(wavelengths, dtype=torch.float32, device=x.device)
+    number = torch.arange(C, device=x.device)[:,None,None]
+    low = torch.where(seen, number, -1).cummax(1).values # nearest known band at or below, -1: none
+    high = torch.where(seen, number, C).flip(1).cummin(1).values.flip(1) # at or above, C: none
+    a,b = torch.where(low < 0, high, low).clamp(0, C-1),torch.where(high >= C, low, high).clamp(0, C-1)
+    w = ((nm[number] - nm[a])/(nm[b] - nm[a]).clamp_min(1e-6)).clamp(0, 1)
+    made = torch.lerp(x.gather(1, a), x.gather(1, b), w)
+    return torch.where(seen.any(1, keepdim=True), made, other)
 
 # %% ../../nbs/54_learner.spectral.ipynb #6690033c
 SPECTRAL_FIELDS = dict(
