@@ -4,18 +4,27 @@
 
 # %% auto #0
 __all__ = ['shard', 'ShardLoader', 'shard_loader', 'gather_rows', 'gather_with_grad', 'WholeBatch', 'join_ranks', 'learner_facts',
-           'compare_facts', 'Distribute', 'check_batches', 'distribute']
+           'compare_facts', 'Distribute', 'check_batches', 'distribute', 'work']
 
-# %% ../../nbs/53_learner.distribute.ipynb #299ccf20
+# %% ../../nbs/53_learner.distribute.ipynb #a28f4431
+import copyreg
+import json
 import os
 import sys
+import tempfile
+import threading
+import time
+import traceback
 import warnings
 import zlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+
 from datetime import timedelta
 from functools import lru_cache, partial
+from pathlib import Path
+from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -25,15 +34,22 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from fastai.callback.core import Callback, CancelFitException
 from fastai.torch_core import find_bs, to_detach
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from ..callback.checkpoint import load_checkpoint
+from ..callback.ema import EMACallback
 from ..callback.limit import TrainingStopped, _Stopper
+from ..callback.live import LiveFigure
+from ..callback.memory import _checkpointed
 from ..callback.mix import MixCallback
-from ..core import PEER_LOST, my_rank, n_ranks, settings
+from ..callback.track import EventLog, Tracker, epoch_line
+from ..core import PEER_LOST, Ranks, check_processes, is_main, my_rank, n_ranks, pick_device, settings
 from ..data.loader import ImageLoader
-from .core import VitLearner, _float
+from ..figures import plot_curves
+from .core import VitLearner, _float, set_rng_state
 
 # %% ../../nbs/53_learner.distribute.ipynb #2db05be2
 @lru_cache(64)
@@ -345,6 +361,7 @@ def check_batches(
 def begin(self:Distribute):
     "Compare the processes, wrap the model, and take the Learner's passes over"
     learn,self.loaders,self.clean = self.learn,{},True
+    self.again = self.world > 1 and _checkpointed(learn.model)
     self.compare()
     with warnings.catch_warnings(): # newer torch has another name for it, which accelerate does not pass on
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -406,7 +423,11 @@ def valid_turn(self:Distribute)->Tensor: # Predictions for the batch whose label
 @patch
 def backward(self:Distribute):
     "The Learner's backward pass; a checkpointed model runs forward again in it"
-    with self.mode if self.world > 1 else nullcontext(): VitLearner._backward(self.learn)
+    if not self.again: return VitLearner._backward(self.learn)
+    loss = self.scaler.scale(self.loss_grad) if self.scaler else self.loss_grad
+    with self.mode: # which `loss.backward` and `torch.autograd.backward` leave on their way to the engine
+        engine = torch.autograd.Variable._execution_engine
+        engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 # %% ../../nbs/53_learner.distribute.ipynb #13c6bb6f
 @patch
@@ -463,3 +484,159 @@ def to_detach(self:VitLearner,
 ):
     "fastai would gather here, but what a `VitLearner` holds is that of the whole batch already"
     return to_detach(b, cpu, gather=False)
+
+# %% ../../nbs/53_learner.distribute.ipynb #e5865d42
+class _Pickler(cloudpickle.Pickler):
+    "What a Learner needs to travel: loaders without their workers, trackers that have not begun"
+    def reducer_override(self, o):
+        if isinstance(o, ImageLoader) and o._passes is not None: return copyreg.__newobj__, (_fresh, o.new())
+        if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
+        return super().reducer_override(o)
+
+class _fresh:
+    def __new__(cls, o): return o
+
+_travel = SimpleNamespace(Pickler=_Pickler, load=cloudpickle.load, loads=cloudpickle.loads, Unpickler=cloudpickle.pickle.Unpickler, __name__="vitnb")
+
+def _pack(learn, kw, folder): torch.save(dict(learn=learn, kw=kw), folder/"job", pickle_module=_travel)
+
+def _unpack(folder):
+    "The Learner of the job, on this process's device"
+    job = torch.load(folder/"job", map_location="cpu", weights_only=False, pickle_module=_travel) # written by the process that started this one
+    learn = job["learn"]
+    learn.device = pick_device(learn.device.type)
+    learn.model.to(learn.device)
+    learn.dls.to(learn.device)
+    if hasattr(learn.loss_func, "to"): learn.loss_func.to(learn.device)
+    if learn.opt is not None: learn.opt.load_state_dict(learn.opt.opt.state_dict()) # moves it to where the weights are
+    return learn, job["kw"]
+
+# %% ../../nbs/53_learner.distribute.ipynb #3d872fc5
+def _end_with(parent):
+    "End this process when the one that started it is gone"
+    def look():
+        while os.getppid() == parent: time.sleep(.25)
+        os._exit(1)
+    threading.Thread(target=look, daemon=True).start()
+
+def _fit(folder):
+    "Train, and leave what has to come back"
+    learn,kw = _unpack(folder)
+    learn.progress.plot,stopped = False,None # the curves are drawn where somebody sees them
+    kw["cbs"] = [*L(kw["cbs"]), EventLog(folder/"events.jsonl")]
+    try: distribute(learn).fit(**kw)
+    except TrainingStopped as e: stopped = [e.reason, e.code, str(e.path or "")]
+    if not is_main(): return
+    state = learn.training_state() | dict(epochs_done=learn.epochs_done, stopped=stopped, metric_names=list(learn.recorder.metric_names))
+    torch.save(state, folder/"result.pth")
+
+def work(
+    folder:str, # Where `fit_distributed` put the job
+    parent:int, # Its process
+)->None:
+    "What each process of `fit_distributed` does"
+    _end_with(parent)
+    try: _fit(Path(folder))
+    except BaseException: # also an interrupt: the process that started this one tells the person
+        (Path(folder)/f"rank{my_rank()}.error").write_text(traceback.format_exc())
+        raise
+
+# %% ../../nbs/53_learner.distribute.ipynb #22476e00
+class _Follower:
+    "Bring rank 0's events into the Learner's recorder and its figure, as they come"
+    def __init__(self, learn, folder, epochs):
+        rec,live = learn.recorder,learn.progress
+        self.learn,self.file,self.at,self.epochs = learn,folder/"events.jsonl",0,epochs
+        self.rows,self.steps = list(rec.rows),list(rec.steps)
+        self.fig = LiveFigure(self.curves, live.file, live.share) if live.plot else None
+
+    def curves(self):
+        per = next((r["step"]/r["epoch"] for r in reversed(self.rows) if r["epoch"]), len(self.learn.dls.train))
+        names = [k for k in (self.rows[-1] if self.rows else {}) if k.startswith(tuple(m.name for m in self.learn.metrics))]
+        return plot_curves(self.rows, self.steps, per, names, self.learn.progress.title)
+
+    def __call__(self):
+        "Read what is new"
+        if not self.file.is_file(): return
+        with self.file.open() as f:
+            f.seek(self.at)
+            new = f.read()
+        new = new[:new.rfind("\n")+1] # the last line may be half written
+        self.at += len(new.encode())
+        for line in new.splitlines(): self.take(json.loads(line))
+
+    def take(self, e):
+        if e["event"] == "steps": self.steps.append(dict(step=e["last"], lr=e["lr"], loss=e["loss"]))
+        if e["event"] != "epoch": return
+        self.rows.append({k:v for k,v in e.items() if k not in ("t", "event")})
+        self.learn.logger(epoch_line(self.rows[-1], self.epochs))
+        if self.fig: self.fig.update()
+
+# %% ../../nbs/53_learner.distribute.ipynb #4518d584
+def _first_error(folder, codes):
+    "The error that came first and was no consequence of another"
+    found = sorted(folder.glob("rank*.error"), key=lambda p: (PEER_LOST in p.read_text(), p.stat().st_mtime))
+    if found: return f"{found[0].stem} of {len(codes)} failed:\n{found[0].read_text()}"
+    logs = "".join(f"\n{p.stem}: {p.read_text()[-500:]}" for p in sorted(folder.glob("*.log")))
+    return f"processes ended with exit codes {codes}, without a word (a negative code is a signal; for lack of memory it is -9){logs}"
+
+@patch
+def bring_back(
+    self:VitLearner,
+    state:dict, # What `fit_distributed`'s rank 0 left
+    cbs:Sequence[Callback]=(), # Callbacks of that fit
+):
+    "Stand as after a fit that ended with `state`"
+    if self.opt is None: self.create_opt()
+    self.model.load_state_dict(state["model"])
+    self.opt.load_state_dict(state["optimizer"])
+    if self.scaler: self.scaler.load_state_dict(state["scaler"])
+    for k in ("opt_steps", "epochs_done", "train_iter", "pct_train", "n_epoch"): setattr(self, k, state[k])
+    with self.added_cbs(cbs): self._load_callbacks(state["callbacks"])
+    for cb in self.cbs:
+        if isinstance(cb, EMACallback) and cb.avg is None and cb._loaded:
+            cb.begin()
+            cb._loaded = None # the next fit begins anew, as after any fit
+    self.recorder.metric_names = state["metric_names"]
+    set_rng_state(state["rng"])
+
+# %% ../../nbs/53_learner.distribute.ipynb #8afe93cf
+@patch
+def fit_distributed(
+    self:VitLearner,
+    n_epoch:int, # Epochs
+    processes:int=2, # How many, one to a device
+    lr:float|None=None, # As for `fit`, like all that follows but `port`
+    wd:float|None=None, # Weight decay
+    cbs:Callback|Sequence|None=None, # Callbacks for this call; they work in the processes, and their state comes back
+    reset_opt:bool=False, # Begin with a new optimiser
+    start_epoch:int=0, # Epochs to leave out
+    resume:dict|str|Path|None=None, # Go on from a state, a file, or "auto"
+    allow_changes:bool=False, # Go on although the configuration differs
+    port:int|None=None, # Where the processes meet; any free port if None
+):
+    "`fit` in several new processes of this machine; afterwards the Learner stands as if it had trained here"
+    if n_ranks() > 1: raise ValueError("fit_distributed starts processes, and this is one of a launch already; call distribute(learn) and fit")
+    check_processes(processes, self.device)
+    with self.added_cbs(cbs): check_batches(self, processes)
+    kw = dict(n_epoch=n_epoch, lr=lr, wd=wd, cbs=L(cbs), reset_opt=reset_opt, start_epoch=start_epoch, resume=resume, allow_changes=allow_changes)
+    with tempfile.TemporaryDirectory() as d:
+        state = _run_ranks(self, kw, Path(d), processes, port)
+    self.bring_back(state, L(cbs))
+    if state["stopped"]: raise TrainingStopped(*state["stopped"][:2], state["stopped"][2] or None)
+
+def _run_ranks(learn, kw, folder, processes, port):
+    "Start the processes, follow rank 0, and give what it left"
+    _pack(learn, kw, folder)
+    code = f"from vitnb.learner.distribute import work; work({str(folder)!r}, {os.getpid()})"
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path) # they find the modules that this process finds
+    follow,logs = _Follower(learn, folder, learn.epochs_done + kw["n_epoch"]),[open(folder/f"rank{r}.log", "w") for r in range(processes)]
+    try:
+        with Ranks([sys.executable, "-c", code], processes, port, grace=5, logs=dict(enumerate(logs)), PYTHONPATH=path, VITNB_HEADLESS="1") as ranks:
+            codes = ranks.wait(each=follow)
+    finally:
+        for f in logs: f.close()
+    if not (folder/"result.pth").is_file() or any(codes): raise RuntimeError(_first_error(folder, codes))
+    follow()
+    if follow.fig and follow.rows: follow.fig.update(force=True)
+    return load_checkpoint(folder/"result.pth")

@@ -1,0 +1,157 @@
+"What each of two ranks does in `test_distribute.py`: everything in one launch, because starting Python costs more than training"
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fastai.callback.core import Callback
+from torch import nn
+
+from vitnb.callback.checkpoint import Checkpoints
+from vitnb.callback.limit import TrainingStopped
+from vitnb.core import is_main, my_rank
+from vitnb.learner.core import run_callbacks
+from vitnb.learner.distribute import Distribute, distribute, gather_with_grad
+from vitnb.testing import tiny_learner
+
+DENSE = dict(arch="densenet_micro", model_kw=dict(growth_rate=4, block_config=(2, 2)), optimizer="sgd", lr=.05) # Adam makes 1e-5 of a gradient that is nothing but rounding
+DROP = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), proj_drop_rate=.2, attn_drop_rate=.2, drop_path_rate=.3)
+CASES = dict(
+    swin       = dict(),
+    mix        = dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)),
+    pairs      = dict(engine=dict(mixup=.8, cutmix=1., mix_mode="pair"), loss="focal", clip=.5),
+    elements   = dict(engine=dict(mixup=.8, cutmix=1., mix_mode="elem"), optimizer="sgd", lr=.05),
+    accumulate = dict(bs=8, engine=dict(mixup=.8, ema_decay=.9, accumulate=3)),
+    dropout    = dict(model_kw=DROP),
+    weighted   = dict(loss_kw=dict(weight=[.1, 2., 1., 1., 1., 3., 1., 1., .2, 1.])),
+    workers    = dict(workers=1),
+    checkpoint = dict(model_kw=DROP, checkpointing=True),
+    densenet   = DENSE,
+    densenet_drop = dict(DENSE, model_kw=dict(growth_rate=4, block_config=(2, 2), drop_rate=.2), engine=dict(ema_decay=.9)),
+    last       = dict(bs=16, drop_last=False)) # 100 pictures: the last batch has 4
+
+
+class Die(Exception): pass
+
+
+class DieAt(Callback):
+    order = 190
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.training and self.opt_steps == self.step: raise Die
+
+
+def make(bs=16, checkpointing=False, drop_last=True, **kw):
+    learn = tiny_learner(bs=bs, **kw)
+    learn.logger = lambda *a: None
+    learn.dls.train.drop_last = drop_last
+    learn.model.set_grad_checkpointing(checkpointing)
+    return learn
+
+
+def result(learn):
+    cbs = {type(cb).__name__: cb for cb in learn.cbs}
+    ema = dict(cbs["EMACallback"].module.state_dict()) if "EMACallback" in cbs else {}
+    return dict(model=dict(learn.model.state_dict()), opt=learn.opt.opt.state_dict(), ema=ema, rows=learn.recorder.rows, losses=[o["loss"] for o in learn.recorder.steps])
+
+
+def train(epochs=2, **kw):
+    learn = distribute(make(**kw), timeout=120)
+    learn.fit(epochs)
+    return result(learn)
+
+
+def resume(folder, step=None, epochs=2, **kw):
+    "A fit in a folder; with `step`, one that dies there"
+    learn = distribute(make(engine=dict(mixup=.8, cutmix=1., ema_decay=.9), **kw), timeout=120)
+    cbs = run_callbacks(folder, steps=2, tracker="tensorboard")
+    if step is None: learn.fit(epochs, cbs=cbs, resume="auto")
+    else:
+        try: learn.fit(epochs, cbs=[*cbs, DieAt(step)], resume="auto")
+        except Die: return None
+    return result(learn)
+
+
+def info_nce(a, b):
+    "A contrastive loss whose value for a row depends on all rows"
+    return nn.functional.cross_entropy(nn.functional.normalize(a) @ nn.functional.normalize(b).T/.1, torch.arange(len(a)))
+
+
+def gathered(same):
+    "The gradient of the weights of a projection under a loss of all features; with `same=False` each rank has a loss of its own"
+    torch.manual_seed(0)
+    net,x = nn.Linear(6, 4),torch.randn(2, 8, 6)
+    mine = slice(my_rank()*4, my_rank()*4+4)
+    z = [gather_with_grad(net(o[mine]), same=same) for o in x]
+    loss = info_nce(*z) if same else info_nce(*z)*(1 + my_rank())
+    loss.backward()
+    g = net.weight.grad
+    dist.all_reduce(g)
+    return dict(grad=g/2) # as DistributedDataParallel does
+
+
+def uneven():
+    x = torch.arange(3.*(1 + my_rank())).view(-1, 3).requires_grad_()
+    y = gather_with_grad(x, [1, 2])
+    (y*torch.arange(9.).view(3, 3)).sum().backward()
+    return dict(y=y.detach(), grad=x.grad)
+
+
+def said(f, *kinds):
+    "The error that `f` ends with"
+    try: f()
+    except kinds or (ValueError, RuntimeError) as e: return f"{type(e).__name__}: {e}"
+    return "no error"
+
+
+class SignalOne(Callback):
+    "One rank alone is told to stop"
+    def after_step(self):
+        if my_rank() == 1 and self.opt_steps == 3: os.kill(os.getpid(), signal.SIGTERM)
+
+
+class BreakOne(Callback):
+    "The weights of one rank change where nobody expects it"
+    def after_step(self):
+        if my_rank() == 1 and self.opt_steps == 3:
+            with torch.no_grad(): next(self.model.parameters()).add_(1e-3)
+
+
+def stop_together(folder):
+    learn = distribute(make(), timeout=120)
+    return dict(said=said(lambda: learn.fit(2, cbs=[*run_callbacks(folder, tracker="none"), SignalOne()]), TrainingStopped), steps=learn.opt_steps)
+
+
+def not_alike():
+    learn = lambda **kw: distribute(make(**kw), timeout=120)
+    weights = learn()
+    if my_rank(): next(weights.model.parameters()).data[0] += 1
+    return dict(seed=said(lambda: learn(seed=3 + my_rank()).fit(1)), weights=said(lambda: weights.fit(1)), lr=said(lambda: learn(lr=.01*(1 + my_rank())).fit(1)),
+                later=said(lambda: learn().fit(1, cbs=BreakOne())), batch=said(lambda: learn(bs=15).fit(1)), mixing=said(lambda: learn(bs=14, engine=dict(mixup=.8)).fit(1)))
+
+
+def clean():
+    "Nothing of a distributed fit stays on the Learner, also after an error"
+    learn = distribute(make(), timeout=120)
+    said(lambda: learn.fit(1, cbs=DieAt(2)), Die)
+    left = [k for k in ("mine", "run_model", "_backward", "no_sync") if k in vars(learn)]
+    alone = learn.validate() if is_main() else None # by itself: needs no other process
+    learn.fit(1)
+    return dict(left=left, alone=list(alone or []), steps=learn.opt_steps)
+
+
+def main(out):
+    done = {f"case {k}": train(**kw) for k,kw in CASES.items()}
+    resume(out/"cut", 8)
+    done["resumed"] = resume(out/"cut")
+    done["whole"] = resume(out/"whole")
+    done["from one"] = resume(out/"one") # a single process left its state there
+    resume(out/"two", 8) # one process will go on from there
+    done |= dict(same=gathered(True), different=gathered(False), uneven=uneven(), stop=stop_together(out/"stop"), alike=not_alike(), clean=clean())
+    torch.save(done, out/f"rank{my_rank()}.pth")
+
+
+if __name__ == "__main__": main(Path(sys.argv[1]))
