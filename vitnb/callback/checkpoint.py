@@ -69,8 +69,8 @@ def snapshot(
 )->object: # The same on the CPU; two names of one tensor are one tensor again
     "A copy that no later step can reach"
     memo = {} if memo is None else memo
-    if isinstance(o, Mapping): return {k:snapshot(v, memo) for k,v in o.items()}
-    if isinstance(o, (list, tuple)): return type(o)(snapshot(v, memo) for v in o)
+    if isinstance(o, dict): return {k:snapshot(v, memo) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return type(o)([snapshot(v, memo) for v in o])
     if not isinstance(o, Tensor): return o
     key = (o.device, o.data_ptr(), o.dtype, tuple(o.shape), o.stride()) if o.numel() else id(o)
     if key not in memo: memo[key] = o.detach().to("cpu", copy=True)

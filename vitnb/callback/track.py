@@ -95,6 +95,7 @@ class StepRecorder(Recorder):
     ):
         super().__init__()
         self.every,self.rows,self.steps,self._wait,self.listeners,self._earlier = every,[],[],[],[],0
+        self.lrs,self.iters,self.losses,self.values = [],[],[],[]
         self.loss,self.train_loss,self.smooth_loss = _Mean("loss", _batch_loss),_Mean("loss", _batch_loss),_Smooth()
         self.train_acc = _Mean("accuracy", _batch_accuracy) if train_accuracy else None
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pixels', 'ArrayPixels', 'LivePixels', 'CachePixels', 'build_cache', 'Pictures', 'ImageLoader', 'ImageLoaders',
-           'image_loaders']
+           'SomePixels', 'image_loaders']
 
 # %% ../../nbs/13_data.loader.ipynb #4b5d147b
 import json
@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 from torchvision.transforms.v2 import functional as F
 
-from ..core import atomic_write, hash_ints, pick_device, progress_bar, settings
+from ..core import atomic_write, hash_ints, one_of, pick_device, progress_bar, settings, uniform
 from .augment import Draws, Normalize, Pipeline, augment_ratio, eval_pipeline, train_pipeline
 from .sets import ImageSet
 
@@ -195,7 +195,8 @@ class _Work:
     def __init__(self, dataset, pipeline, seed): self.dataset,self.pipeline,self.seed = dataset,pipeline,seed
     def __getitem__(self, key):
         epoch,idx,split = key
-        draws,y = Draws(self.seed, epoch, idx),torch.from_numpy(self.dataset.labels[idx])
+        draws,idx = Draws(self.seed, epoch, idx),idx % max(1, len(self.dataset)) # a repetition has its own draws, not its own picture
+        y = torch.from_numpy(self.dataset.labels[idx])
         with _one_thread():
             x = self.dataset.pixels.take(idx)
             x,done = self.pipeline.host(x, draws) if split else (self.pipeline(x, draws), len(self.pipeline.transforms))
@@ -218,18 +219,29 @@ class ImageLoader(DataLoader):
         device:str|torch.device|None=None, # Where batches go; None leaves them on the CPU
         on_device:bool|None=None, # Augment on the device what suits it; None: if that is CUDA
         vocab:Sequence=(), # Names of the classes, for pictures
+        sample_weights:Sequence|None=None, # How often each picture is drawn, in proportion; None: each once an epoch
         **kw, # Methods to replace, as fastai allows: `get_idxs`, `after_batch`
     ):
         cfg = settings()
         self.pipeline,self.on_device,self.vocab,self.n_inp = pipeline,on_device,list(vocab),1
         self.seed,self.workers = cfg.seed if seed is None else seed,cfg.workers if workers is None else workers
         self.epoch,self.start,self._work,self._passes = 0,0,_Work(dataset, pipeline, self.seed),None
+        self.sample_weights = _check_weights(sample_weights, len(dataset), shuffle)
         _check_bs(bs, len(dataset), drop_last)
         state = random.getstate() # fastai's constructor draws from Python's generator
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=self.workers, device=device, indexed=True, **kw)
         random.setstate(state)
 
 # %% ../../nbs/13_data.loader.ipynb #c9484fb4
+def _check_weights(weights, n, shuffle):
+    "A weight for every picture, none negative and not all zero"
+    if weights is None: return None
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any() or not w.sum(): raise ValueError(
+        f"sample_weights of shape {w.shape}, from {w.min(initial=np.inf):g}: give one finite number from 0 for each of the {n} pictures, not all 0")
+    if not shuffle: raise ValueError("sample_weights draw pictures at random; set shuffle=True")
+    return w
+
 def _check_bs(bs, n, drop_last):
     "A batch size that can give a batch"
     if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1: raise ValueError(f"bs={bs!r} must be a whole number from 1; for example 64")
@@ -240,10 +252,22 @@ def _check_bs(bs, n, drop_last):
 @patch
 def order(self:ImageLoader,
     epoch:int, # Which epoch
-)->np.ndarray: # Indices of all pictures, (N,)
+)->np.ndarray: # Indices of all pictures, (N,); the k-th repetition of picture `i` is `i+k*N`, so that each has an augmentation of its own
     "The order of the pictures in `epoch`"
     i = np.arange(len(self.dataset))
+    if self.sample_weights is not None: return self._draw(epoch, i)
     return np.argsort(hash_ints(self.seed, epoch, i), kind="stable") if self.shuffle else i
+
+@patch
+def _draw(self:ImageLoader, epoch, i):
+    "As many pictures as there are, each drawn in proportion to its weight"
+    ends = self.sample_weights.cumsum()
+    drawn = np.searchsorted(ends, uniform(self.seed, epoch, i, -1)*ends[-1], side="right")
+    by = np.argsort(drawn, kind="stable")
+    start = np.r_[True, np.diff(drawn[by]) > 0]
+    again = i - np.maximum.accumulate(np.where(start, i, 0)) # how often this picture came before
+    drawn[by] += again*len(i)
+    return drawn
 
 @patch
 def get_idxs(self:ImageLoader)->list:
@@ -355,9 +379,10 @@ def new(self:ImageLoader,
     **kw, # Arguments of the constructor to change
 )->ImageLoader: # At the same epoch
     "The same loader but for `kw`"
-    names = "pipeline bs shuffle drop_last seed workers device on_device vocab".split()
+    names = "pipeline bs shuffle drop_last seed workers device on_device vocab sample_weights".split()
     now = {k:getattr(self, k) for k in names} | {k:getattr(self, k) for k in self._methods if not isinstance(getattr(self, k), MethodType)}
     if "num_workers" in kw: kw["workers"] = kw.pop("num_workers")
+    if dataset is not None or kw.get("shuffle") is False: now["sample_weights"] = None # they belong to the pictures and the order they were made for
     res = (cls or type(self))(self.dataset if dataset is None else dataset, **now | kw)
     res.epoch = self.epoch
     return res
@@ -439,6 +464,25 @@ def _stats(image_set, stats):
     return image_set.stats(stats) if isinstance(stats, str) else tuple(list(o) for o in stats)
 
 # %% ../../nbs/13_data.loader.ipynb #1a8df0f8
+class SomePixels(Pixels):
+    "Some of the pictures of another source"
+    def __init__(self,
+        pixels:Pixels, # The source
+        rows:np.ndarray, # Positions in it, (N,)
+    ): self.pixels,self.rows,self.size = pixels,np.asarray(rows),pixels.size
+    def __len__(self): return len(self.rows)
+    def take(self, idx): return self.pixels.take(self.rows[idx])
+
+def _few(pictures, batches, bs, seed):
+    "The first batches of a shuffled set"
+    n = len(pictures)//bs
+    if isinstance(batches, bool) or not isinstance(batches, int) or not 0 < batches <= n:
+        raise ValueError(f"overfit_batches={batches!r} must be from 1 to {n}, the full batches of {bs} that the set has (0: off)")
+    rows = np.argsort(hash_ints(settings().seed if seed is None else seed, np.arange(len(pictures))), kind="stable")[:batches*bs]
+    return Pictures(SomePixels(pictures.pixels, rows), pictures.labels[rows])
+
+def _inverse_counts(labels): return 1/np.bincount(labels)[labels]
+
 def image_loaders(
     image_set:ImageSet, # What to load
     img_size:int|None=None, # Side of the pictures the model gets, pixels; the set's own if None
@@ -455,16 +499,22 @@ def image_loaders(
     stats:str|tuple="train", # Mean and std: "train" computes them, or a name in `STATS`, or (mean, std)
     drop_last:bool=True, # Train on full batches only; valid and test keep every picture
     on_device:bool|None=None, # Augment on the device what suits it; None: if that is CUDA
+    sampling:str="uniform", # "uniform": each training picture once an epoch; "balanced": each class as often as any other, by repetition
+    overfit_batches:int=0, # To find mistakes: train on so many batches only, without augmentation, and validate on them; 0: off
 )->ImageLoaders: # train, valid and test
     "Loaders of an image set"
     pixels = _pixels(image_set, cache, cache_size)
     _check_bs(bs, len(image_set.split("train")), True)
+    one_of(sampling, ("uniform", "balanced"), "sampling")
     size,(mean,std) = img_size or _own_size(pixels, image_set.name),_stats(image_set, stats)
     train = train_pipeline(augment, size, mean, std, **aug_kw or {})
     valid = eval_pipeline(size, mean, std, eval_resize or round(size*augment_ratio.get(augment, 1)))
+    pictures = {k:Pictures(pixels[k], v.labels) for k,v in image_set.splits.items()}
+    if overfit_batches: pictures["train"] = pictures["valid"] = _few(pictures["train"], overfit_batches, bs, seed)
     kw = dict(seed=seed, workers=workers, vocab=image_set.classes, on_device=on_device)
-    own = dict(train=dict(pipeline=train, bs=bs, shuffle=True, drop_last=drop_last))
+    balance = _inverse_counts(pictures["train"].labels) if sampling == "balanced" else None
+    own = dict(train=dict(pipeline=valid if overfit_batches else train, bs=bs, shuffle=True, drop_last=drop_last, sample_weights=balance))
     rest = dict(pipeline=valid, bs=valid_bs or bs)
-    dls = [ImageLoader(Pictures(pixels[k], v.labels), **own.get(k, rest), **kw) for k,v in image_set.splits.items()]
+    dls = [ImageLoader(o, **own.get(k, rest), **kw) for k,o in pictures.items()]
     about = dict(vocab=image_set.classes, c=image_set.n_classes, mean=mean, std=std, img_size=size, image_set=image_set)
     return ImageLoaders(*dls, path=settings().outputs_path, device=pick_device(device), about=about)

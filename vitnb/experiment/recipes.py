@@ -18,7 +18,8 @@ FIELDS = dict(
     schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None, patience=5,
     loss="cross_entropy", label_smoothing=0., clip=None, precision=None, channels_last=False,
     mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, tta="",
-    class_weights=False, sampling="uniform", overfit_batches=0, grad_checkpointing=False, compile=False, anomaly=False, keep_top=0, use="last")
+    class_weights=False, sampling="uniform", overfit_batches=0, grad_checkpointing=False, compile=False, anomaly=False, keep_top=0, checkpoint_every=0,
+    use="last")
 
 def recipe(
     base:dict|None=None, # A recipe to begin with; `FIELDS` if None
@@ -73,7 +74,9 @@ def resolve(
 )->AttrDict: # All fields, readable as attributes
     "The recipe `name`, with the parameters that were given in place of its own"
     base = recipes[family][name]
-    own = {k:v for k,v in given.items() if k in base and v is not None}
+    own,more = {k:v for k,v in given.items() if k in base and v is not None},given.get("more") or {}
+    if twice := own.keys() & more.keys(): raise ValueError(f"{twice.pop()!r} is given as a parameter and in more; give it once")
+    own |= more
     r = AttrDict({**base, **check_params(base, own)})
     if "warmup_epochs" not in own and r.epochs <= r.warmup_epochs: r.warmup_epochs *= r.epochs/base["epochs"] # the same share of a run that was cut short
     return r
