@@ -34,4 +34,5 @@ from vitnb.experiment.run import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.advice import *
+from vitnb.explore.widgets import *
 from vitnb.testing import *
