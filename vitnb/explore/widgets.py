@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..core import need
 
-# %% ../../nbs/71_explore.widgets.ipynb #942548fb
+# %% ../../nbs/71_explore.widgets.ipynb #3788be0d
 _page = """
 function render({model, el}) {
   const box = document.createElement("div"), img = document.createElement("img"), dot = document.createElement("div");
@@ -40,7 +40,8 @@ export default {render};
 _style = """
 .vitnb-click { position: relative; display: inline-block; cursor: crosshair; line-height: 0 }
 .vitnb-click img { image-rendering: pixelated }
-.vitnb-click div { position: absolute; width: 9px; height: 9px; margin: -6px; border: 2px solid white; outline: 1px solid black; border-radius: 50%; pointer-events: none }
+.vitnb-click div { position: absolute; width: 9px; height: 9px; margin: -6px; pointer-events: none;
+                   border: 2px solid white; outline: 1px solid black; border-radius: 50% }
 """
 _made = {} # the class, once anywidget has been imported
 
