@@ -67,8 +67,16 @@ def test_two_kills(warm, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
-def test_ten_kills_of_each(warm, config):
-    report = assert_exact_resume(tiny_fit, kills=10, params={"epochs":4, **CONFIGS[config]}, seed=7, warm=warm)
+def test_ten_runs_killed_once(warm, config):
+    report = assert_exact_resume(tiny_fit, kills=10, params={"epochs":4, **CONFIGS[config]}, seed=7, warm=warm, once=True)
+    print(f"\n{config}: {report}")
+    assert report["kills"] == 10 and report["identical"] == report["runs"] >= 10 and report["corrupt"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_run_killed_again_and_again(warm, config):
+    report = assert_exact_resume(tiny_fit, kills=10, params={"epochs":4, **CONFIGS[config]}, seed=8, warm=warm)
     print(f"\n{config}: {report}")
     assert report["kills"] == 10 and report["identical"] == report["runs"] and report["corrupt"] == 0
 

@@ -354,3 +354,100 @@ def test_a_learner_pickles_during_its_life(tmp_path):
 def test_fields_reach_their_place(field, where, name):
     r = resolve("swin", "digits", dict(more={field:3 if field == "overfit_batches" else True}))
     assert where(r)[name] == (3 if field == "overfit_batches" else True) and where(resolve("swin", "digits", {}))[name] in (False, 0)
+
+
+# ---------------------------------------------------------------------------------------------- no trace
+
+def everything(folder):
+    "All callbacks of the engine at once"
+    return [*run_callbacks(folder, steps=2, every=1, keep=2, max_hours=1, tracker="none"), *train_all()]
+
+
+def train_all(): return core.train_callbacks(mixup=.8, cutmix=1., ema_decay=.9, accumulate=2, early_stop=3, anomaly=True)
+
+
+def outside(learn):
+    "What a callback could leave behind: on the Learner, on the model, in the process"
+    import signal
+    here = {k:id(v) for k,v in vars(learn).items() if k in ("loss_func", "model", "opt_func", "dls", "scaler", "logger", "metrics", "_metrics")}
+    hooks = [len(v) for m in learn.model.modules() for k,v in vars(m).items() if "_hooks" in k and isinstance(v, dict)]
+    return dict(names=sorted(k for k in vars(learn) if k not in seen_after_any_fit), here=here, cbs=[type(c).__name__ for c in learn.cbs], hooks=hooks,
+                signals=[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)], anomaly=torch.is_anomaly_enabled(), grad=torch.is_grad_enabled(),
+                listeners=len(learn.recorder.listeners), threads=[t.name for t in __import__("threading").enumerate() if t.name == "checkpoint"],
+                opt=[{k:v for k,v in g.items() if k != "params"}.keys() for g in learn.opt.opt.param_groups], lent=[p.requires_grad for p in learn.model.parameters()])
+
+
+seen_after_any_fit = {"epoch", "iter", "n_iter", "n_epoch", "dl", "xb", "yb", "pred", "loss", "loss_grad", "training", "pct_train", "train_iter", "smooth_loss",
+                      "final_record", "logger", "it"} # fastai's own, after a fit that nobody interrupted
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, CancelFitException], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("event", ["after_pred", "before_step", "after_batch", "before_validate", "after_epoch"])
+def test_no_trace_of_any_callback(tmp_path, error, event):
+    class Break(Callback):
+        order = 45
+        def go(self):
+            if event == "after_epoch" or self.opt_steps == 2: raise error("stop")
+    setattr(Break, event, Break.go)
+    learn = tiny_learner()
+    for p in learn.model.parameters(): p.grad = None
+    before = outside(learn)
+    try: learn.fit(2, cbs=[*everything(tmp_path), Break()])
+    except (KeyboardInterrupt, RuntimeError): pass
+    assert outside(learn) == before
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters()) or event in ("after_pred", "before_step")
+    pickle.loads(pickle.dumps(learn))
+    learn.fit(1) # and it goes on
+
+
+def test_every_callback_pickles(tmp_path):
+    "Also in the middle of a fit; one that owns files comes back as a callback that does nothing"
+    class Try(Callback):
+        order,tried = 300,[]
+        def after_batch(self):
+            if self.training and self.iter == 3:
+                for cb in self.learn.cbs:
+                    learn,cb.learn = cb.learn,None
+                    try: self.tried.append(type(pickle.loads(pickle.dumps(cb))).__name__ if cb is not self else "")
+                    finally: cb.learn = learn
+    tiny_learner().fit(1, cbs=[*everything(tmp_path), Try()])
+    assert {"Checkpoints", "StopOnSignal", "TimeLimit", "NaNWatch", "EMACallback", "Accumulate", "EarlyStop", "History", "EventLog"} <= set(Try.tried)
+
+
+# ---------------------------------------------------------------------------------------------- defects of peers
+
+def test_the_tenth_epoch_is_after_the_ninth(tmp_path):
+    "A search by name takes checkpoint_epoch_9 for the newest of ten"
+    from vitnb.callback.checkpoint import newest_state
+    for e in (9, 10, 2): save_checkpoint(dict(training_state=dict(epochs_done=e, opt_steps=e*5)), tmp_path/f"checkpoint_epoch_{e}.pth")
+    assert newest_state(tmp_path)["epochs_done"] == 10
+
+
+def test_counters_come_back(tmp_path):
+    "fastai begins train_iter and the scaler anew in each fit"
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, precision="fp16", cbs=[StopAt(8)])
+    ck = load_checkpoint(tmp_path/"checkpoints/last_model.pth")["training_state"]
+    at = []
+    class First(Callback):
+        order = 201
+        def before_batch(self): at.append((self.learn.train_iter, self.learn.scaler.state_dict()["_growth_tracker"]))
+    tiny_fit(tmp_path, precision="fp16", cbs=[First()])
+    assert at[0] == (ck["train_iter"], ck["scaler"]["_growth_tracker"]) and at[0][0] > 0
+
+
+def test_another_architecture_is_refused(tmp_path):
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[StopAt(4)])
+    with pytest.raises(ValueError, match="arch"): tiny_fit(tmp_path, arch="densenet_micro", model_kw=dict(growth_rate=4, block_config=(1, 1)))
+    with pytest.raises(ValueError, match="tensors match"):
+        from vitnb.callback.checkpoint import restore_weights
+        restore_weights(tiny_learner(arch="densenet_micro").model, load_checkpoint(tmp_path/"checkpoints/last_model.pth"))
+
+
+def test_a_folder_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
+    "The earlier file stays, the error says where"
+    tiny_fit(tmp_path, epochs=1)
+    before = (tmp_path/"checkpoints/last_model.pth").read_bytes()
+    def no(*args, **kw): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(torch, "save", no)
+    with pytest.raises(OSError, match="(?s)could not write checkpoint.*Permission denied.*intact"): tiny_fit(tmp_path, epochs=1, resume="never")
+    assert (tmp_path/"checkpoints/last_model.pth").read_bytes() == before

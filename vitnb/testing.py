@@ -272,8 +272,8 @@ def _tail(folder, n=25):
 # %% ../nbs/80_testing.ipynb #dcd5a1f6
 class _Trial:
     "The state of `assert_exact_resume`"
-    def __init__(self, warm, target, params, base, seed, ignore):
-        self.warm,self.target,self.params,self.base,self.ignore,self.rng = warm,target,params,base,ignore,random.Random(seed)
+    def __init__(self, warm, target, params, base, seed, ignore, once=False):
+        self.warm,self.target,self.params,self.base,self.ignore,self.rng,self.once = warm,target,params,base,ignore,random.Random(seed),once
         self.counts = dict(kills=0, at_a_file=0, runs=0, identical=0, corrupt=0, leftovers=0)
 
     def measure(self):
@@ -321,7 +321,7 @@ def journey(self:_Trial,
     "Kill and rerun until a run finishes, then compare"
     folder,hows,killed = self.folder(name),[],True
     while killed:
-        killed,returned,how = self.attempt(folder, self.counts["kills"] < kills)
+        killed,returned,how = self.attempt(folder, self.counts["kills"] < kills and not (self.once and hows))
         hows += [how] if killed else []
     self.counts["runs"] += 1
     self.counts["leftovers"] += sum(1 for _ in folder.rglob("*.tmp"))
@@ -339,14 +339,15 @@ def assert_exact_resume(
     params:dict|None=None, # Arguments of the function, or parameters of the notebook
     ignore:Sequence[str]=("seconds", "TimeLimit"), # Keys whose values are times and not compared
     warm:Warm|None=None, # A process to use again; a new one if None
+    once:bool=False, # Kill each run once, rather than again and again until it comes to its end
 )->dict: # Counts: kills, those at a file, runs, identical ones, corrupt files, leftovers of broken writes; seconds of an undisturbed run
     "Check that a training killed at random moments and rerun ends with the same bits; an `AssertionError` says what differs"
     if warm is None:
-        with Warm() as warm: return assert_exact_resume(target, kills, seed, params, ignore, warm)
+        with Warm() as warm: return assert_exact_resume(target, kills, seed, params, ignore, warm, once)
     if kills < 1: raise ValueError(f"kills={kills} must be at least 1")
     if isinstance(target, (str, Path)): target = Path(target).resolve(strict=True)
     with tempfile.TemporaryDirectory() as d:
-        trial = _Trial(warm, target, params or {}, Path(d), seed, ignore)
+        trial = _Trial(warm, target, params or {}, Path(d), seed, ignore, once)
         trial.measure()
         while trial.counts["kills"] < kills: trial.journey(f"run{trial.counts['runs']}", kills)
     return {**trial.counts, "seconds":round(trial.seconds, 2)}
