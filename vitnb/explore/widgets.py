@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..core import need
 
-# %% ../../nbs/71_explore.widgets.ipynb #3788be0d
+# %% ../../nbs/71_explore.widgets.ipynb #22d2260d
 _page = """
 function render({model, el}) {
   const box = document.createElement("div"), img = document.createElement("img"), dot = document.createElement("div");
@@ -51,8 +51,8 @@ def _widget_class():
         need("anywidget", "explore")
         import anywidget
         import traitlets as t
-        _made["class"] = type("ClickableImage", (anywidget.AnyWidget,), dict(_esm=_page, _css=_style, png=t.Unicode().tag(sync=True), alt=t.Unicode().tag(sync=True),
-            rows=t.Int(1).tag(sync=True), cols=t.Int(1).tag(sync=True), width=t.Int(300).tag(sync=True), cell=t.List([0, 0]).tag(sync=True)))
+        shown = dict(png=t.Unicode(), alt=t.Unicode(), rows=t.Int(1), cols=t.Int(1), width=t.Int(300), cell=t.List([0, 0]))
+        _made["class"] = type("ClickableImage", (anywidget.AnyWidget,), dict(_esm=_page, _css=_style, **{k:v.tag(sync=True) for k,v in shown.items()}))
     return _made["class"]
 
 def clickable_image(
