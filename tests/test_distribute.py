@@ -182,3 +182,229 @@ def test_ranks_that_differ_are_named(two, what, says):
 def test_the_learner_is_as_before(two):
     a,b = (o["clean"] for o in two[0])
     assert a["left"] == b["left"] == [] and len(a["alone"]) == 4 and a["steps"] == b["steps"] > 2
+
+
+# ---------------------------------------------------------------------------------------------- from a live process
+
+class Trip(worker.Callback):
+    def after_batch(self):
+        if os.environ.get("RANK") == "1" and self.opt_steps == 2: raise RuntimeError("tripped over a leaf")
+        time.sleep(.1)
+
+
+def test_fit_distributed_is_fit(two, tmp_path, monkeypatch, capsys):
+    "Weights, average, optimiser and history come back; callbacks of the call too; the next fit goes on"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    learn,whole = worker.make(**worker.CASES["mix"]),two[0][0]["case mix"]
+    stop = worker.Checkpoints(tmp_path/"checkpoints")
+    learn.logger = print
+    learn.fit_distributed(2, processes=2, cbs=[*worker.run_callbacks(tmp_path, tracker="tensorboard")[:3], stop])
+    got = worker.result(learn)
+    assert not differences({k: whole[k] for k in ("model", "opt", "ema", "losses")}, {k: got[k] for k in ("model", "opt", "ema", "losses")})
+    assert not differences(whole["rows"], got["rows"], ["seconds"])
+    assert stop.best is not None and (tmp_path/"checkpoints/last_model.pth").is_file() and list(tmp_path.rglob("events.out*")) and (tmp_path/"history.csv").is_file()
+    out = capsys.readouterr().out
+    assert "epoch 1/2" in out and "epoch 2/2" in out
+    assert (learn.opt_steps, learn.epochs_done) == (whole["rows"][-1]["step"], 2) and learn.n_epoch == 2
+    learn.fit(1)
+    assert len(learn.recorder.rows) == 3 and learn.recorder.rows[-1]["epoch"] == 3
+
+
+def test_fit_distributed_that_fails(monkeypatch):
+    "The error of the rank that failed is shown, soon; the Learner is as before; no process is left"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MARK", mark := uuid.uuid4().hex)
+    learn = worker.make()
+    before = copy.deepcopy(dict(learn.model.state_dict()))
+    with pytest.raises(RuntimeError, match="(?s)rank1 of 2 failed.*tripped over a leaf"): learn.fit_distributed(50, processes=2, cbs=Trip())
+    assert not differences(before, dict(learn.model.state_dict())) and learn.opt_steps == 0
+    assert_nobody_left(mark)
+
+
+@pytest.mark.parametrize("kw,says", [(dict(processes=4000), "4000 processes, but this machine has"), (dict(processes=0), "whole number from 1"),
+    (dict(processes=2, port="taken"), "is in use")])
+def test_fit_distributed_refuses(kw, says):
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        if "port" in kw: kw = {**kw, "port": s.getsockname()[1]}
+        with pytest.raises(ValueError, match=says): worker.make().fit_distributed(1, **kw)
+    with pytest.raises(ValueError, match="bs=15 cannot be divided"): worker.make(bs=15).fit_distributed(1)
+
+
+# ---------------------------------------------------------------------------------------------- notebooks
+
+PARAMS = "epochs = 2     # passes\npause  = 0.    # seconds between batches\nresume = 'auto' # go on\ntag    = ''     # added to the run folder"
+OPEN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag, resume)"
+TRAIN = """import os, time
+from fastai.callback.core import Callback
+from vitnb.learner.core import run_callbacks
+from vitnb.learner.distribute import distribute
+from vitnb.testing import tiny_learner
+class Slow(Callback):
+    def after_batch(self): time.sleep(pause)
+    def state_dict(self): return {}
+learn = distribute(tiny_learner(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)))
+print("this is rank", os.environ["RANK"])
+learn.fit(epochs, cbs=[*run_callbacks(run.dir, steps=2, tracker="none"), Slow()], resume="auto" if run.resumed else "never")
+run.finish(accuracy=learn.recorder.rows[-1]["accuracy"], epochs=len(learn.recorder.rows))"""
+SUM = """import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+t = torch.tensor(dist.get_rank() + 1.)
+dist.all_reduce(t)
+run.finish(total=t.item())"""
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    (tmp_path/"settings.ini").write_text("[vitnb]\noutputs_path = out\ndevice = cpu\n")
+    return tmp_path
+
+
+def notebook(path, *cells):
+    cells = [dict(cell_type="code", id=f"c{i}", execution_count=None, outputs=[], source=s, metadata=dict(tags=[] if i else ["parameters"])) for i,s in enumerate(cells)]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name="python3", language="python", display_name="python3")), nbformat=4, nbformat_minor=5)))
+    return path
+
+
+def start(cmd, cwd, **env):
+    "A command that is marked, so that all it starts can be found again"
+    return subprocess.Popen([sys.executable, "-m", *map(str, cmd)], cwd=cwd, env=environment(**env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, start_new_session=True)
+
+
+def marked(mark):
+    "Living processes of one test"
+    out = []
+    for p in psutil.process_iter():
+        try:
+            if p.environ().get("MARK") == mark and p.status() != psutil.STATUS_ZOMBIE and p.pid != os.getpid(): out.append(p)
+        except psutil.Error: continue
+    return out
+
+
+def until(what, seconds=200, why=""):
+    end = time.monotonic() + seconds
+    while not (got := what()):
+        assert time.monotonic() < end, why
+        time.sleep(.1)
+    return got
+
+
+def assert_nobody_left(mark): until(lambda: not marked(mark), 60, "processes were left behind")
+
+
+def vitnb_run(workspace, nb, *args, **env):
+    "`vitnb run`, its exit code and all it said"
+    mark = uuid.uuid4().hex
+    p = start(["vitnb.experiment.cli", "run", nb, *args], workspace, MARK=mark, **env)
+    out,_ = p.communicate(timeout=400)
+    assert_nobody_left(mark)
+    return p.returncode,out
+
+
+def only_run(workspace):
+    (d,) = (workspace/"out"/"train_demo").iterdir()
+    return d
+
+
+def test_a_notebook_in_two_processes(workspace, two):
+    "Every rank executes the cells; one folder, one executed notebook; the other's output beside it"
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS, OPEN, TRAIN)
+    code,out = vitnb_run(workspace, nb, "--processes", "2")
+    assert code == 0, out
+    d = only_run(workspace)
+    text = (d/"train_demo.ipynb").read_text()
+    assert "this is rank 0" in text and "rank 1" not in text and "this is rank 1" in (d/"rank1.log").read_text() and "this is rank 0" in out and "rank 1" not in out
+    assert read_json(d/"status.json")["status"] == "finished" and read_json(d/"environment.json")["processes"] == 2 and not list(d.glob("*.error"))
+    assert read_json(d/"result.json")["epochs"] == 2
+    assert not differences(two[0][0]["case mix"]["model"], state(d)["model"]), "the same bits as without a notebook"
+
+
+@pytest.mark.parametrize("cell,says", [
+    ("import os, time\nif os.environ['RANK'] == '1': raise ValueError('no such leaf')\ntime.sleep(1000)", ["rank 1:", "ValueError: no such leaf", "rank 0 ended because of rank1"]),
+    ("import os, time\nif os.environ['RANK'] == '0': input('which leaf? ')\ntime.sleep(1000)", ["rank 0:", "does not support input requests"])], ids=["error", "input"])
+def test_the_error_of_one_rank_stops_all(workspace, cell, says):
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS, cell)
+    code,out = vitnb_run(workspace, nb, "--processes", "2")
+    assert code == 1 and all(s in out for s in says), out
+    status = read_json(only_run(workspace)/"status.json")
+    assert status["status"] == "failed" and says[1].split(": ")[-1] in status["error"]
+
+
+@pytest.mark.parametrize("who", ["launcher", "kernel of rank 1"])
+def test_nobody_outlives_a_sudden_death(workspace, who):
+    "SIGKILL, which nobody can heed"
+    cell = "import os, time\nfrom pathlib import Path\nPath(os.environ['VITNB_RUN_DIR'], 'pid' + os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(1000)"
+    nb,mark = notebook(workspace/"train_demo.ipynb", PARAMS, cell),uuid.uuid4().hex
+    p = start(["vitnb.experiment.cli", "run", nb, "--processes", "2"], workspace, MARK=mark)
+    pids = until(lambda: len(found := [f for f in workspace.glob("out/*/*/pid?") if f.read_text()]) == 2 and found, why="the kernels did not start")
+    if who == "launcher": p.kill()
+    else: os.kill(int(next(f for f in pids if f.name == "pid1").read_text()), signal.SIGKILL)
+    out,_ = p.communicate(timeout=200)
+    assert_nobody_left(mark)
+    if who != "launcher": assert p.returncode == 1 and "rank 1: " in out and "died" in out and read_json(only_run(workspace)/"status.json")["status"] == "failed", out
+
+
+def test_a_rank_that_never_arrives_and_a_port_in_use(workspace):
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS, OPEN)
+    lone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", VITNB_RANK_TIMEOUT="3")
+    with socket.socket() as s:
+        s.bind(("", 0))
+        s.listen()
+        taken = str(s.getsockname()[1])
+        runs = [start(["vitnb.experiment.cli", "run", nb], workspace, MASTER_PORT=port, **lone) for port in (str(free_port()), taken)]
+        alone,busy = (p.communicate(timeout=200)[0] for p in runs)
+        assert cli.main(["run", str(nb), "--processes", "2", "--port", taken]) == 2
+    assert [p.returncode for p in runs] == [2, 2]
+    assert "rank 0 of 2 met nobody" in alone and "within 3 s" in alone, alone
+    assert taken in busy and "free" in busy, busy
+    assert not list(workspace.glob("out/*/*/params.json"))
+
+
+def test_more_processes_than_devices(workspace, capfd):
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS, OPEN)
+    assert cli.main(["run", str(nb), "--processes", "4000"]) == 2 and "4000 processes, but this machine has" in capfd.readouterr().err
+    assert cli.main(["run", str(nb), "--processes", "0"]) == 2
+
+
+def machines(workspace, nb, **env):
+    "Two launchers of accelerate, as two machines would have one each, over the loopback device"
+    port = free_port()
+    def one(rank):
+        options = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port,
+                   "--mixed_precision", "no", "--dynamo_backend", "no"]
+        return start(["accelerate.commands.launch", *options, "-m", "vitnb.experiment.cli", "run", nb], workspace, ACCELERATE_USE_CPU="true", NODE=str(rank), **env)
+    return [one(r) for r in range(2)]
+
+
+def test_two_machines(workspace):
+    nb,mark = notebook(workspace/"train_demo.ipynb", PARAMS, OPEN, SUM),uuid.uuid4().hex
+    nodes = machines(workspace, nb, MARK=mark)
+    outs = [p.communicate(timeout=300)[0] for p in nodes]
+    assert [p.returncode for p in nodes] == [0, 0], "\n".join(outs)
+    d = only_run(workspace)
+    assert read_json(d/"result.json")["total"] == 3 and (d/"rank1.log").exists() and (d/"train_demo.ipynb").exists()
+    assert_nobody_left(mark)
+
+
+@pytest.mark.slow # three launches of notebooks that train: minutes on a busy machine; `test_two_machines` and `test_resume_is_exact` check the parts
+def test_a_machine_dies_and_the_rerun_ends_with_the_same_bits(workspace, two):
+    source = TRAIN.replace("print(", "if not run.resumed: pause = .3\nprint(") # slow enough to be hit, the first time
+    nb,mark = notebook(workspace/"train_demo.ipynb", PARAMS, OPEN, source),uuid.uuid4().hex
+    nodes = machines(workspace, nb, MARK=mark, VITNB_RANK_TIMEOUT="60")
+    until(lambda: [p for p in workspace.glob("out/*/*/checkpoints/last_model.pth") if state(p.parents[1])["opt_steps"] >= 4], why="it did not come to its fourth step")
+    for p in marked(mark):
+        if p.environ().get("NODE") == "1": p.kill()
+    out,_ = nodes[0].communicate(timeout=200) # ends by itself
+    nodes[1].communicate(timeout=60)
+    assert nodes[0].returncode != 0 and read_json(only_run(workspace)/"status.json")["status"] == "failed", out
+    assert_nobody_left(mark)
+    cut = state(only_run(workspace))["opt_steps"]
+    nodes = machines(workspace, nb, MARK=mark)
+    outs = [p.communicate(timeout=300)[0] for p in nodes]
+    assert [p.returncode for p in nodes] == [0, 0], "\n".join(outs)
+    d = only_run(workspace)
+    assert 4 <= cut < state(d)["opt_steps"] and read_json(d/"status.json")["resumed"]
+    assert not differences(two[0][0]["case mix"]["model"], state(d)["model"]) and not differences(two[0][0]["case mix"]["opt"], state(d)["optimizer"])

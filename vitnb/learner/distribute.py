@@ -527,7 +527,8 @@ def _fit(folder):
     try: distribute(learn).fit(**kw)
     except TrainingStopped as e: stopped = [e.reason, e.code, str(e.path or "")]
     if not is_main(): return
-    state = learn.training_state() | dict(epochs_done=learn.epochs_done, stopped=stopped, metric_names=list(learn.recorder.metric_names))
+    with learn.added_cbs(kw["cbs"]): state = learn.training_state() # with what the callbacks of this fit know
+    state |= dict(epochs_done=learn.epochs_done, stopped=stopped, metric_names=list(learn.recorder.metric_names))
     torch.save(state, folder/"result.pth")
 
 def work(
