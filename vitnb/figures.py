@@ -103,12 +103,13 @@ def plot_curves(
     per_epoch:int=1, # Optimiser steps an epoch
     metrics:Sequence[str]=(), # Which columns of `rows` are metrics
     title:str="", # Title of the figure
+    loss_name:str="Loss (cross-entropy, nats)", # What the loss is
 )->Figure: # Loss, metrics, learning rate
     "Loss, metrics and learning rate over epochs"
     fig,axs = new_figure(1, 3, 4, 2.9)
     loss,met,lr = axs[0]
     _step_line(loss, steps, per_epoch, "loss", color="0.7", lw=.8, label="train, each step")
-    _lines(loss, rows, ["train_loss", "valid_loss"], "Loss (cross-entropy, nats)")
+    _lines(loss, rows, ["train_loss", "valid_loss"], loss_name)
     if all((r.get("train_loss") or 0) > 0 for r in rows) and len(rows) > 2: _log_axis(loss.yaxis)
     _lines(met, rows, metrics, "Validation metrics")
     if met.lines: met.set_ylim(top=min(1.02, met.get_ylim()[1] + .02))
@@ -183,6 +184,7 @@ def _masked_row(axs, view, i, names):
     for ax,k,title in zip(axs, ("true", "masked", "made"), names):
         ax.imshow(view[k][i].permute(1, 2, 0), interpolation="nearest")
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         ax.grid(False)
         if i == 0: ax.set_title(title, fontsize=10)
     for (y,x),c in zip(view["points"], POINTS):

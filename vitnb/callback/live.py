@@ -63,7 +63,9 @@ class LiveView(Callback):
         title:str="", # Title of the figure
         plot:bool=True, # Draw the figure
         share:float=.02, # Largest share of the time that drawing may take
-    ): self.file,self.title,self.plot,self.share = path,title,plot,share
+        shown:Sequence[str]=(), # Which metrics are drawn; all if empty. They share an axis, so they should share a scale
+        loss_name:str="Loss (cross-entropy, nats)", # Title of the first panel
+    ): self.file,self.title,self.plot,self.share,self.shown,self.loss_name = path,title,plot,share,shown,loss_name
 
     def _on(self): return is_main() and not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
 
@@ -83,7 +85,8 @@ class LiveView(Callback):
         rec = self.recorder
         done = [r for r in rec.rows if r["epoch"]]
         per = done[-1]["step"]/done[-1]["epoch"] if done else len(self.dls.train)
-        return plot_curves(rec.rows, rec.steps, per, [n for n in rec.metric_names if n not in ("epoch", "train_loss", "valid_loss", "time")], self.title)
+        shown = self.shown or [n for n in rec.metric_names if n not in ("epoch", "train_loss", "valid_loss", "time")]
+        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name)
 
     def after_batch(self):
         if not self.active or self.bar is None or time.time()-self.drawn < .3: return

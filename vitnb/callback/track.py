@@ -266,7 +266,8 @@ def scalars(
 )->dict: # Numbers by the name under which trackers keep them
     "A row of the history as a tracker stores it"
     fixed,skip = dict(train_accuracy="train/accuracy", seconds="time/epoch_seconds"),("epoch", "step", "lr", "train_loss")
-    return {fixed.get(k, f"val/{k.removeprefix('valid_')}"):v for k,v in row.items() if k not in skip and isinstance(v, (int, float))}
+    named = lambda k: fixed.get(k, f"train/{k[6:]}" if k.startswith("train_") else f"val/{k.removeprefix('valid_')}")
+    return {named(k):v for k,v in row.items() if k not in skip and isinstance(v, (int, float))}
 
 def _flat(d, prefix=""):
     "Nested dictionaries as one, names joined by dots"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECTRAL_FIELDS', 'spectral_recipes', 'spectral_learner', 'find_checkpoint', 'check_units', 'evaluate_model',
-           'Baseline', 'between_bands', 'spectral_recipe', 'cube_args', 'spectral_args']
+           'Baseline', 'between_bands', 'spectral_recipe', 'stored_recipe', 'cube_args', 'spectral_args']
 
 # %% ../../nbs/54_learner.spectral.ipynb #8746d3ce
 import json
@@ -54,7 +54,7 @@ def _describe(dls):
                 normalizer=None if norm is None else norm.state_dict(), wavelengths=None if nm is None else torch.as_tensor(nm).tolist(),
                 rgb_bands=[int(b) for b in dls.rgb_bands])
 
-# %% ../../nbs/54_learner.spectral.ipynb #ad75ca0b
+# %% ../../nbs/54_learner.spectral.ipynb #2208d7fb
 def spectral_learner(
     dls:DataLoaders, # Loaders from `cube_loaders`, with target "valid"
     arch:str="spectral_mae_tiny", # Name in `list_models("spectral*")`
@@ -94,6 +94,7 @@ def spectral_learner(
 def _ready(learn):
     "Check the options now and not at the first batch; there are no classes whose accuracy could be measured"
     learn.recorder.train_acc = None
+    learn.progress.shown,learn.progress.loss_name = ["ssim"],"Loss (weighted sum of terms)" # degrees and dB would not share its axis
     learn._schedule_cb()
     learn.create_opt()
     return learn
@@ -194,7 +195,7 @@ def between_bands(
     made = torch.lerp(x.gather(1, a), x.gather(1, b), w)
     return torch.where(seen.any(1, keepdim=True), made, other)
 
-# %% ../../nbs/54_learner.spectral.ipynb #6690033c
+# %% ../../nbs/54_learner.spectral.ipynb #7cbdc19c
 SPECTRAL_FIELDS = dict(
     data=None, data_root=None, data_kw=None, window=None, stride=None, jitter=0, normalize="log", augment="none", aug_kw=None,
     arch="spectral_mae_micro", patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto", model_kw=None,
@@ -204,7 +205,7 @@ SPECTRAL_FIELDS = dict(
 
 spectral_recipes = Registry("spectral recipe")
 spectral_recipes.update({k:{**SPECTRAL_FIELDS, **v} for k,v in dict(
-    synthetic = dict(data="retina_synthetic", augment="flip", epochs=60, bs=6, lr=2e-3, precision="fp32"),
+    synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3, precision="fp32"),
     retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4, warmup_epochs=10., precision="auto"),
     scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip", arch="spectral_mae_micro", patch_size=(4, 6),
                      epochs=60, bs=8, lr=2e-3, precision="fp32"),
@@ -220,7 +221,16 @@ def spectral_recipe(
     if r.data is None: raise ValueError(f"recipe {name!r} needs data: the path of a catalogue, ID,label,hs_file,rgb_file")
     return r
 
-# %% ../../nbs/54_learner.spectral.ipynb #2e2f40d6
+# %% ../../nbs/54_learner.spectral.ipynb #13b3b923
+def stored_recipe(
+    folder:str|Path, # Folder of a run
+)->AttrDict: # All fields
+    "The recipe that a run was trained with"
+    path = Path(folder)/"recipe.json"
+    if not path.is_file(): raise FileNotFoundError(f"{path} is not there; it is written by pretrain_spectral, so give the folder of one of its runs")
+    known = json.loads(path.read_text())
+    return AttrDict({**SPECTRAL_FIELDS, **check_params(SPECTRAL_FIELDS, known)})
+
 def cube_args(
     r:dict, # A recipe
 )->dict: # Arguments of `cube_loaders`

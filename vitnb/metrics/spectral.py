@@ -74,7 +74,7 @@ def compare_cubes(
     if ssim and min(cube.shape[-2:]) > 5: scores["ssim"] = _ssim(made, cube, count, data_range) # smaller than half a window
     return scores
 
-# %% ../../nbs/36_metrics.spectral.ipynb #9854bf52
+# %% ../../nbs/36_metrics.spectral.ipynb #d9c05797
 @torch.no_grad()
 def cube_scores(
     out:dict, # What the model returned
@@ -85,13 +85,16 @@ def cube_scores(
     data_range:float=1., # Of the model's units
     norm_target:bool=False, # As for `reconstruct`
     ssim:bool=True, # Also SSIM
+    only:Sequence|None=None, # Names of the scores that are needed; all if None
 )->dict: # `mse_masked`, `mse_masked_reflectance`, `sam_all`, ..., each `(B,)`
     "All scores of a batch, one number a cube"
     scores,cube = {},cube.float()
     pairs = [("", data_range, lambda x: x)] + ([("_reflectance", 1., lambda x: to_reflectance(x, normalizer))] if normalizer is not None else [])
     for w in where:
         made,count = scored_cube(out, cube, w, valid, norm_target)
-        for unit,span,f in pairs: scores |= {f"{k}_{w}{unit}":v for k,v in compare_cubes(f(made), f(cube), count, span, ssim).items()}
+        for unit,span,f in pairs:
+            need = [k for k in ("mse", "sam", "psnr", "ssim") if only is None or f"{k}_{w}{unit}" in only]
+            if need: scores |= {f"{k}_{w}{unit}":v for k,v in compare_cubes(f(made), f(cube), count, span, ssim and "ssim" in need).items() if k in need}
     return scores
 
 # %% ../../nbs/36_metrics.spectral.ipynb #a5f43ba7
@@ -186,7 +189,7 @@ class CubeMetric(Metric):
     @property
     def name(self): return self.label
 
-# %% ../../nbs/36_metrics.spectral.ipynb #4998d374
+# %% ../../nbs/36_metrics.spectral.ipynb #9f9fe535
 def make_spectral_metrics(
     normalizer:object|None=None, # To reflectance
     data_range:float=1., # Of the model's units
@@ -194,7 +197,7 @@ def make_spectral_metrics(
     ssim:bool=True, # Also SSIM
 )->list: # fastai metrics: mse_masked, sam_degrees, psnr and ssim (of filled-in cubes, reflectance where there is a normaliser)
     "The columns of a history"
-    once = _Once(dict(normalizer=normalizer, where=("masked", "all"), data_range=data_range, norm_target=norm_target, ssim=ssim))
     unit = "" if normalizer is None else "_reflectance"
     cols = dict(mse_masked="mse_masked", sam_degrees=f"sam_masked{unit}", psnr=f"psnr_all{unit}", ssim=f"ssim_all{unit}")
+    once = _Once(dict(normalizer=normalizer, where=("masked", "all"), data_range=data_range, norm_target=norm_target, ssim=ssim, only=list(cols.values())))
     return [CubeMetric(k, v, once) for k,v in cols.items() if ssim or k != "ssim"]

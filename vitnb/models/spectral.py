@@ -8,7 +8,7 @@ __all__ = ['SPECTRAL_SIZES', 'spectral_mae_micro', 'spectral_mae_tiny', 'spectra
            'mask_order', 'seeded_noise', 'encode_wavelengths', 'band_groups', 'Positions', 'FastNorm', 'SpectralBlock',
            'SpectralDecoder', 'SpectralMAE', 'fit_state', 'spectral_mae', 'mae_counts']
 
-# %% ../../nbs/24_models.spectral.ipynb #1d50e300
+# %% ../../nbs/24_models.spectral.ipynb #e8f35ffe
 import math
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -119,7 +119,7 @@ def encode_wavelengths(
     angle = nm.double()[...,None]*(2*math.pi/shortest)*(shortest/longest)**k # T,s,dim/2
     return torch.cat([angle.sin(), angle.cos()], -1).nanmean(1).float()
 
-# %% ../../nbs/24_models.spectral.ipynb #c08d43bf
+# %% ../../nbs/24_models.spectral.ipynb #b34c6437
 def band_groups(
     wavelengths:Sequence|Tensor, # Band centres, nm; NaN where a band is missing
     group:int, # Bands of a token
@@ -147,7 +147,7 @@ class Positions(nn.Module):
     ):
         super().__init__()
         self.dim = dim
-        self.spatial = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid[1]*grid[2], dim), std=.02))
+        self.spatial = nn.Parameter(build_sincos2d_pos_embed([grid[1], grid[2]], dim, interleave_sin_cos=False)[None]) # rows and columns
         self.spectral = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, grid[0], dim), std=.02)) if kind == "index" else None
         self.register_buffer("code", None, persistent=False) # a function of the sensor, not of the training
 
@@ -210,7 +210,7 @@ def hidden(self:SpectralBlock,
     unpack = lambda o: o if isinstance(o, Tensor) else self.mlp.act(kept).view(o)
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): return self.mlp.fc2(after)
 
-# %% ../../nbs/24_models.spectral.ipynb #83893cd2
+# %% ../../nbs/24_models.spectral.ipynb #b15d82a1
 def _init(m):
     "MAE's first weights: xavier for matrices, 0 for biases, 1 for norms"
     if isinstance(m, nn.Linear):
@@ -220,7 +220,7 @@ def _init(m):
 def _check_heads(dim, heads, what):
     "A width that heads divide"
     if dim % heads: raise ValueError(f"{what}: {heads} heads do not divide a width of {dim}; use a width of {_near(dim, heads)}, or other heads")
-    if dim % 2: raise ValueError(f"{what}: a width of {dim} must be even")
+    if dim % 4: raise ValueError(f"{what}: a width of {dim} must be a multiple of 4, for the sines and cosines of two directions")
 
 # %% ../../nbs/24_models.spectral.ipynb #150197b9
 class SpectralDecoder(nn.Module):
