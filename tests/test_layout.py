@@ -212,6 +212,8 @@ def test_experiment_head(p):
     said = card(dict(cells=[dict(source=source(c)) for c in (first, second)]))
     assert all(said.get(k) for k in ("Run", "Cost", "Expect")), f"the second cell is the card with Run, Cost and Expect; found {said}"
     assert p.name in said["Run"], "Run gives the command with the notebook's path"
+    blank = [s for c in cells(p, "markdown") for s in source(c).splitlines() if re.fullmatch(r"(\*\*\w+\*\* )?[A-Z]{3,}", s.strip())]
+    assert not blank, f"still to be written: {blank}"
 
 
 @pytest.mark.parametrize("p", **ids(EXPERIMENTS))
