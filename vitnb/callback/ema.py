@@ -42,7 +42,7 @@ class CachedEma(ModelEmaV3):
         **kwargs, # Arguments of `ModelEmaV3`
     ):
         super().__init__(model, **kwargs)
-        self._src,self._dst = _places(model),_places(self.module)
+        self._src,self._dst,self._sorted = _places(model),_places(self.module),([], None)
 
     def pairs(self)->tuple: # Tensors of the model, tensors of the average
         "Both models' tensors, as they are now"
@@ -51,12 +51,17 @@ class CachedEma(ModelEmaV3):
     def apply_update_(self, model, decay):
         "Move the average towards `model` by 1-`decay`"
         src,dst = self.pairs()
+        if (now := [*map(id, src), *map(id, dst), src[0].dtype, src[0].device]) != self._sorted[0]: self._sorted = now,self._sort(src, dst)
+        plain,a,b,whole = self._sorted[1]
+        if not plain: return super().apply_update_(model, decay) # timm rounds the others
+        torch._foreach_lerp_(a, b, weight=1-decay)
+        for t,s in whole: t.copy_(s)
+
+    def _sort(self, src, dst):
+        "Whether all is float32 on one device, tensors to average, and pairs to copy; the same lists until a tensor is replaced"
         floating = [t.is_floating_point() for t in dst]
         a,b = ([t for t,f in zip(ts, floating) if f] for ts in (dst, src))
-        if {(t.dtype, t.device) for t in a+b} != {(torch.float32, a[0].device)}: return super().apply_update_(model, decay) # timm rounds the others
-        torch._foreach_lerp_(a, b, weight=1-decay)
-        for t,s,f in zip(dst, src, floating):
-            if not f: t.copy_(s)
+        return {(t.dtype, t.device) for t in a+b} == {(torch.float32, a[0].device)}, a, b, [(t, s) for t,s,f in zip(dst, src, floating) if not f]
 
 # %% ../../nbs/41_callback.ema.ipynb #3e7b6049
 def _check(decay, half_life, power):

@@ -32,11 +32,10 @@ def cut_boxes(
     size:tuple, # (H,W) of the pictures
 )->tuple: # Boxes y0 y1 x0 x1, int (n,4), and the share that remains outside each, (n,)
     "Boxes of area 1-`lam`, clipped to the picture, and `lam` as it really came out"
-    size = np.asarray(size)[:,None]
+    (h,w),size,centre = size,np.array(size)[:,None],np.array([cy, cx])
     side = (size*np.sqrt(1-np.asarray(lam))).astype(int) # (2,n)
-    centre = np.stack([cy, cx])
-    lo,hi = np.clip(centre - side//2, 0, size),np.clip(centre + (side+1)//2, 0, size)
-    return np.stack([lo[0], hi[0], lo[1], hi[1]], 1), 1 - (hi-lo).prod(0)/size.prod()
+    lo,hi = np.maximum(centre - side//2, 0),np.minimum(centre + (side+1)//2, size) # a centre is inside, so each end can leave on one side only
+    return np.array([lo[0], hi[0], lo[1], hi[1]]).T, 1 - (hi[0]-lo[0])*(hi[1]-lo[1])/(h*w)
 
 # %% ../../nbs/14_data.mix.ipynb #6137ba27
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,7 @@ def draw_plan(
     "Decide how a batch is mixed, from counters alone"
     check_mix(mixup, cutmix, p, switch_p, mode)
     rows = _rows(n, mode)
-    any_,switch,share,cy,cx = uniform(seed, _STREAM, epoch, step, np.arange(5)[:,None], rows)
+    any_,switch,share,cy,cx = uniform(seed, _STREAM, epoch, step, np.arange(5)[:,None], rows if len(rows) > 1 else 0)
     is_cut = np.full(len(rows), mixup is None) if mixup is None or cutmix is None else switch < switch_p
     lam = beta_from(share, np.where(is_cut, cutmix or 1., mixup or 1.))
     lam = np.where(any_ < p, lam, 1.)
@@ -108,7 +107,7 @@ def weight_map(
 )->Tensor: # Weight of a picture's own pixels, float32 (1,H,W) or (B,H,W)
     "The share of its own that each pixel keeps"
     cut = (plan.box[:,1] > plan.box[:,0]) & (plan.box[:,3] > plan.box[:,2])
-    t = torch.from_numpy(np.c_[np.where(cut, 1., plan.lam), plan.box].astype(np.float32))
+    t = torch.from_numpy(np.column_stack([np.where(cut, 1., plan.lam), plan.box]).astype(np.float32))
     if torch.device(device).type == "cuda": t = t.pin_memory() # else the copy would wait for the device
     own,y0,y1,x0,x1 = t.to(device, non_blocking=True)[...,None].unbind(1) # each (n,1)
     r,c = (torch.arange(s, device=device) for s in size)
@@ -116,6 +115,14 @@ def weight_map(
     return torch.where(rows[:,:,None] & cols[:,None,:], 0., own[...,None])
 
 # %% ../../nbs/14_data.mix.ipynb #b8387431
+def _mix_alike(x, plan):
+    "One plan for the whole batch needs no weight for each pixel; the bits are the same"
+    y0,y1,x0,x1 = plan.box[0].tolist()
+    if y1 <= y0 or x1 <= x0: return torch.lerp(x.flip(0), x, float(plan.lam[0]))
+    out = x.clone()
+    out[...,y0:y1,x0:x1] = x[...,y0:y1,x0:x1].flip(0)
+    return out
+
 def mix_images(
     x:Tensor, # Batch of pictures after `Normalize`, floating (B,...,H,W)
     plan:MixPlan, # From `draw_plan`
@@ -123,6 +130,7 @@ def mix_images(
     "Mix each picture with its partner, out of place and without a loop"
     if not x.is_floating_point(): raise ValueError(f"a batch of {x.dtype} cannot be averaged; mix after Normalize, when it is floating point")
     if plan.idle: return x
+    if len(plan.lam) == 1 and x.dtype == torch.float32: return _mix_alike(x, plan)
     w = weight_map(plan, x.shape[-2:], x.device).to(x.dtype)
     return torch.lerp(x.flip(0), x, w.view(len(w), *[1]*(x.ndim-3), *x.shape[-2:]))
 
@@ -142,6 +150,12 @@ class Head:
             raise ValueError(f"Head({self.kind!r}, n={self.n}) needs n, the number of {'classes' if self.kind == 'class' else 'levels'}, at least 2")
 
 # %% ../../nbs/14_data.mix.ipynb #cabca06c
+def _check_levels(y, n):
+    "Refuse whole numbers that are no class or level"
+    if not y.numel() or (int((ends := y.aminmax()).min) >= 0 and int(ends.max) < n): return
+    bad = y[(y < 0) | (y >= n)][0].item()
+    raise ValueError(f"target {bad} is not in 0..{n-1}; if it marks unknown entries give Head(..., ignore={bad})")
+
 def encode(
     y:Tensor, # Target as the loader gives it
     head:Head, # What it means
@@ -149,12 +163,11 @@ def encode(
     "Write a target in a form that can be averaged"
     if head.kind == "dense": return y if y.is_floating_point() else y.float()
     if y.is_floating_point(): raise ValueError(f"a target of {y.dtype} is no index; for soft labels or values use Head('dense')")
-    known = torch.ones_like(y, dtype=torch.bool) if head.ignore is None else y != head.ignore
-    if y.device.type == "cpu" and (bad := known & ((y < 0) | (y >= head.n))).any(): # on an accelerator the check would wait for it
-        raise ValueError(f"target {y[bad][0].item()} is not in 0..{head.n-1}; if it marks unknown entries give Head(..., ignore={y[bad][0].item()})")
+    known = None if head.ignore is None else y != head.ignore
+    if y.device.type == "cpu" and y.numel(): _check_levels(y if known is None else y[known], head.n) # on an accelerator the check would wait for it
     levels = torch.arange(head.n - (head.kind == "ordinal"), device=y.device)
     hit = y[...,None] == levels if head.kind == "class" else y[...,None] > levels
-    return (hit & known[...,None]).float()
+    return (hit if known is None else hit & known[...,None]).float()
 
 # %% ../../nbs/14_data.mix.ipynb #aba0f07a
 def _walk(f, y, heads):
