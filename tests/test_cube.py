@@ -13,9 +13,9 @@ from scipy.io import savemat
 
 from vitnb.core import settings as workspace
 from vitnb.data.augment import Draws
-from vitnb.data.cube import (IGNORE, BandDropout, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, Cubes, CubeSet,
-                             LogScale, UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, lay_windows, load_cube_set, make_normalizer,
-                             measured, rgb_bands, scene_set, synthetic_retina)
+from vitnb.data.cube import (IGNORE, BandDropout, BandModulation, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, Cubes, CubeSet,
+                             LogScale, UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set,
+                             make_normalizer, measured, pixel_windows, rgb_bands, scene_set, synthetic_retina)
 from vitnb.data.split import shared_groups
 from vitnb.learner.core import vit_learner
 
@@ -241,11 +241,11 @@ def batch(seed, B=3, C=4, H=12, W=10, filled=.7):
 def test_no_augmentation_makes_a_nan(name, kind, seed, filled):
     norm = make_normalizer(kind, **(dict(mean=[.5]*4, std=[.2]*4) if kind == "zscore" else {}))
     x = batch(seed, filled=filled)
-    y = cube_pipeline(name, norm, background=-1.)(x, Draws(seed, 0, range(3)))
+    y = cube_pipeline(name, norm, background=-1., **(dict(wavelengths=[450,500,550,850]) if name == "modulated" else {}))(x, Draws(seed, 0, range(3)))
     assert torch.isfinite(y.cube).all() and y.cube.shape == x.cube.shape and y.valid.dtype == torch.bool
     assert (y.cube[~y.valid.expand_as(y.cube)] == -1).all() or name == "missing_bands"
     assert (y.truth[~y.valid[:,0]] == IGNORE).all() and set(y.truth.unique().tolist()) <= {IGNORE,0,1,2,3,4}
-    if name not in ("basic", "missing_bands") and kind == "none" and y.valid.any():
+    if name not in ("basic", "missing_bands", "modulated") and kind == "none" and y.valid.any():
         v = y.cube[y.valid.expand_as(y.cube)]
         assert name == "guide" or (v.min() >= 1e-4 - 1e-6 and v.max() <= 1.2 + 1e-6)
 
@@ -302,6 +302,37 @@ def test_every_option_of_a_recipe_acts(name, option, value):
     x,norm = batch(2, B=8, filled=1.),LogScale()
     a,b = (cube_pipeline(name, norm, **kw)(x, Draws(5, 0, range(8))).cube for kw in ({}, {option: value}))
     assert not torch.equal(a, b)
+
+
+def test_modulation_keeps_neighbours_together_and_parts_distant_bands():
+    nm = np.arange(400., 2500, 10)
+    c = BandModulation(nm).curves(Draws(0, 0, range(2000))).double().numpy()
+    assert abs((c**2).mean() - 1) < .05
+    def agree(k): return np.corrcoef(c[:,50], c[:,50+k])[0,1]
+    assert agree(1) > .95 > .5 > agree(80)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_interpolation_across_bands_is_numpys(seed, bands):
+    g = torch.Generator().manual_seed(seed)
+    x,gone,nm = torch.rand(2,bands,2,3, generator=g),torch.rand(2,bands,2,3, generator=g) < .6,torch.rand(bands, generator=g)*1000 + 400
+    y,order = interpolate_bands(x, gone, nm, otherwise=7.),nm.argsort()
+    for b,r,k in np.ndindex(2,2,3):
+        see = ~gone[b,order,r,k]
+        want = np.interp(nm[order], nm[order][see], x[b,order,r,k][see]) if see.any() else np.full(bands, 7.)
+        assert np.allclose(y[b,order,r,k], want, atol=1e-4)
+
+
+def test_pixels_are_labelled_by_their_middle():
+    s = load_cube_set(n=12, size=32)
+    places = {k:pixel_windows(s, k, 9, per_class=5, seed=1) for k in ("train","valid","test")}
+    dls = cube_loaders(s, bs=4, window=9, windows=places, label_of="center", target="label", device="cpu")
+    assert dls.vocab == ["tissue","artery","vein","disc"] and np.bincount(dls.train.dataset.labels).tolist() == [5]*4
+    for (k,t,l),y in zip(places["test"], dls.test.dataset.labels): assert s.records[k].truth[t+4,l+4] == y
+    assert not np.array_equal(pixel_windows(s, "train", 9, 5, 1), pixel_windows(s, "train", 9, 5, 2)) and len(pixel_windows(s, "train", 9)) > 1000
+    assert cube_loaders(s, bs=4, label_of="window", target="label", window=8, device="cpu").c == 4
+    with pytest.raises(ValueError, match="needs a map of classes"): cube_loaders(CubeSet("s", [CubeRecord(CubeArray(CUBE), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2])), bs=1, label_of="center", device="cpu")
 
 
 # ---- loaders and the engine

@@ -6,10 +6,10 @@
 __all__ = ['CUBE_DATASET', 'normalizers', 'IGNORE', 'cube_augments', 'SPLITS', 'LABELS', 'TARGETS', 'RETINA_CLASSES',
            'RETINA_PARTS', 'cube_sets', 'SHARES', 'UnreadableCube', 'close_cubes', 'CubeFile', 'CubeArray', 'BandStats',
            'CubeNormalizer', 'make_normalizer', 'KeepReflectance', 'LogScale', 'ZScore', 'Cubes', 'CubeFlip',
-           'CubeAffine', 'CubeGain', 'CubeNormalize', 'CubeNoise', 'BandDropout', 'cube_pipeline', 'CubeRecord',
-           'CubeSet', 'rgb_bands', 'measured', 'lay_windows', 'pixel_windows', 'CubePixels', 'CubeWindows',
-           'CubeLoader', 'cube_loaders', 'absorbers', 'Retinas', 'retina_wavelengths', 'synthetic_retina', 'scene_set',
-           'load_cube_set']
+           'CubeAffine', 'CubeGain', 'CubeNormalize', 'CubeNoise', 'BandDropout', 'BandModulation', 'cube_pipeline',
+           'interpolate_bands', 'CubeRecord', 'CubeSet', 'rgb_bands', 'measured', 'lay_windows', 'pixel_windows',
+           'CubePixels', 'CubeWindows', 'CubeLoader', 'cube_loaders', 'absorbers', 'Retinas', 'retina_wavelengths',
+           'synthetic_retina', 'scene_set', 'load_cube_set']
 
 # %% ../../nbs/16_data.cube.ipynb #57d59f3c
 import csv
@@ -478,7 +478,35 @@ class BandDropout(Transform):
         lost = (u < self.p) & (u != u.max(1, keepdim=True).values)
         return x._replace(cube=torch.where(lost.to(x.cube.device)[:,:,None,None], self.value, x.cube))
 
-# %% ../../nbs/16_data.cube.ipynb #c4bc04e3
+# %% ../../nbs/16_data.cube.ipynb #6794c296
+class BandModulation(Transform):
+    "Multiply each window by a random smooth curve over wavelength, after `CubeNormalize` with z-scores"
+    def __init__(self,
+        wavelengths:Sequence, # Centre of each band, nm
+        shortest:float=150., # Shortest period of the curve, nm
+        longest:float=3000., # Longest period, nm
+        waves:int=6, # Cosines that are added up
+    ):
+        if not 0 < shortest <= longest or waves < 1:
+            raise ValueError(f"shortest={shortest}, longest={longest} must ascend from above 0, and waves={waves} be at least 1")
+        self.wavelengths,self.shortest,self.longest,self.waves = [float(o) for o in wavelengths],float(shortest),float(longest),waves
+
+    def curves(self,
+        draws:Draws, # Draws of the batch
+    )->Tensor: # One factor a band, (B,C); mean square 1
+        "The curve of each window"
+        nm,total = torch.tensor(self.wavelengths, dtype=torch.float64),0.
+        for _ in range(self.waves):
+            period = self.shortest*(self.longest/self.shortest)**draws.uniform()[:,None]
+            total = total + draws.normal(1).double()*torch.cos(2*np.pi*(nm/period + draws.uniform()[:,None]))
+        return (total*(2/self.waves)**.5).float()
+
+    def batch(self, x, draws):
+        c = self.curves(draws).to(x.cube.device)
+        if c.shape[1] != x.cube.shape[1]: raise ValueError(f"{c.shape[1]} wavelengths met cubes of {x.cube.shape[1]} bands; give those of this sensor")
+        return x._replace(cube=torch.where(x.valid, x.cube*c[:,:,None,None], x.cube))
+
+# %% ../../nbs/16_data.cube.ipynb #bb29cae4
 cube_augments = Registry("augmentation of cubes")
 
 @cube_augments.register("none")
@@ -499,8 +527,13 @@ def _guide(shift=.3, rotate=30., scale=.5, p=.5, noise=.02): # the guide's retin
 def _missing_bands(drop=.2, flip=.5): # for fine-tuning an encoder that shall bear a dead band
     return [CubeFlip(flip), CubeNormalize, BandDropout(drop)]
 
+@cube_augments.register("modulated")
+def _modulated(wavelengths=None, shortest=150., longest=3000., flip=.5): # for pre-training that shall carry over to other sensors
+    if wavelengths is None: raise ValueError("augment 'modulated' needs aug_kw=dict(wavelengths=cube_set.wavelengths)")
+    return [CubeFlip(flip), CubeNormalize, BandModulation(wavelengths, shortest, longest)]
+
 def cube_pipeline(
-    name:str, # One of `cube_augments`: none flip basic guide missing_bands
+    name:str, # One of `cube_augments`: none flip basic guide missing_bands modulated
     normalizer:CubeNormalizer, # From reflectance to model units
     background:float=0., # What invalid pixels hold, model units
     **options, # What the recipe may be told, such as `rotate=30.`
@@ -511,6 +544,25 @@ def cube_pipeline(
     for k in options:
         if k not in known: raise ValueError(f"augment {name!r} has no option {k!r}: {nearest(k, known)}")
     return Pipeline([CubeNormalize(normalizer, background) if t is CubeNormalize else t for t in make(**options)])
+
+# %% ../../nbs/16_data.cube.ipynb #b28235bc
+def interpolate_bands(
+    x:Tensor, # Cubes, (B,C,H,W)
+    gone:Tensor, # Which values are missing, `bool` (B,C,H,W)
+    wavelengths:Sequence, # Centre of each band, nm, in any order
+    otherwise:float=0., # Value of a pixel of which no band is there
+)->Tensor: # The cubes, missing values filled in
+    "Straight lines between bands; beyond the last band that is there its value goes on"
+    nm,order = torch.as_tensor(wavelengths, dtype=torch.float32).sort()
+    y,seen = x[:,order],~gone[:,order]
+    i = torch.arange(len(nm)).view(1,-1,1,1)
+    before = torch.where(seen, i, -1).cummax(1).values
+    after = torch.where(seen, i, len(nm)).flip(1).cummin(1).values.flip(1)
+    a,b = torch.where(before < 0, after, before).clamp(max=len(nm)-1),torch.where(after == len(nm), before, after).clamp(min=0)
+    t = (nm[i] - nm[a])/(nm[b] - nm[a]).clamp(min=1e-6)
+    line = torch.where(a < b, y.gather(1, a)*(1-t) + y.gather(1, b)*t, y.gather(1, a))
+    line = torch.where(seen.any(1, keepdim=True), line, otherwise)
+    return torch.where(gone, line[:,order.argsort()], x)
 
 # %% ../../nbs/16_data.cube.ipynb #2ea478ab
 @dataclass
