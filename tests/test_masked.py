@@ -1,0 +1,286 @@
+"Pre-training on cubes: masks from the seed, exact resume, accumulation, averages, half precision, live pictures, evaluation"
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from vitnb.callback.checkpoint import load_checkpoint
+from vitnb.callback.live import MaskedLive
+from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
+from vitnb.core import set_seed
+from vitnb.data.cube import cube_loaders, load_cube_set
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.spectral import (SPECTRAL_FIELDS, Baseline, between_bands, cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
+                                    spectral_recipe, spectral_recipes, stored_recipe)
+from vitnb.losses.spectral import reconstruct, voxel_mask
+from vitnb.models.protocol import create_model
+from vitnb.testing import assert_exact_resume, differences
+
+torch.set_num_threads(1)
+TINY = dict(patch_size=(4, 5), embed_dim=16, depth=2, num_heads=2, decoder_depth=1)
+
+
+def tiny(bs=2, cbs=(), engine=None, normalize="log", n=12, seed=1, workers=0, metrics=(), **kw):
+    "A learner on synthetic retinas, milliseconds a step"
+    set_seed(seed)
+    dls = cube_loaders(load_cube_set("retina_synthetic", n=n, bands=10, size=16), bs=bs, augment="flip", normalize=normalize, seed=seed, workers=workers, device="cpu")
+    kw = dict(dict(precision="fp32", schedule="constant", schedule_kw={}), **kw)
+    learn = spectral_learner(dls, "spectral_mae_micro", {**TINY, **kw.pop("model_kw", {})}, seed=seed, device="cpu", metrics=metrics,
+                             cbs=[*train_callbacks(**(engine or {})), *cbs], **kw)
+    learn.progress.plot,learn.logger = False,lambda *a, **k: None
+    return learn
+
+class Masks(Callback):
+    "Write down what was removed"
+    order = MaskedTraining.order+1
+    def __init__(self): self.seen = []
+    def after_pred(self): self.seen.append((self.training, self.epochs_done, self.pred["mask"].clone()))
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+def masks(train, **kw):
+    spy = Masks()
+    tiny(cbs=[spy], **kw).fit(2)
+    return {e:torch.cat([m for t,d,m in spy.seen if t == train and d == e]) for e in (0, 1)}
+
+
+def test_masks_are_a_function_of_seed_epoch_and_position():
+    a,b = masks(True, bs=2),masks(True, bs=4)
+    n = min(len(a[0]), len(b[0]))
+    assert torch.equal(a[0][:n], b[0][:n]) and torch.equal(a[1][:n], b[1][:n]) # batches of any size
+    assert not torch.equal(a[0], a[1]) and not torch.equal(a[0], masks(True, seed=2)[0])
+    assert len({tuple(m.tolist()) for m in a[0]}) == len(a[0]) # each sample has its own
+
+def test_validation_masks_stay():
+    a = masks(False)
+    assert torch.equal(a[0], a[1])
+    model = create_model("spectral_mae_micro", img_size=16, in_chans=10, **TINY)
+    order = model.seeded_order(1, VALID_EPOCH, np.arange(len(a[0])))
+    assert torch.equal(a[0], torch.ones(order.shape).bool().scatter(1, order[:,:model.n_visible], False))
+
+def test_it_learns():
+    learn = tiny(lr=3e-3, n=24, bs=4)
+    learn.fit(12)
+    rows = learn.recorder.rows
+    assert rows[-1]["valid_mse"] < .3*rows[0]["valid_mse"] and rows[-1]["train_loss"] < .4*rows[0]["train_loss"]
+
+def test_the_terms_are_in_the_history_and_add_up():
+    learn = tiny()
+    learn.fit(1)
+    row,w = learn.recorder.rows[-1],learn.loss_func.weights
+    for part,loss in (("train", "train_loss"), ("valid", "valid_loss")):
+        assert sum(w[k]*row[f"{part}_{k}"] for k in w) == pytest.approx(row[loss], rel=1e-4)
+
+def test_a_model_that_does_not_mask_is_an_error():
+    learn = tiny()
+    learn.model.reset_classifier(3)
+    type(learn.model).seeded_order,kept = None,type(learn.model).seeded_order
+    try:
+        del type(learn.model).seeded_order
+        with pytest.raises(ValueError, match="does not mask"): learn.fit(1)
+    finally: type(learn.model).seeded_order = kept
+
+def state(learn): return copy.deepcopy(dict(model=learn.model.state_dict(), rows=[{k:v for k,v in r.items() if k != "seconds"} for r in learn.recorder.rows]))
+
+@pytest.mark.parametrize("engine", [{}, dict(accumulate=2, ema_decay=.9)], ids=str)
+def test_resume_in_the_middle_of_an_epoch_is_exact(engine, tmp_path):
+    whole = tiny(engine=engine)
+    whole.fit(3, cbs=run_callbacks(tmp_path/"whole", monitor="valid_loss", tracker="none"))
+    class Stop(Callback):
+        order = 300
+        def after_batch(self):
+            if self.training and self.epochs_done == 1 and self.iter == 2: raise KeyboardInterrupt
+    first = tiny(engine=engine)
+    with pytest.raises(KeyboardInterrupt): first.fit(3, cbs=[*run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), Stop()])
+    second = tiny(engine=engine)
+    second.fit(3, cbs=run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), resume="auto")
+    assert not differences(state(whole), state(second), ignore=("seconds",))
+
+def accumulated(folder, resume="auto"):
+    "For a fork that is killed"
+    learn = tiny(engine=dict(accumulate=2))
+    learn.fit(3, cbs=run_callbacks(folder, monitor="valid_loss", tracker="none", steps=1), resume=resume)
+    return learn
+
+def test_a_killed_run_ends_with_the_same_bits():
+    counts = assert_exact_resume(accumulated, kills=3, seed=1)
+    assert counts["kills"] == 3 and counts["identical"] >= 1 and not counts["corrupt"]
+
+def test_accumulated_batches_are_the_large_batch():
+    a,b = tiny(bs=4, n=24),tiny(bs=2, n=24, engine=dict(accumulate=2))
+    for o in (a, b): o.fit(1)
+    n = a.opt_steps
+    assert n == b.opt_steps
+    for (k,p),q in zip(a.model.state_dict().items(), b.model.state_dict().values()): assert torch.allclose(p, q, atol=3e-3), k
+
+def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
+    plain,shown = tiny(),tiny()
+    plain.fit(3)
+    shown.fit(3, cbs=[MaskedLive(tmp_path, n=2, keep=2, share=1.)])
+    assert not differences(state(plain), state(shown))
+    frames = sorted(p.name for p in tmp_path.glob("*.png"))
+    assert frames == ["masked.png", "masked_epoch_0002.png", "masked_epoch_0003.png"]
+    assert all(p.stat().st_size < 250_000 for p in tmp_path.glob("*.png"))
+
+def test_live_pictures_take_their_share_of_the_time(tmp_path):
+    learn = tiny()
+    live = MaskedLive(tmp_path, share=0.)
+    learn.fit(4, cbs=[live])
+    assert len(list(tmp_path.glob("masked_epoch_*.png"))) <= 2 # the first, and the last, which is always drawn
+
+def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkeypatch):
+    import vitnb.callback.live as module
+    views,real = [],module.masked_view
+    monkeypatch.setattr(module, "masked_view", lambda *a, **kw: views.append(real(*a, **kw)) or views[-1])
+    tiny().fit(2, cbs=[MaskedLive(tmp_path, share=1.)])
+    assert len(views) == 2
+    for k in ("true", "masked", "spectra"): assert torch.equal(views[0][k], views[1][k])
+    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["made"], views[1]["made"])
+
+def test_frames_reach_the_tracker(tmp_path):
+    from vitnb.callback.track import TensorBoard
+    class Spied(TensorBoard):
+        taken = []
+        def _figure(self, name, fig, step): self.taken.append((name, step))
+    learn = tiny()
+    learn.fit(2, cbs=[Spied(tmp_path/"tb", tmp_path), MaskedLive(share=1.)])
+    assert [n for n,_ in Spied.taken] == ["masked"]*2 and Spied.taken[-1][1] == learn.opt_steps
+
+def test_the_view_is_reflectance_on_one_scale():
+    learn = tiny()
+    x,valid = fixed_cubes(learn.dls.valid, 2)
+    order = learn.model.seeded_order(1, VALID_EPOCH, range(2))
+    view = masked_view(learn.model.train(), x, valid, order, learn.dls.normalizer, learn.dls.rgb_bands, learn.dls.wavelengths, [(8, 8), (5, 9)])
+    assert learn.model.training # left as it was
+    light = learn.dls.normalizer.denormalize(x)
+    assert torch.allclose(view["spectra"], torch.stack([light[:,:,8,8], light[:,:,5,9]], 1)) and view["nm"] == pytest.approx(learn.dls.wavelengths.tolist())
+    out = learn.model.eval()(x, order)
+    gone = voxel_mask(out, x.shape[1:]) & valid
+    made = learn.dls.normalizer.denormalize(reconstruct(out, x).clamp(-1, 2))
+    want = torch.where(gone, (made - light).square(), 0.).sum((0, 2, 3))/gone.sum((0, 2, 3)).clamp_min(1)
+    assert torch.allclose(view["band_mse"], want, rtol=1e-4)
+    seen = ~gone[:,learn.dls.rgb_bands]
+    assert torch.equal(view["made"][seen], view["true"][seen])
+
+def test_points_are_valid():
+    valid = torch.zeros(2, 1, 20, 20).bool()
+    valid[0,:,:12],valid[1,:,8:] = True,True
+    assert all(8 <= y < 12 for y,x in pick_points(valid, (20, 20), 5))
+
+def test_half_precision_trains():
+    learn = tiny(precision="bf16", lr=3e-3)
+    learn.fit(4)
+    rows = learn.recorder.rows
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[-1]["train_loss"] == rows[-1]["train_loss"]
+
+@pytest.mark.parametrize("normalize", ["none", "log", "zscore"])
+def test_bounds_and_positions_come_from_the_loaders(normalize):
+    learn = tiny(normalize=normalize)
+    lo,hi = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in (learn.dls.normalizer.lo, learn.dls.normalizer.hi))
+    assert torch.equal(learn.loss_func.low, lo) and torch.equal(learn.loss_func.high, hi)
+    assert learn.model.spectral_pos == "wavelength" and learn.model.wavelengths == pytest.approx(learn.dls.wavelengths.tolist())
+    assert tiny(model_kw=dict(spectral_pos="index")).model.spectral_pos == "index"
+
+def test_missing_bands_are_no_target():
+    nm = [450. + 30*i for i in range(9)] + [850.]
+    a = tiny(model_kw=dict(wavelengths=[*nm[:4], float("nan"), *nm[5:]]))
+    seen = []
+    class Spy(Callback):
+        order = MaskedTraining.order+1
+        def after_pred(self): seen.append((self.yb[0][:,4].abs().max(), self.yb[1].shape, self.yb[1][:,4].any()))
+    a.add_cb(Spy())
+    a.fit(1)
+    assert all(float(m) == 0 and s[1] == 10 and not v for m,s,v in seen) and a.recorder.rows[-1]["train_mse"] > 0
+
+def test_dry_run_leaves_no_trace():
+    a,b = tiny(),tiny()
+    said = a.dry_run()
+    assert said["train_loss"] > 0
+    for o in (a, b): o.fit(1)
+    assert not differences(state(a), state(b))
+
+def test_pretrain_on_one_sensor_then_another(tmp_path):
+    "The weights of a run fit a classifier for a camera with other bands"
+    learn = tiny()
+    learn.fit(1, cbs=run_callbacks(tmp_path, monitor="valid_loss", tracker="none"))
+    model = create_model("spectral_mae_micro", pretrained=tmp_path/"checkpoints"/"best_model.pth", img_size=8, wavelengths=[420., 500, 555, 700, 940], num_classes=3, **TINY)
+    assert model.load_report.fresh == ["head.weight", "head.bias"] and model(torch.zeros(1, 5, 8, 8)).shape == (1, 3)
+
+
+# evaluation
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    learn = tiny(lr=3e-3, n=24, bs=4, metrics=None)
+    learn.fit(6, cbs=run_callbacks(folder, monitor="mse_masked", tracker="none"))
+    return folder,learn
+
+def test_evaluation_agrees_with_the_history(trained):
+    folder,learn = trained
+    best = load_checkpoint(folder/"checkpoints"/"best_model.pth")
+    got = evaluate_model(folder, learn.dls.valid, device="cpu")
+    assert got["scores"]["mse_masked"]["mean"] == pytest.approx(best["metrics"]["mse_masked"], rel=1e-5)
+    assert got["scores"]["sam_masked_reflectance"]["mean"] == pytest.approx(best["metrics"]["sam_degrees"], rel=1e-4)
+    assert got["checkpoint"] == "best_model.pth" and got["n"] == len(learn.dls.valid.dataset) == len(got["cubes"])
+
+def test_evaluation_does_not_depend_on_the_batch(trained, tmp_path):
+    folder,learn = trained
+    dls = cube_loaders(learn.dls.image_set, bs=3, normalize="log", workers=0, device="cpu")
+    a,b = (evaluate_model(folder, d.test, device="cpu", folder=tmp_path) for d in (learn.dls, dls))
+    for k,v in a["scores"].items(): assert v["mean"] == pytest.approx(b["scores"][k]["mean"], rel=1e-4), k
+    assert json.loads((tmp_path/"evaluation.json").read_text())["n"] == b["n"]
+
+def test_rules_fill_in_what_they_say_and_are_scored_like_the_model(trained):
+    folder,learn = trained
+    model,x = load_model(find_checkpoint(folder)),next(iter(learn.dls.test))[0]
+    order = model.seeded_order(1, VALID_EPOCH, range(len(x)))
+    out = Baseline(model, "mean")(x, order)
+    gone,made = voxel_mask(out, x.shape[1:]),reconstruct(out, x)
+    for b,c in np.ndindex(*x.shape[:2]):
+        if gone[b,c].any(): assert torch.allclose(made[b,c][gone[b,c]], x[b,c][~gone[b,c]].mean() if (~gone[b,c]).any() else torch.tensor(0.), atol=1e-5)
+    assert torch.equal(out["mask"], model(x, order)["mask"])
+    scores = [evaluate_model(Baseline(model, how), learn.dls.test, where=("masked",), ssim=False, device="cpu")["scores"]["mse_masked"] for how in ("mean", "linear")]
+    assert scores[0]["n"] == len(learn.dls.test.dataset) and scores[0]["mean"] != scores[1]["mean"]
+    with pytest.raises(ValueError, match="did you mean 'linear'"): Baseline(model, "lineal")
+
+def test_evaluation_refuses_other_units_and_shuffled_loaders(trained):
+    folder,learn = trained
+    with pytest.raises(ValueError, match="another normaliser"):
+        evaluate_model(folder, cube_loaders(learn.dls.image_set, bs=2, normalize="none", workers=0, device="cpu").test, device="cpu")
+    with pytest.raises(ValueError, match="shuffles"): evaluate_model(folder, learn.dls.train, device="cpu")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints"): evaluate_model(folder/"checkpoints", learn.dls.test, device="cpu")
+
+def test_interpolation_between_bands_by_numpy():
+    g = torch.Generator().manual_seed(0)
+    x,nm = torch.rand(2, 7, 3, 4, generator=g),[400., 410, 450, 500, 520, 700, 900]
+    seen = torch.rand(2, 7, 3, 4, generator=g) > .5
+    got = between_bands(x, seen, nm, torch.full_like(x, -1.))
+    for b,i,j in np.ndindex(2, 3, 4):
+        w = seen[b,:,i,j].numpy()
+        want = np.interp(nm, np.array(nm)[w], x[b,:,i,j].numpy()[w]) if w.any() else np.full(7, -1.)
+        assert np.allclose(got[b,:,i,j], want, atol=1e-5)
+
+
+# recipes
+
+def test_the_guides_settings():
+    r = spectral_recipe("retina", dict(data="catalogue.csv"))
+    assert (r.arch, r.epochs, r.bs, r.patch_size, r.mask_ratio, r.mask_mode, r.accumulate) == ("spectral_mae_medium", 200, 6, (25, 5), .8, "random", 1)
+    assert (r.mse_weight, r.sam_weight, r.variance_weight, r.range_penalty_weight) == (1., .1, .01, .001) and "cosine" in r.schedule
+    with pytest.raises(ValueError, match="needs data"): spectral_recipe("retina", {})
+
+@pytest.mark.parametrize("name", spectral_recipes)
+def test_recipes_are_whole(name):
+    r = spectral_recipe(name, dict(data="x", epochs=3, unknown=1, bs=None))
+    assert r.keys() == SPECTRAL_FIELDS.keys() and r.epochs == 3 and r.bs == spectral_recipes[name]["bs"]
+    assert spectral_args(r)["arch"] == r.arch and cube_args(r)["normalize"] == r.normalize
+
+def test_a_stored_recipe_is_the_recipe(tmp_path):
+    r = spectral_recipe("scene", dict(bs=3))
+    (tmp_path/"recipe.json").write_text(json.dumps(r))
+    assert {k:(tuple(v) if isinstance(v, list) else v) for k,v in stored_recipe(tmp_path).items()} == dict(r)
+    with pytest.raises(FileNotFoundError, match="written by pretrain_spectral"): stored_recipe(tmp_path/"x")
