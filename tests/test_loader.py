@@ -122,7 +122,7 @@ def test_workers_end_with_their_loader(digits):
     pids,before = [w.pid for w in dl._passes.loader._iterator._workers],time.time()
     del dl
     gc.collect()
-    assert len(pids) == 2 and time.time()-before < 4.5
+    assert len(pids) == 2 and time.time()-before < 9 # torch would wait ten
     for pid in pids:
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
 
