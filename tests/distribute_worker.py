@@ -129,7 +129,7 @@ def not_alike():
     learn = lambda **kw: distribute(make(**kw), timeout=120)
     weights = learn()
     if my_rank(): next(weights.model.parameters()).data[0] += 1
-    return dict(seed=said(lambda: learn(seed=3 + my_rank()).fit(1)), weights=said(lambda: weights.fit(1)), lr=said(lambda: learn(lr=.01*(1 + my_rank())).fit(1)),
+    return dict(alone=said(lambda: make().fit(1)), seed=said(lambda: learn(seed=3 + my_rank()).fit(1)), weights=said(lambda: weights.fit(1)), lr=said(lambda: learn(lr=.01*(1 + my_rank())).fit(1)),
                 later=said(lambda: learn().fit(1, cbs=BreakOne())), batch=said(lambda: learn(bs=15).fit(1)), mixing=said(lambda: learn(bs=14, engine=dict(mixup=.8)).fit(1)))
 
 

@@ -172,7 +172,7 @@ def test_all_stop_where_one_is_told_to(two):
     assert load_checkpoint(two[1]/"stop/checkpoints/checkpoint_time_limit.pth")["training_state"]["opt_steps"] == 3
 
 
-@pytest.mark.parametrize("what,says", [("seed", "seed is 4 in rank 1, but 3 in rank 0"), ("lr", "training.lr is 0.02 in rank 1, but 0.01 in rank 0"),
+@pytest.mark.parametrize("what,says", [("alone", "one of 2 processes, but this Learner would train by itself"), ("seed", "seed is 4 in rank 1, but 3 in rank 0"), ("lr", "training.lr is 0.02 in rank 1, but 0.01 in rank 0"),
     ("weights", "the tensor patch_embed.proj.weight is"), ("later", "the processes are not alike: the tensor"),
     ("batch", "bs=15 cannot be divided among 2 processes; use bs=14 or bs=16"), ("mixing", "bs=14 cannot be divided among 2 processes, partners of MixUp")])
 def test_ranks_that_differ_are_named(two, what, says):

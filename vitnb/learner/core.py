@@ -42,7 +42,7 @@ from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.stop import EarlyStop
 from ..callback.track import EventLog, History, StepRecorder, make_tracker
-from ..core import atomic_write, hash_seed, nearest, one_of, pick_device, settings
+from ..core import atomic_write, hash_seed, n_ranks, nearest, one_of, pick_device, settings
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from ..losses.classify import class_weights as count_weights, make_loss
 from ..metrics.classify import make_metrics
@@ -342,6 +342,9 @@ def fit(
     allow_changes:bool=False, # Go on although the configuration differs from that of the state
 ):
     "Train for `n_epoch` epochs"
+    if n_ranks() > 1 and not any(cb.name == "distribute" for cb in self.cbs):
+        raise ValueError(f"this is one of {n_ranks()} processes, but this Learner would train by itself in each; call distribute(learn) "
+                         "of vitnb.learner.distribute first")
     cbs,done,finder = L(cbs),self.epochs_done,L(cbs).filter(lambda c: isinstance(c, LRFinder))
     if not cbs.filter(lambda c: isinstance(c, (ParamScheduler, ScheduleLR))): cbs = cbs + [self._schedule_cb(lr)]
     if (state := self._find_state(resume, cbs)) is not None: cbs = cbs + [Resume(state, allow_changes)]

@@ -165,7 +165,8 @@ class WholeBatch(TorchFunctionMode):
 
     def take(self, big:Tensor)->Tensor:
         "This part's rows"
-        return big.unflatten(0, (self.n, -1))[self.mine.to(big.device)].flatten(0, 1)
+        self.mine = self.mine.to(big.device) # one copy a step
+        return big.unflatten(0, (self.n, -1))[self.mine].flatten(0, 1)
 
 # %% ../../nbs/53_learner.distribute.ipynb #92caf32c
 @_handles(Tensor.bernoulli_, Tensor.uniform_, Tensor.normal_, Tensor.exponential_)
