@@ -97,9 +97,13 @@ class BackgroundWriter:
             for path in outdated(): path.unlink(missing_ok=True)
         except Exception as e: self.error = e # for the thread that trains
 
+    def wait(self):
+        "Wait until all is written; what went wrong stays for `join`"
+        if self.thread is not None: self.thread.join()
+
     def join(self):
         "Wait until all is written; raise what went wrong"
-        if self.thread is not None: self.thread.join()
+        self.wait()
         self.thread,e = None,self.error
         self.error = None
         if e is not None: raise e

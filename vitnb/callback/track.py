@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from .checkpoint import Checkpoints
 from .limit import TrainingStopped
 from ..core import Registry, atomic_write, fmt_time, is_main, need, repo_root, settings
 
@@ -426,8 +427,12 @@ def after_fit(self:Tracker):
         if self._steps not in self.recorder.listeners: return # interrupted while it opened
         self.recorder.listeners.remove(self._steps)
         self.send(again=True)
+        for cb in self._checkpoints(): cb.writer.wait() # the best checkpoint is among the files
         self._finish(self.files, self.status(), self.recorder.total_steps, sum(len(v) for _,v in self.waiting()))
     finally: self._release()
+
+@patch
+def _checkpoints(self:Tracker): return [cb for cb in self.learn.cbs if isinstance(cb, Checkpoints)]
 
 @patch
 def _finish(self:Tracker, files, status, step, lost=0):
