@@ -382,12 +382,12 @@ seen_after_any_fit = {"epoch", "iter", "n_iter", "n_epoch", "dl", "xb", "yb", "p
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, CancelFitException], ids=lambda e: e.__name__)
-@pytest.mark.parametrize("event", ["after_pred", "before_step", "after_batch", "before_validate", "after_epoch"])
+@pytest.mark.parametrize("event", ["before_fit", "after_pred", "before_step", "after_batch", "before_validate", "after_epoch"])
 def test_no_trace_of_any_callback(tmp_path, error, event):
     class Break(Callback):
-        order = 45
+        order = 250 if event == "before_fit" else 45
         def go(self):
-            if event == "after_epoch" or self.opt_steps == 2: raise error("stop")
+            if event in ("before_fit", "after_epoch") or self.opt_steps == 2: raise error("stop")
     setattr(Break, event, Break.go)
     learn = tiny_learner()
     for p in learn.model.parameters(): p.grad = None

@@ -1276,6 +1276,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vitnb/learner/core.py'),
                                     'vitnb.learner.core.VitLearner._find_state': ( 'learner.core.html#vitlearner._find_state',
                                                                                    'vitnb/learner/core.py'),
+                                    'vitnb.learner.core.VitLearner._has_begun': ( 'learner.core.html#vitlearner._has_begun',
+                                                                                  'vitnb/learner/core.py'),
                                     'vitnb.learner.core.VitLearner._load_callbacks': ( 'learner.core.html#vitlearner._load_callbacks',
                                                                                        'vitnb/learner/core.py'),
                                     'vitnb.learner.core.VitLearner._schedule_cb': ( 'learner.core.html#vitlearner._schedule_cb',

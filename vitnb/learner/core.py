@@ -125,6 +125,7 @@ class VitLearner(Learner):
         self.schedule,self.seed,self.config = schedule or dict(name="constant"),settings().seed if seed is None else seed,config or {}
         self.opt_steps,self.epochs_done,self._position,self.resume_state,self._listeners = 0,0,(0, 0),None,_Listeners()
         self._limit = None # batches of a pass, while `dry_run` looks
+        self._starting = None # callbacks that have begun a fit, while it begins
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
         self.run_in(pick_precision(precision, self.device))
@@ -156,6 +157,7 @@ _cancels = (CancelBatchException, CancelBackwardException, CancelEpochException,
 def _with_events(self:VitLearner, f, event_type, ex, final=lambda: None):
     "fastai's event wrapper, which also fires `after_cancel_*` and `after_*` when anything else is raised"
     def g():
+        self._starting = None # everybody has begun, everybody will be told of the end
         try: f()
         except (ex, *_cancels): raise
         except BaseException:
@@ -163,7 +165,14 @@ def _with_events(self:VitLearner, f, event_type, ex, final=lambda: None):
             self(f"after_cancel_{event_type}")
             if event_type != "epoch": self(f"after_{event_type}") # `after_epoch` is where trackers and checkpoints take an epoch for complete
             raise
-    Learner._with_events(self, g, event_type, ex, final)
+    if event_type != "fit": return Learner._with_events(self, g, event_type, ex, final)
+    self._starting = [] # who has begun: an error in `before_fit` ends the fit for these only
+    try: Learner._with_events(self, g, event_type, ex, final)
+    except _cancels: raise
+    except BaseException:
+        if self._starting: self(["after_cancel_fit", "after_fit"])
+        raise
+    finally: self._starting = None
 
 # %% ../../nbs/51_learner.core.ipynb #a73bfe2a
 _inner = frozenset("before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step "
@@ -190,6 +199,12 @@ class _Listeners:
                 for cb in learn.cbs.sorted("order") if own(cb) or _listens(cb, event_name)]
 
 @patch
+def _has_begun(self:VitLearner, cb, event_name):
+    "Note who hears `before_fit`; where a later one fails there, only these are told of the end"
+    if event_name == "before_fit": self._starting.append(cb)
+    return any(o is cb for o in self._starting)
+
+@patch
 def __call__(self:VitLearner, event_name):
     "Fire one event, or several"
     for name in [event_name] if isinstance(event_name, str) else event_name: self._call_one(name)
@@ -199,6 +214,7 @@ def _call_one(self:VitLearner, event_name):
     inner,training,errors = event_name in _inner,self.training,[]
     for cb,own,f in self._listeners(self, event_name):
         if not own and (not cb.run or inner and not (cb.run_train if training else cb.run_valid)): continue
+        if self._starting is not None and not self._has_begun(cb, event_name): continue
         try: f()
         except _cancels: raise
         except Exception as e:
