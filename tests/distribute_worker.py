@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
+from tiny_spectral import masked_learner, pixel_learner
 from torch import nn
 
 from vitnb.callback.checkpoint import Checkpoints
@@ -19,6 +20,7 @@ from vitnb.testing import tiny_learner
 
 DENSE = dict(arch="densenet_micro", model_kw=dict(growth_rate=4, block_config=(2, 2)), optimizer="sgd", lr=.05) # Adam makes 1e-5 of a gradient that is nothing but rounding
 DROP = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), proj_drop_rate=.2, attn_drop_rate=.2, drop_path_rate=.3)
+CUBES = dict(kind=masked_learner, n=24, metrics=None, optimizer="sgd", lr=.05)
 CASES = dict(
     swin       = dict(),
     mix        = dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)),
@@ -31,7 +33,11 @@ CASES = dict(
     checkpoint = dict(model_kw=DROP, checkpointing=True),
     densenet   = DENSE,
     densenet_drop = dict(DENSE, model_kw=dict(growth_rate=4, block_config=(2, 2), drop_rate=.2), engine=dict(ema_decay=.9)),
-    last       = dict(bs=16, drop_last=False)) # 100 pictures: the last batch has 4
+    last       = dict(bs=16, drop_last=False), # 100 pictures: the last batch has 4
+    masked     = dict(CUBES, bs=4, model_kw=dict(drop_path_rate=.3), engine=dict(ema_decay=.9)),
+    masked_sum = dict(CUBES, bs=2, engine=dict(accumulate=2), normalize="zscore", clip=1., loss_kw=dict(norm_target=True, group_weight=.5)),
+    masked_new = dict(CUBES, bs=4, model_kw=dict(mask_mode="tube"), data_kw=dict(augment="guide"), checkpointing=True),
+    pixels     = dict(kind=pixel_learner, bs=4, n=24))
 
 
 class Die(Exception): pass
@@ -44,8 +50,8 @@ class DieAt(Callback):
         if self.training and self.opt_steps == self.step: raise Die
 
 
-def make(bs=16, checkpointing=False, drop_last=True, **kw):
-    learn = tiny_learner(bs=bs, **kw)
+def make(bs=16, checkpointing=False, drop_last=True, kind=tiny_learner, **kw):
+    learn = kind(bs=bs, **kw)
     learn.logger = lambda *a: None
     learn.dls.train.drop_last = drop_last
     learn.model.set_grad_checkpointing(checkpointing)
@@ -64,10 +70,10 @@ def train(epochs=2, **kw):
     return result(learn)
 
 
-def resume(folder, step=None, epochs=2, **kw):
+def resume(folder, step=None, epochs=2, monitor="accuracy", **kw):
     "A fit in a folder; with `step`, one that dies there"
-    learn = distribute(make(engine=dict(mixup=.8, cutmix=1., ema_decay=.9), **kw), timeout=120)
-    cbs = run_callbacks(folder, steps=2, tracker="tensorboard")
+    learn = distribute(make(**{**dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)), **kw}), timeout=120)
+    cbs = run_callbacks(folder, monitor, steps=2, tracker="tensorboard")
     if step is None: learn.fit(epochs, cbs=cbs, resume="auto")
     else:
         try: learn.fit(epochs, cbs=[*cbs, DieAt(step)], resume="auto")
@@ -150,8 +156,15 @@ def main(out):
     done["whole"] = resume(out/"whole")
     done["from one"] = resume(out/"one") # a single process left its state there
     resume(out/"two", 8) # one process will go on from there
+    cubes = dict(CASES["masked"], monitor="valid_loss")
+    resume(out/"cut_cubes", 5, 3, **cubes)
+    done |= {"resumed cubes": resume(out/"cut_cubes", epochs=3, **cubes), "whole cubes": resume(out/"whole_cubes", epochs=3, **cubes)}
     done |= dict(same=gathered(True), different=gathered(False), uneven=uneven(), stop=stop_together(out/"stop"), alike=not_alike(), clean=clean())
     torch.save(done, out/f"rank{my_rank()}.pth")
 
 
-if __name__ == "__main__": main(Path(sys.argv[1]))
+THREE = dict(mix=dict(CASES["mix"], bs=18), last=dict(CASES["dropout"], bs=15, drop_last=False), masked=dict(CASES["masked"], bs=6))
+def three(out): torch.save({k: train(**kw) for k,kw in THREE.items()}, out/f"rank{my_rank()}.pth")
+
+
+if __name__ == "__main__": dict(main=main, three=three)[sys.argv[2]](Path(sys.argv[1]))

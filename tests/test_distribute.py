@@ -11,15 +11,17 @@ import uuid
 from pathlib import Path
 
 import distribute_worker as worker
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.core import Ranks, free_port
+from vitnb.data.loader import SomePixels
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.learner.distribute import WholeBatch, shard
+from vitnb.learner.distribute import WholeBatch, check_batches, shard
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -37,19 +39,24 @@ def environment(**kw):
 def state(folder): return load_checkpoint(folder/"checkpoints/last_model.pth")["training_state"]
 
 
+def launched(out, what, n):
+    "What each of `n` ranks found"
+    old = {k: os.environ.get(k) for k in environment()}
+    os.environ.update(environment())
+    try:
+        with open(out/"log", "w") as log, Ranks([sys.executable, str(HERE/"distribute_worker.py"), str(out), what], n, logs=dict.fromkeys(range(n), log)) as ranks: codes = ranks.wait()
+    finally:
+        for k,v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
+    assert codes == [0]*n, (out/"log").read_text()[-4000:]
+    return [torch.load(out/f"rank{r}.pth", weights_only=True) for r in range(n)]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     "All that two ranks find, by rank, and the folder they worked in"
     out = tmp_path_factory.mktemp("ranks")
     worker.resume(out/"one", 8)
-    old = {k: os.environ.get(k) for k in environment()}
-    os.environ.update(environment())
-    try:
-        with open(out/"log", "w") as log, Ranks([sys.executable, str(HERE/"distribute_worker.py"), str(out)], 2, logs={0: log, 1: log}) as ranks: codes = ranks.wait()
-    finally:
-        for k,v in old.items(): os.environ.pop(k) if v is None else os.environ.update({k: v})
-    assert codes == [0, 0], (out/"log").read_text()[-4000:]
-    return [torch.load(out/f"rank{r}.pth", weights_only=True) for r in range(2)], out
+    return launched(out, "main", 2), out
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +97,7 @@ def test_history_of_one_process(two, one, case):
             else: assert a[k] == pytest.approx(b[k], rel=2e-5), k
 
 
-@pytest.mark.parametrize("case", ["swin", "densenet"])
+@pytest.mark.parametrize("case", ["swin", "densenet", "masked_sum"])
 def test_validation_is_equal_in_every_bit(two, case):
     "With the same weights one process finds the same numbers, also where the last turn has a batch for one rank only"
     got = two[0][0][f"case {case}"]
@@ -99,6 +106,18 @@ def test_validation_is_equal_in_every_bit(two, case):
     assert len(learn.dls.valid) % 2, "the last turn should be padded"
     scores = dict(zip(("valid_loss", *(m.name for m in learn.metrics)), learn.validate()))
     assert {k: float(v) for k,v in scores.items()} == {k: got["rows"][-1][k] for k in scores}
+
+
+def test_three_ranks(tmp_path):
+    "More than two: another way through `DistributedDataParallel`, turns of three, and parts of 5 and 6"
+    found = launched(tmp_path, "three", 3)
+    for case,kw in worker.THREE.items():
+        a,(b,*others) = worker.make(**kw),[o[case] for o in found]
+        a.fit(2)
+        a = worker.result(a)
+        assert all(not differences(b["model"], o["model"]) for o in others), case
+        assert distance(a["model"], b["model"]) < 2e-5 and (not a["ema"] or distance(a["ema"], b["ema"]) < 2e-5), case
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-4), case
 
 
 def test_draws_matter():
@@ -140,8 +159,9 @@ def test_gathered_rows_may_differ_in_number(two):
 
 # ---------------------------------------------------------------------------------------------- resume
 
-def test_resume_is_exact(two):
-    a,b = two[0][0]["whole"],two[0][0]["resumed"]
+@pytest.mark.parametrize("what", ["", " cubes"])
+def test_resume_is_exact(two, what):
+    a,b = two[0][0]["whole" + what],two[0][0]["resumed" + what]
     assert not differences({k: a[k] for k in ("model", "opt", "ema", "losses")}, {k: b[k] for k in ("model", "opt", "ema", "losses")})
     assert not differences(a["rows"], b["rows"], ["seconds"])
 
@@ -177,6 +197,16 @@ def test_all_stop_where_one_is_told_to(two):
     ("batch", "bs=15 cannot be divided among 2 processes; use bs=14 or bs=16"), ("mixing", "bs=14 cannot be divided among 2 processes, partners of MixUp")])
 def test_ranks_that_differ_are_named(two, what, says):
     for o in two[0]: assert says in o["alike"][what], o["alike"][what]
+
+
+def test_cubes_are_shared_evenly():
+    "A mean over processes is the mean of the batch only if each has as many cubes; pictures, whose labels all know, may be shared unevenly"
+    learn,odd = worker.make(**dict(worker.CASES["masked"], bs=8, drop_last=False)),worker.make(bs=32, drop_last=False)
+    for o,n in ((learn, 11), (odd, 35)):
+        data = o.dls.train.dataset
+        o.dls.loaders[0] = o.dls.train.new(type(data)(SomePixels(data.pixels, np.arange(n)), data.labels[:n]))
+    check_batches(odd, 2)
+    with pytest.raises(ValueError, match="the last batch of an epoch has 3 pictures and cannot be divided among 2 processes; use drop_last=True"): check_batches(learn, 2)
 
 
 def test_the_learner_is_as_before(two):

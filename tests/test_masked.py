@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from tiny_spectral import TINY
+from tiny_spectral import masked_learner as tiny
+from tiny_spectral import pixel_learner
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks
 from vitnb.learner.spectral import (SPECTRAL_FIELDS, Baseline, between_bands, cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
                                     spectral_recipe, spectral_recipes, stored_recipe)
 from vitnb.losses.spectral import reconstruct, voxel_mask
@@ -20,18 +23,7 @@ from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
 
 torch.set_num_threads(1)
-TINY = dict(patch_size=(4, 5), embed_dim=16, depth=2, num_heads=2, decoder_depth=1)
 
-
-def tiny(bs=2, cbs=(), engine=None, normalize="log", n=12, seed=1, workers=0, metrics=(), **kw):
-    "A learner on synthetic retinas, milliseconds a step"
-    set_seed(seed)
-    dls = cube_loaders(load_cube_set("retina_synthetic", n=n, bands=10, size=16), bs=bs, augment="flip", normalize=normalize, seed=seed, workers=workers, device="cpu")
-    kw = dict(dict(precision="fp32", schedule="constant", schedule_kw={}), **kw)
-    learn = spectral_learner(dls, "spectral_mae_micro", {**TINY, **kw.pop("model_kw", {})}, seed=seed, device="cpu", metrics=metrics,
-                             cbs=[*train_callbacks(**(engine or {})), *cbs], **kw)
-    learn.progress.plot,learn.logger = False,lambda *a, **k: None
-    return learn
 
 class Masks(Callback):
     "Write down what was removed"
@@ -284,3 +276,41 @@ def test_a_stored_recipe_is_the_recipe(tmp_path):
     (tmp_path/"recipe.json").write_text(json.dumps(r))
     assert {k:(tuple(v) if isinstance(v, list) else v) for k,v in stored_recipe(tmp_path).items()} == dict(r)
     with pytest.raises(FileNotFoundError, match="written by pretrain_spectral"): stored_recipe(tmp_path/"x")
+
+
+# ---------------------------------------------------------------------------------------------- a class for each pixel
+
+def slow_accuracy(learn):
+    "By loops over the pixels of the validation split"
+    hits = n = 0
+    for x,y in learn.dls.valid:
+        maps = learn.model.eval()(x)
+        for b,i,j in (y >= 0).nonzero().tolist():
+            k = y.shape[-1]//maps.shape[-1]
+            hits,n = hits + int(maps[b,:,i//k,j//k].argmax() == y[b,i,j]),n+1
+    return hits/n
+
+@pytest.mark.parametrize("head", ["pixel", "patch"])
+def test_maps_of_classes_are_learnt(head):
+    learn = pixel_learner(head=head, lr=3e-3)
+    learn.fit(4)
+    rows = learn.recorder.rows
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["accuracy"] == pytest.approx(slow_accuracy(learn), abs=1e-6)
+    probs,y = predict_split(learn, "valid")
+    assert probs.shape == (len(y), learn.dls.c) and probs.sum(1).allclose(torch.ones(len(y)))
+    assert float((probs.argmax(1) == y).float().mean()) == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+
+def test_a_batch_without_a_class_is_passed_over():
+    learn = pixel_learner(bs=2)
+    first = learn.dls.train.batches()[0]
+    class Blank(Callback):
+        order = 0
+        def before_batch(self):
+            if self.training and self.iter == 0: self.learn.yb = (torch.full_like(self.yb[0], -100),)
+    learn.fit(1, cbs=Blank())
+    assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(learn.recorder.rows[0]["train_loss"])
+    assert learn.opt_steps == len(learn.dls.train) - 1 and len(first) == 2
+
+def test_maps_need_a_head_for_maps():
+    with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)

@@ -8,6 +8,7 @@ __all__ = ['Pixels', 'ArrayPixels', 'LivePixels', 'CachePixels', 'build_cache', 
 
 # %% ../../nbs/13_data.loader.ipynb #4b5d147b
 import json
+import math
 import os
 import random
 import shutil
@@ -46,7 +47,7 @@ def _together(
 
 class Pixels:
     "Where the pictures of a split come from; `size` is the (height, width) of all, None if they differ"
-    size = None
+    size,at_hand = None,False # at_hand: to take a picture costs next to nothing, so those of later batches may be taken along
     def take(self,
         idx:np.ndarray, # Positions, (B,)
     )->Tensor|list: # `uint8`, one tensor (B,3,H,W), or a list of (3,H,W) where sizes differ
@@ -55,6 +56,7 @@ class Pixels:
 
 class ArrayPixels(Pixels):
     "Pictures that are an array in memory"
+    at_hand = True
     def __init__(self,
         items:np.ndarray, # `uint8`, (N,H,W,3), (N,H,W,1) or (N,H,W)
     ): self.items,self.size = items,tuple(items.shape[1:3])
@@ -79,6 +81,7 @@ class LivePixels(Pixels):
 # %% ../../nbs/13_data.loader.ipynb #c9dd26d3
 class CachePixels(Pixels):
     "Pictures in a memory-mapped file, as `build_cache` wrote them"
+    at_hand = True
     def __init__(self,
         folder:Path, # Folder of the cache
         split:str, # "train", "valid" or "test"
@@ -190,6 +193,8 @@ def _one_thread():
     finally:
         if n > 1: torch.set_num_threads(n)
 
+_ROOM = 2**19 # bytes of pictures that are made in one go
+
 class _Work:
     "Make the batch of a key (epoch, indices, whether the rest is done on the device); what a worker process holds"
     def __init__(self, dataset, pipeline, seed): self.dataset,self.pipeline,self.seed = dataset,pipeline,seed
@@ -201,6 +206,25 @@ class _Work:
             x = self.dataset.pixels.take(idx)
             x,done = self.pipeline.host(x, draws) if split else (self.pipeline(x, draws), len(self.pipeline.transforms))
         return x, y, done
+
+    def in_turn(self, keys):
+        "The batches of `keys`; small ones several at a time, for an operation on few pictures costs nearly what it costs on many"
+        k,i = 1,0
+        while i < len(keys):
+            now,i = keys[i:i+k],i+k
+            if len(now) == 1: x,y,done = self[now[0]]; yield x,y,done
+            else: yield from self._several(now)
+            if i == 1 and self._alone(now[0]): k = max(1, _ROOM//max(x.nbytes, len(y)*3*math.prod(self.dataset.pixels.size)))
+
+    def _several(self, keys):
+        epochs,idx,splits = zip(*keys)
+        x,y,done = self[epochs[0], np.concatenate(idx), splits[0]]
+        for a,b in zip(*(o.split([*map(len, idx)]) for o in (x, y))): yield a.clone(),b.clone(),done # no batch keeps the memory of others
+
+    def _alone(self, key):
+        "Whether a picture comes out the same whichever others go with it: transforms of one's own may look at the whole batch"
+        pixels = self.dataset.pixels
+        return pixels.at_hand and pixels.size and not key[2] and all(type(t).__module__ == Normalize.__module__ for t in self.pipeline.transforms)
 
 def _same(o): return o
 def _pinned(x, y, done): return x.pin_memory(), y.pin_memory(), done # a copy to the device then waits for nobody
@@ -301,7 +325,7 @@ def _finish(self:ImageLoader, made, epoch, idx):
     "Move a worker's batch to the device and run the transforms that are left"
     x,y,done = made
     if self.device is not None: x,y = (o.to(self.device, non_blocking=True) for o in (x, y))
-    return self.pipeline(x, Draws(self.seed, epoch, idx), start=done),y
+    return (x if done == len(self.pipeline.transforms) else self.pipeline(x, Draws(self.seed, epoch, idx), start=done)),y
 
 # %% ../../nbs/13_data.loader.ipynb #7ca669be
 class _Keys(list): # a sampler whose keys change with each pass
@@ -336,7 +360,7 @@ def _made(self:ImageLoader, keys):
     "What the workers make of `keys`, in order"
     pin = self.device is not None and self.device.type == "cuda"
     if not self.workers: # torch's loader would do the same, and cost more than to load small pictures
-        for key in keys: yield _pinned(*self._work[key]) if pin else self._work[key]
+        for made in self._work.in_turn(keys): yield _pinned(*made) if pin else made
         return
     passes = ours = self._ours(pin)
     if ours.busy: passes = _Passes(self._work, self.workers, pin)
@@ -354,6 +378,14 @@ def batches(self:ImageLoader,
     "The indices of each batch"
     idxs = np.asarray(self.get_idxs() if idxs is None else idxs, dtype=np.int64)
     return [idxs[i:i+self.bs] for i in range(0, len(self)*self.bs, self.bs)]
+
+@patch
+def positions(self:ImageLoader,
+    i:int, # Number of a batch
+    n:int, # Samples in it
+)->np.ndarray: # Integers, `(n,)`
+    "Where the samples of a batch stand in the order of the epoch"
+    return i*self.bs + np.arange(n)
 
 @patch
 def __iter__(self:ImageLoader)->Iterator:
@@ -469,7 +501,7 @@ class SomePixels(Pixels):
     def __init__(self,
         pixels:Pixels, # The source
         rows:np.ndarray, # Positions in it, (N,)
-    ): self.pixels,self.rows,self.size = pixels,np.asarray(rows),pixels.size
+    ): self.pixels,self.rows,self.size,self.at_hand = pixels,np.asarray(rows),pixels.size,pixels.at_hand
     def __len__(self): return len(self.rows)
     def take(self, idx): return self.pixels.take(self.rows[idx])
 

@@ -38,6 +38,7 @@ from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state, re
 from ..callback.ema import EMACallback
 from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
 from ..callback.live import LiveView
+from ..callback.masked import LabelledPixels, labelled_pixels
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.stop import EarlyStop
@@ -564,7 +565,8 @@ def vit_learner(
     "Join data, model, loss, optimiser and schedule"
     device = pick_device(str(device) if device else None)
     size = {"img_size":dls.img_size} if getattr(dls, "img_size", None) else {}
-    model_kw = {**size, "num_classes":dls.c, **(model_kw or {})}
+    maps = getattr(dls.train, "target", None) == "pixels"
+    model_kw = {**size, "num_classes":dls.c, **(dict(head="pixel") if maps else {}), **(model_kw or {})}
     seed = settings().seed if kw.get("seed") is None else kw["seed"]
     torch.manual_seed(hash_seed(seed, -1)) # the first weights are a function of the seed, whatever ran before
     model = create_model(arch, pretrained=pretrained, **model_kw).to(device)
@@ -578,7 +580,7 @@ def vit_learner(
     opt_kw = dict(name=optimizer, weight_decay=weight_decay, **(opt_kw or {}))
     learn = VitLearner(dls.to(device), model, make_loss(loss, label_smoothing=label_smoothing, **loss_kw).to(device),
                        opt_func=partial(make_optimizer, **opt_kw), lr=lr, schedule=dict(name=schedule, **(schedule_kw or {})),
-                       metrics=make_metrics(dls.c) if metrics is None else metrics, config=config, cbs=[*L(cbs), *([GradClip(clip)] if clip else [])], **kw)
+                       metrics=make_metrics(dls.c) if metrics is None else metrics, config=config, cbs=[*([LabelledPixels()] if maps else []), *L(cbs), *([GradClip(clip)] if clip else [])], **kw)
     learn._schedule_cb() # an unknown schedule, optimiser or option is an error here and not at the first batch
     learn.create_opt()
     return learn
@@ -644,7 +646,7 @@ def predict_split(
     learn:VitLearner, # A trained Learner
     split:str="test", # "train", "valid" or "test"
     images:bool=False, # Also return the (normalised) images
-)->tuple: # Probabilities `(N,K)`, targets `(N,)`, and images `(N,C,H,W)` if asked, in the order of the set
+)->tuple: # Probabilities `(N,K)`, targets `(N,)`, and images `(N,C,H,W)` if asked, in the order of the set; of maps, the pixels that have a class
     "Predict a whole split, without dropout, augmentation or shuffling"
     dl = learn.dls[("train", "valid", "test").index(one_of(split, ("train", "valid", "test"), "split"))]
     if split == "train": dl = learn.dls.valid.new(dl.dataset)
@@ -652,5 +654,6 @@ def predict_split(
     out = []
     for x,y in dl:
         with learn.autocast(): logits = learn.model(x)
+        if y.ndim == 3: logits,y = labelled_pixels(logits, y)
         out.append((logits.float().softmax(-1).cpu(), y.cpu()) + ((x.cpu(),) if images else ()))
     return tuple(map(torch.cat, zip(*out)))

@@ -58,12 +58,20 @@ def masked_mse(
     valid:Tensor|None=None, # Which values count, broadcastable to `pred`; None: all
 )->Tensor: # Scalar
     "Mean over tokens of the mean squared error of their valid values (He et al. 2022, section 3)"
+    return _divide(dict(mse=_squares(pred, target, valid)))["mse"]
+
+def _divide(sums):
+    "Means from sums and numbers"
+    return {k:total/(n.clamp_min(1) if isinstance(n, Tensor) else max(1, n)) for k,(total,n) in sums.items()}
+
+def _squares(pred, target, valid):
+    "The sum over tokens of their mean squared errors, and how many tokens there are"
     off = pred - target.float() # float32 without a copy of half precision predictions
-    if valid is None: return torch.linalg.vector_norm(off, dim=-1).square().mean()/off.shape[-1] # a square would be kept for the way back
+    if valid is None: # a square would be kept for the way back
+        return torch.linalg.vector_norm(off, dim=-1).square().sum()/off.shape[-1],off.shape[:-1].numel()
     w,error = valid.expand_as(off),off.square()
     n = w.sum(-1) # B,M
-    each = torch.where(w, error, 0.).sum(-1)/n.clamp_min(1)
-    return each.sum()/(n > 0).sum().clamp_min(1) # a token without a valid value does not count
+    return (torch.where(w, error, 0.).sum(-1)/n.clamp_min(1)).sum(),(n > 0).sum() # a token without a valid value does not count
 
 def spectral_std(
     x:Tensor, # Spectra
@@ -143,6 +151,7 @@ def voxel_mask(
 # %% ../../nbs/32_losses.spectral.ipynb #04fcd58b
 class SpectralMAELoss(nn.Module):
     "Error, spectral angle, contrast and range of what was filled in; call it with the model's output, the cube and what is valid"
+    means = None # how means come from sums; set while several processes have a part of the batch each (`vitnb.learner.distribute`)
     def __init__(self,
         mse_weight:float=1., # Of the squared error of removed tokens
         sam_weight:float=.1, # Of the spectral angle, radians
@@ -192,10 +201,11 @@ class _Parts:
     def by_place(self, tokens): return _by_place(tokens, self.patch, self.bands)
 
 # %% ../../nbs/32_losses.spectral.ipynb #5794b596
-def _mean(x, w):
-    "The mean of `x` where `w`"
+def _over(x, w):
+    "The sum of `x` where `w`, and of how many values"
+    if w is None: return x.sum(),x.numel()
     w = w.expand_as(x)
-    return torch.where(w, x, 0.).sum()/w.sum().clamp_min(1)
+    return torch.where(w, x, 0.).sum(),w.sum()
 
 def _bound(o, parts):
     "A bound for each value of the removed tokens"
@@ -218,21 +228,19 @@ def _spectra(parts):
 DARK = .01 # length of a spectrum, model units, below which its direction fades
 
 def _terms(loss, parts):
-    "Each term, unweighted, in the order of the weights"
+    "Each term, unweighted, in the order of the weights: its name, and a sum with the number of things that are summed"
     grad = lambda k: torch.set_grad_enabled(torch.is_grad_enabled() and loss.weights[k] > 0)
-    with grad("mse"): yield "mse", masked_mse(parts.pred, parts.compared, parts.w)
+    with grad("mse"): yield "mse", _squares(parts.pred, parts.compared, parts.w)
     with torch.set_grad_enabled(torch.is_grad_enabled() and any(loss.weights[k] for k in ("sam", "variance", "group"))): c,y,pixels = _spectra(parts)
-    with grad("sam"): yield "sam", _mean(spectral_angle(c, y, dim=(1, 3), eps=DARK), pixels)
-    with grad("variance"): yield "variance", _mean((spectral_std(c, (1, 3)) - spectral_std(y, (1, 3))).square(), pixels)
-    with grad("range"):
-        over = range_penalty(parts.value, _bound(loss.low, parts), _bound(loss.high, parts))
-        yield "range", over.mean() if parts.w is None else _mean(over, parts.w)
-    with grad("group"): yield "group", _mean((c.mean(1) - y.mean(1)).square(), pixels[:,:,None])
+    with grad("sam"): yield "sam", _over(spectral_angle(c, y, dim=(1, 3), eps=DARK), pixels)
+    with grad("variance"): yield "variance", _over((spectral_std(c, (1, 3)) - spectral_std(y, (1, 3))).square(), pixels)
+    with grad("range"): yield "range", _over(range_penalty(parts.value, _bound(loss.low, parts), _bound(loss.high, parts)), parts.w)
+    with grad("group"): yield "group", _over((c.mean(1) - y.mean(1)).square(), pixels[:,:,None])
 
 @patch
 def forward(self:SpectralMAELoss, out:dict, cube:Tensor, valid:Tensor|None=None)->Tensor:
     "The weighted sum"
     with torch.autocast(cube.device.type, enabled=False):
-        terms = dict(_terms(self, _Parts(self, out, cube, valid)))
+        terms = (self.means or _divide)(dict(_terms(self, _Parts(self, out, cube, valid))))
         self.terms = {k:v.detach() for k,v in terms.items()}
         return sum(self.weights[k]*v for k,v in terms.items() if self.weights[k])
