@@ -646,7 +646,7 @@ def predict_split(
     learn:VitLearner, # A trained Learner
     split:str="test", # "train", "valid" or "test"
     images:bool=False, # Also return the (normalised) images
-)->tuple: # Probabilities `(N,K)`, targets `(N,)`, and images `(N,C,H,W)` if asked, in the order of the set; of maps, the pixels that have a class
+)->tuple: # Probabilities `(N,K)`, targets `(N,)`, and images `(B,C,H,W)` if asked, in the order of the set; of maps the pixels that have a class
     "Predict a whole split, without dropout, augmentation or shuffling"
     dl = learn.dls[("train", "valid", "test").index(one_of(split, ("train", "valid", "test"), "split"))]
     if split == "train": dl = learn.dls.valid.new(dl.dataset)
