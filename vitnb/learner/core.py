@@ -580,7 +580,8 @@ def vit_learner(
     opt_kw = dict(name=optimizer, weight_decay=weight_decay, **(opt_kw or {}))
     learn = VitLearner(dls.to(device), model, make_loss(loss, label_smoothing=label_smoothing, **loss_kw).to(device),
                        opt_func=partial(make_optimizer, **opt_kw), lr=lr, schedule=dict(name=schedule, **(schedule_kw or {})),
-                       metrics=make_metrics(dls.c) if metrics is None else metrics, config=config, cbs=[*([LabelledPixels()] if maps else []), *L(cbs), *([GradClip(clip)] if clip else [])], **kw)
+                       metrics=make_metrics(dls.c) if metrics is None else metrics, config=config,
+                       cbs=[*L(cbs), *([GradClip(clip)] if clip else []), *([LabelledPixels()] if maps else [])], **kw)
     learn._schedule_cb() # an unknown schedule, optimiser or option is an error here and not at the first batch
     learn.create_opt()
     return learn
