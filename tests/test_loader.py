@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from vitnb.data import loader as loader_module
+from vitnb.data.augment import Flip
 from vitnb.data.loader import ArrayPixels, CachePixels, LivePixels, build_cache, image_loaders
 from vitnb.data.sets import STATS, load_set
 
@@ -81,6 +82,31 @@ def test_order_is_a_permutation_of_seed_and_epoch(digits):
 def test_workers_change_nothing(digits, augment):
     one,two = (image_loaders(digits, bs=100, augment=augment, workers=w, device="cpu").train for w in (0, 2))
     assert same(passes(one, 2), passes(two, 2)) and one.epoch == two.epoch == 2
+
+class Whole(Flip):
+    "A transform of one's own that looks at the batch as a whole"
+    def __init__(self): self.p,self.sizes = 0.,[]
+    def batch(self, x, draws): self.sizes.append(len(x)); return x - x.mean()
+
+@pytest.mark.parametrize("augment", ["none", "shift", "crop_flip", "basic", "advanced", "imagenet"])
+@pytest.mark.parametrize("bs", [32, 7, 1])
+def test_several_batches_at_a_time_are_each_by_itself(digits, augment, bs, monkeypatch):
+    made = []
+    monkeypatch.setattr(loader_module._Work, "_several", lambda self, keys, f=loader_module._Work._several: made.append(len(keys)) or f(self, keys))
+    dl = image_loaders(load_set("digits", limit=120), 9, bs, augment, seed=3, device="cpu", drop_last=False).train
+    assert isinstance(dl, loader_module.ImageLoader) and made == []
+    for start in (0, 2):
+        dl.set_epoch(2); dl.start = start
+        got = passes(dl)
+        assert same(got, [dl.make_batch(b, 2) for b in dl.batches(dl.order(2))[start:]])
+        assert all(o.untyped_storage().nbytes() == o.nbytes for b in got for o in b) # a batch that is kept keeps no other
+    assert made and max(made)*bs*3*81*4 <= loader_module._ROOM
+
+def test_what_may_see_the_whole_batch_sees_one_batch(digits):
+    dl = image_loaders(digits, 8, 20, "none", seed=3, device="cpu").train
+    dl.pipeline.transforms.append(Whole())
+    passes(dl)
+    assert set(dl.pipeline.transforms[-1].sizes) == {20}
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 1, 5, 12])

@@ -917,6 +917,7 @@ class _CubeWork:
         x,y = self.dataset.pixels.take(idx, draws.at(_MOVE)),torch.from_numpy(self.dataset.labels[idx])
         x,done = self.pipeline.host(x, draws) if split else (self.pipeline(x, draws), len(self.pipeline.transforms))
         return x, y, done
+    def in_turn(self, keys): return map(self.__getitem__, keys) # windows are read from files, each batch when it is asked for
 
 _MOVE = -1 # stream of the draws that move windows; those of a pipeline count from 0
 
