@@ -445,3 +445,46 @@ def test_results_after_the_training(name, store):
 
 
 def test_no_record_no_results(tmp_path): assert track_results(tmp_path, dict(test_accuracy=.5)) == []
+
+
+# ---- the recorder's sums
+
+def answers(seed, kind):
+    "Predictions and targets of one batch"
+    g = torch.Generator().manual_seed(seed)
+    n = (6, 6, 4)[seed%3]
+    pred,label = torch.rand(n, 3, generator=g, requires_grad=True),torch.randint(3, (n,), generator=g)
+    return dict(class_=(pred, label), soft=(pred, torch.rand(n, 3, generator=g)), map=(torch.rand(n, 2, 2, 3, generator=g), torch.randint(3, (n, 2, 2), generator=g)),
+        value=(pred[:,:1], torch.rand(n, generator=g)), column=(pred, label[:,None]))[kind]
+
+@pytest.mark.parametrize("kind", ["class_", "soft", "map", "value", "column"])
+@pytest.mark.parametrize("room", [0, 100, 2**17])
+def test_answers_counted_together_are_those_counted_one_by_one(kind, room, monkeypatch):
+    monkeypatch.setattr(track._Right, "room", room)
+    mine,right,asked = track._Right(),0,0
+    assert mine.value is None
+    for i in range(9):
+        pred,y = answers(i, kind)
+        hit = pred.argmax(-1) == (y.argmax(-1) if y.is_floating_point() else y)
+        right,asked = right + int(hit.sum()),asked + hit.numel()
+        mine.add(pred, y)
+        assert mine.held <= max(room, 1) and not any(o.requires_grad for o,_ in mine.waiting)
+        if i == 4: mine.load_state_dict(json.loads(json.dumps(mine.state_dict())))
+        if i in (2, 8): assert mine.value == right/asked
+
+def test_the_epoch_is_the_mean_of_its_steps():
+    learn,pairs = make(),[]
+    class Spy(Callback):
+        order = 45
+        def after_batch(self):
+            if self.training: pairs.append((self.learn.loss.item(), (self.learn.pred.argmax(-1) == self.learn.yb[0]).float().mean().item()))
+    with learn.no_logging(): learn.fit(2, cbs=Spy())
+    for i,row in enumerate(learn.recorder.rows):
+        loss,accuracy = (sum(o)/4 for o in zip(*pairs[4*i:4*i+4]))
+        assert row["train_loss"] == pytest.approx(loss, rel=1e-6) and row["train_accuracy"] == pytest.approx(accuracy, rel=1e-6)
+    smooth,slow = 0.,[]
+    for k,(v,_) in enumerate(pairs, 1):
+        smooth = .98*smooth + .02*v
+        slow.append(smooth/(1-.98**k)) # as fastai has it; it begins anew with each epoch
+        if k == 4: break
+    assert torch.stack(learn.recorder.losses)[:4].tolist() == pytest.approx(slow, rel=1e-5)

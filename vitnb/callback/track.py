@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,6 +34,8 @@ from .limit import TrainingStopped
 from ..core import Registry, atomic_write, fmt_time, is_main, need, repo_root, settings
 
 # %% ../../nbs/48_callback.track.ipynb #1dd273d6
+def _plain_float(t): return t if t.dtype == torch.float32 and not t.requires_grad else t.detach().float() # a call more than is needed costs, too
+
 class DeviceMean:
     "A mean over samples, summed where the values are and read once"
     def __init__(self): self.reset()
@@ -42,7 +45,7 @@ class DeviceMean:
         n:int, # Samples in this batch
     ):
         "Add a batch"
-        v = value if value.dtype == torch.float32 and not value.requires_grad else value.detach().float()
+        v = _plain_float(value)
         self.total = v*n if self.total is None else self.total.add(v, alpha=n)
         self.count += n
     @property
@@ -63,28 +66,52 @@ class _Mean(Metric):
 
 class _Smooth(Metric):
     "fastai's smoothed loss (exponential, with bias correction), without leaving the device"
-    def __init__(self, beta=.98): self.beta,self.count,self.val = beta,0,None
-    def reset(self): self.count,self.val = 0,None
+    value = None # a plain attribute in place of `Metric`'s property
+    def __init__(self, beta=.98): self.beta,self.count,self.value = beta,0,None
+    def reset(self): self.count,self.value = 0,None
     def accumulate(self, learn, loss=None):
         if loss is None: loss = _batch_loss(learn)
-        self.val = loss*(1-self.beta) if self.val is None else torch.lerp(loss, self.val, self.beta)
         self.count += 1
-    @property
-    def value(self): return self.val/(1-self.beta**self.count)
-
+        share = (1-self.beta)/(1-self.beta**self.count) # of the newest loss: the correction is in it
+        self.value = loss.clone() if self.value is None else torch.lerp(self.value, loss, share)
 def _batch_loss(learn):
-    loss = learn.loss.detach().float()
+    loss = _plain_float(learn.loss)
     return loss.mean() if loss.ndim else loss # each operation on a single number costs as much as one on a batch
+
+def _size(yb): return len(yb[0]) if isinstance(yb[0], Tensor) else find_bs(yb)
 
 def _lr(opt):
     "The last group's learning rate; fastai's `hypers` builds dictionaries of everything to say it"
     return float(opt.opt.param_groups[-1]["lr"] if isinstance(opt, OptimWrapper) else opt.hypers[-1]["lr"])
 
-def _batch_accuracy(learn):
-    "Share of right answers in this batch; for soft targets the largest counts as true"
-    y = learn.yb[0]
-    if y.is_floating_point(): y = y.argmax(-1)
-    return (learn.pred.argmax(-1) == y).float().mean()
+class _Right:
+    "Right answers so far; small predictions wait to be compared together, for an operation on few costs what it costs on many"
+    room = 2**17 # bytes that may wait
+    def __init__(self): self.reset()
+    def reset(self): self.right,self.asked,self.waiting,self.held = 0,0,[],0
+
+    def add(self, pred, y):
+        self.waiting.append((pred.detach(), y))
+        self.held += pred.untyped_storage().nbytes()
+        alike = y.shape == (pred.shape if y.is_floating_point() else pred.shape[:-1]) # others cannot be stacked
+        if self.held > self.room or not alike: self.count()
+
+    def count(self):
+        "For soft targets the largest counts as true; whole numbers are summed, so it does not matter which batches went together"
+        for _,run in groupby(self.waiting, lambda o: (o[0].shape, o[1].shape, o[1].dtype)):
+            pred,y = map(torch.stack, zip(*run))
+            hit = pred.argmax(-1) == (y.argmax(-1) if y.is_floating_point() else y)
+            self.right,self.asked = self.right + hit.sum(),self.asked + hit.numel()
+        self.waiting,self.held = [],0
+
+    @property
+    def value(self):
+        self.count()
+        return int(self.right)/self.asked if self.asked else None
+    def state_dict(self):
+        self.count()
+        return dict(total=int(self.right), count=self.asked)
+    def load_state_dict(self, s): self.right,self.asked,self.waiting,self.held = int(s["total"]),s["count"],[],0
 
 # %% ../../nbs/48_callback.track.ipynb #2075fdd2
 class StepRecorder(Recorder):
@@ -97,8 +124,8 @@ class StepRecorder(Recorder):
         super().__init__()
         self.every,self.rows,self.steps,self._wait,self.listeners,self._earlier = every,[],[],[],[],0
         self.lrs,self.iters,self.losses,self.values = [],[],[],[]
-        self.loss,self.train_loss,self.smooth_loss = _Mean("loss", _batch_loss),_Mean("loss", _batch_loss),_Smooth()
-        self.train_acc = _Mean("accuracy", _batch_accuracy) if train_accuracy else None
+        self.loss,self.smooth_loss,self.sums = _Mean("loss", _batch_loss),_Smooth(),[0., 0] # `sums`: of the losses that were fetched, and their samples
+        self.train_acc = _Right() if train_accuracy else None
 
     def before_fit(self):
         super().before_fit()
@@ -117,12 +144,12 @@ class StepRecorder(Recorder):
 
     def before_train(self):
         self.trained = not hasattr(self.learn, "lr_finder") # which trains for a look and puts everything back
-        self.train_loss.reset()
+        self.sums = [0., 0]
         if self.train_acc: self.train_acc.reset()
 
     def after_train(self):
         self.flush()
-        self.log += [self.train_loss.value]
+        self.log += [self.sums[0]/self.sums[1] if self.sums[1] else None]
 
 # %% ../../nbs/48_callback.track.ipynb #5008bb7e
 @patch
@@ -133,21 +160,21 @@ def after_batch(self:StepRecorder):
     if not learn.training:
         for m in self._valid_mets: m.accumulate(learn)
         return
-    loss = _batch_loss(learn)
-    self.train_loss.accumulate(learn, loss)
+    loss,lr = _batch_loss(learn),_lr(learn.opt)
     self.smooth_loss.accumulate(learn, loss)
-    if self.train_acc: self.train_acc.accumulate(learn)
-    learn.smooth_loss = self.smooth_loss.value
-    self.lrs.append(_lr(learn.opt))
-    self._wait.append((self.total_steps, self.lrs[-1], learn.smooth_loss, loss))
+    if self.train_acc: self.train_acc.add(learn.pred, learn.yb[0])
+    learn.smooth_loss = self.smooth_loss.value # fastai's `lr_find` and bars look at it after each batch
+    self.lrs.append(lr)
+    self._wait.append((self.total_steps, lr, _size(learn.yb), learn.smooth_loss, loss))
     if len(self._wait) >= self.every: self.flush()
 
 @patch
 def flush(self:StepRecorder):
     "Fetch the waiting losses in one transfer and tell the listeners"
     if not self._wait: return
-    step,lr,smooth,loss = zip(*self._wait)
+    step,lr,size,smooth,loss = zip(*self._wait)
     smooth,loss = torch.stack([*smooth, *loss]).cpu().view(2, -1).tolist()
+    for v,n in zip(loss, size): self.sums = [self.sums[0] + v*n, self.sums[1] + n] # one by one: the same bits whenever somebody asked in between
     new = [dict(step=s, lr=l, loss=v) for s,l,v in zip(step, lr, loss)]
     self.losses += [torch.tensor(v) for v in smooth]
     self.steps += new
@@ -195,8 +222,8 @@ _step_types = dict(step=torch.int64, lr=torch.float64, loss=torch.float64) # a c
 def state_dict(self:StepRecorder)->dict:
     "Rows, steps and the sums of the epoch in progress"
     self.flush()
-    means = dict(train_loss=self.train_loss.mean.state_dict(), smooth=dict(val=self.smooth_loss.val, count=self.smooth_loss.count))
-    if self.train_acc: means["train_acc"] = self.train_acc.mean.state_dict()
+    means = dict(train_loss=list(self.sums), smooth=dict(value=self.smooth_loss.value, count=self.smooth_loss.count))
+    if self.train_acc: means["train_acc"] = self.train_acc.state_dict()
     steps = {k:torch.tensor([o[k] for o in self.steps], dtype=t) for k,t in _step_types.items()}
     return dict(rows=list(self.rows), steps=steps, lrs=torch.tensor(self.lrs, dtype=torch.float64), losses=torch.tensor([float(o) for o in self.losses]),
                 iters=list(self.iters), values=[list(v) for v in self.values], means=means)
@@ -207,9 +234,9 @@ def load_state_dict(self:StepRecorder, s:dict):
     self.rows,self.iters,self.lrs,self.losses = list(s["rows"]),list(s["iters"]),s["lrs"].tolist(),list(s["losses"])
     self.steps = [dict(zip(_step_types, o)) for o in zip(*(s["steps"][k].tolist() for k in _step_types))]
     self.values = [list(v) for v in s["values"]]
-    self.train_loss.mean.load_state_dict(s["means"]["train_loss"])
-    self.smooth_loss.val,self.smooth_loss.count = s["means"]["smooth"]["val"],s["means"]["smooth"]["count"]
-    if self.train_acc: self.train_acc.mean.load_state_dict(s["means"]["train_acc"])
+    self.sums,smooth = list(s["means"]["train_loss"]),s["means"]["smooth"]
+    self.smooth_loss.value,self.smooth_loss.count = smooth["value"],smooth["count"]
+    if self.train_acc: self.train_acc.load_state_dict(s["means"]["train_acc"])
 
 # %% ../../nbs/48_callback.track.ipynb #651fb097
 class History(Callback):
