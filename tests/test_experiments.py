@@ -22,19 +22,29 @@ def vitnb(*args, out, **env):
     return subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
 
 
+WRONG = {"recipe":("digit", "did you mean 'digits'"), "data":("no/such/folder", "no/such/folder"), "arch":("swin_mikro", "did you mean 'swin_micro'"), "bs":("100000", "100000")}
+
+def asked(item):
+    "The run that a test wants to see: a name, and what comes after `vitnb run`"
+    name,params = getattr(item, "originalname", ""),getattr(getattr(item, "callspec", None), "params", {})
+    if name == "test_smoke": return params["path"].stem, (params["path"], "-p", "smoke", "true")
+    if name == "test_a_wrong_value_is_a_clear_error_and_an_exit_code": return params["wrong"], (ROOT/"nbs/train_swin.ipynb", "-p", params["wrong"], WRONG[params["wrong"]][0])
+    if name == "test_a_dry_run_trains_nothing": return "dry", (ROOT/"nbs/train_swin.ipynb", "-p", "dry_run", "true", "-p", "data", "digits")
+
+
 @pytest.fixture(scope="module")
-def smoked(request, tmp_path_factory):
-    "The smoke runs that were asked for, one to a core at a time: most of each is the start of a kernel"
-    asked = [i.callspec.params["path"] for i in request.session.items if getattr(i, "originalname", "") == "test_smoke"]
-    outs = {p:tmp_path_factory.mktemp(p.stem) for p in asked}
+def ran(request, tmp_path_factory):
+    "All runs that were asked for, one to a core at a time: most of each is the start of a kernel"
+    jobs = dict(o for i in request.session.items if (o := asked(i)))
+    outs = {k:tmp_path_factory.mktemp(k) for k in jobs}
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-    yield {p:(pool.submit(vitnb, p, "-p", "smoke", "true", out=outs[p]), outs[p]) for p in asked}
+    yield {k:(pool.submit(vitnb, *args, out=outs[k]), outs[k]) for k,args in jobs.items()}
     pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("path", SMOKE, ids=lambda p: p.stem)
-def test_smoke(path, smoked):
-    job,out = smoked[path]
+def test_smoke(path, ran):
+    job,out = ran[path.stem]
     p = job.result()
     assert p.returncode == 0, p.stdout[-3000:] + p.stderr[-3000:]
     run, = (d for d in (out/path.stem).iterdir())
@@ -49,11 +59,21 @@ def test_smoke(path, smoked):
         assert "it/s" not in p.stdout and "\r" not in p.stdout, "no bar spam"
 
 
-@pytest.mark.parametrize("args,says", [(["recipe", "digit"], "did you mean 'digits'"), (["data", "no/such/folder"], "no/such/folder"),
-                                       (["arch", "swin_mikro"], "did you mean 'swin_micro'"), (["bs", "100000"], "100000")], ids=lambda a: str(a)[:30])
-def test_a_wrong_value_is_a_clear_error_and_an_exit_code(args, says, tmp_path):
-    p = vitnb(ROOT/"nbs"/"train_swin.ipynb", "-p", *args, out=tmp_path)
-    assert p.returncode == 1 and says in p.stdout + p.stderr, p.stderr[-1500:]
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_is_a_clear_error_and_an_exit_code(wrong, ran):
+    p = ran[wrong][0].result()
+    assert p.returncode == 1 and WRONG[wrong][1] in p.stdout + p.stderr, p.stderr[-1500:]
+
+
+def test_a_dry_run_trains_nothing(ran):
+    "Two batches, then the rest of the notebook with the weights as they were"
+    job,out = ran["dry"]
+    p = job.result()
+    assert p.returncode == 0, p.stdout[-3000:] + p.stderr[-3000:]
+    run, = (out/"train_swin").iterdir()
+    result = json.loads((run/"result.json").read_text())
+    assert result["epochs"] == 0 and result["step_seconds"] > 0 and result["train_loss"] > 0 and result["test_n"] > 0
+    assert not list(run.rglob("*.pth")) and not (run/"history.csv").exists(), "nothing of a dry run is left to go on from"
 
 
 def test_an_unknown_parameter_runs_nothing(tmp_path):
