@@ -88,7 +88,7 @@ class ShardLoader(ImageLoader):
         return super().positions(self.turn(i), n) if self.turns else i*self.bs + shard(n*self.world, self.rank, self.world)
 
     def _labels(self, idx):
-        y = torch.from_numpy(self.dataset.labels[idx])
+        y = torch.from_numpy(self.dataset.labels[idx % max(1, len(self.dataset))]) # a repetition has the label of its picture
         return y if self.device is None else (y.pin_memory() if self.device.type == "cuda" else y).to(self.device, non_blocking=True)
 
     def __iter__(self):
@@ -383,11 +383,10 @@ def begin(self:Distribute):
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         self.net = self.acc.prepare_model(learn.model, evaluation_mode=self.world == 1)
     learn.mine,learn.run_model,learn._backward = self.mine,self.run_model,self.backward
-    self.sums = self.world > 1 and hasattr(learn.loss_func, "means") and self.loader(learn.dls.train).part
-    if self.sums: learn.loss_func.means = self.means
     if self.world > 1: learn.no_sync = self.net.no_sync
     self.agree()
-    self.active = True
+    self.active,self.sums = True,self.world > 1 and hasattr(learn.loss_func, "means") and self.loader(learn.dls.train).part
+    if self.sums: learn.loss_func.means = self.means
 
 @patch
 def compare(self:Distribute):
