@@ -18,6 +18,7 @@ from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks
 from vitnb.learner.spectral import (SPECTRAL_FIELDS, Baseline, between_bands, cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
                                     spectral_recipe, spectral_recipes, stored_recipe)
+from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
@@ -314,3 +315,6 @@ def test_a_batch_without_a_class_is_passed_over():
 
 def test_maps_need_a_head_for_maps():
     with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)
+
+def test_maps_are_not_averaged_over_views():
+    with pytest.raises(ValueError, match="use predict_split"): predict_tta(pixel_learner(), "valid", "flip")

@@ -211,6 +211,8 @@ def predict_tta(
 )->tuple: # Probabilities `(N,...,K)` and targets, each a tensor, tuple or dict as the model and the loader give them
     "Predict a whole split as the mean over views, without dropout, augmentation or shuffling"
     dl = learn.dls[("train", "valid", "test").index(one_of(split, ("train", "valid", "test"), "split"))]
+    if getattr(dl, "target", None) == "pixels":
+        raise ValueError("views of maps would have to be turned back before they are averaged, which predict_tta does not do; use predict_split")
     if split == "train": dl = learn.dls.valid.new(dl.dataset)
     out,prob = [],(lambda z: z.softmax(-1)) if activation == "softmax" else torch.sigmoid
     with torch.no_grad(), tta_mode(learn, views, permute, dim, activation):
