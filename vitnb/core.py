@@ -230,7 +230,9 @@ def hash_seed(
     *keys:int, # Whole numbers: a seed, an epoch, a step
 )->int: # Seed for a generator, 0 to 2**63-1
     "One seed from several numbers"
-    return int(hash_ints(*keys) >> np.uint64(1))
+    h = 0
+    for k in keys: h = _mix_int((h + _mix_int((int(k) + _GOLDEN) & _BITS) + _GOLDEN) & _BITS) # as `hash_ints` does, without an array
+    return h >> 1
 
 def uniform(
     *keys:int|np.ndarray, # As for `hash_ints`

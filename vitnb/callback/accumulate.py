@@ -28,6 +28,8 @@ class Accumulate(Callback):
         self.n_batches = n_batches
         self._init_state()
 
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
+
     def _init_state(self): self.group,self.stack,self.phase = [],ExitStack(),None
 
     @property

@@ -43,12 +43,13 @@ def exit_code(
 class _Stopper(Callback):
     "Shared by what stops a run: asks `reason()` at each optimiser step's end, saves, raises"
     order = Checkpoints.order+1 # after the batch is complete for everyone, checkpoints included
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
     def reason(self)->tuple|None: return None # (text, exit code), or None to go on
     def after_step(self): self.stepped = True
     def before_batch(self): self.stepped = False
 
     def after_batch(self):
-        if not self.training or not self.stepped: return # between accumulated micro-batches gradients would be lost
+        if not self.learn.training or not self.stepped: return # between accumulated micro-batches gradients would be lost
         if why := self.reason(): self.stop(*why)
 
     def after_epoch(self):
@@ -127,7 +128,8 @@ class NaNWatch(Callback):
 
     def before_fit(self): self.wait = []
     def after_batch(self):
-        self.wait.append((self.epoch, self.iter, self.learn.loss.detach().float().mean()))
+        learn = self.learn
+        self.wait.append((learn.epoch, learn.iter, learn.loss.detach()))
         if len(self.wait) >= self.every: self.look()
     def after_train(self): self.look()
 
@@ -135,7 +137,7 @@ class NaNWatch(Callback):
         "Judge the losses since the last look"
         wait,self.wait = self.wait,[]
         if not wait: return
-        finite = torch.stack([l for *_,l in wait]).isfinite().tolist()
+        finite = torch.stack([l.float().mean() for *_,l in wait]).isfinite().tolist()
         if all(finite): return
         epoch,it,_ = wait[finite.index(False)]
         bad = next((n for n,p in self.model.named_parameters() if not p.isfinite().all()), None)

@@ -87,6 +87,12 @@ class GroupOptim(OptimWrapper):
             if k == "wd" and pg.get("name") == "no_decay": continue
             set_item_pg(pg, self.bwd_map[k], x.item() if hasattr(x, "item") else x) # fastai sends np.float64, which a checkpoint should not hold
 
+    def step(self): self.opt.step() # looked up here: fastai finds both through `__getattr__`
+    def zero_grad(self):
+        "What torch's own does, without its profile and its checks of each gradient: a third less time over many small tensors"
+        for pg in self.opt.param_groups:
+            for p in pg["params"]: p.grad = None
+
     def load_state_dict(self, sd):
         "Load numbers from `sd`, but not the choice of kernel"
         mine = self.opt.param_groups
@@ -373,6 +379,7 @@ def steps_per_epoch(
 class ScheduleLR(Callback):
     "Set the learning rate (and momentum) from the number of completed optimiser steps"
     order,run_valid,remove_on_fetch = ParamScheduler.order-1,False,True # before it, so that `lr_find` has the last word
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
     def __init__(self,
         kind:str="warmup_cosine", # One of `schedules.names()`
         peak:float|None=None, # Peak learning rate; the one given to `fit` if None
