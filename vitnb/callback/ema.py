@@ -42,7 +42,7 @@ class CachedEma(ModelEmaV3):
         **kwargs, # Arguments of `ModelEmaV3`
     ):
         super().__init__(model, **kwargs)
-        self._src,self._dst,self._sorted = _places(model),_places(self.module),([], None)
+        self._src,self._dst,self._seen = _places(model),_places(self.module),[]
 
     def pairs(self)->tuple: # Tensors of the model, tensors of the average
         "Both models' tensors, as they are now"
@@ -50,18 +50,26 @@ class CachedEma(ModelEmaV3):
 
     def apply_update_(self, model, decay):
         "Move the average towards `model` by 1-`decay`"
-        src,dst = self.pairs()
-        if (now := [*map(id, src), *map(id, dst), src[0].dtype, src[0].device]) != self._sorted[0]: self._sorted = now,self._sort(src, dst)
-        plain,a,b,whole = self._sorted[1]
-        if not plain: return super().apply_update_(model, decay) # timm rounds the others
-        torch._foreach_lerp_(a, b, weight=1-decay)
-        for t,s in whole: t.copy_(s)
+        if self._changed(): self._sort()
+        if not self._plain: return super().apply_update_(model, decay) # timm rounds the others
+        torch._foreach_lerp_(self._avg, self._new, weight=1-decay)
+        for t,s in self._whole: t.copy_(s)
 
-    def _sort(self, src, dst):
-        "Whether all is float32 on one device, tensors to average, and pairs to copy; the same lists until a tensor is replaced"
-        floating = [t.is_floating_point() for t in dst]
-        a,b = ([t for t,f in zip(ts, floating) if f] for ts in (dst, src))
-        return {(t.dtype, t.device) for t in a+b} == {(torch.float32, a[0].device)}, a, b, [(t, s) for t,s,f in zip(dst, src, floating) if not f]
+    def _changed(self):
+        "Whether a tensor was replaced, or the model moved, since they were sorted"
+        for d,k,t in self._seen:
+            if d[k] is not t: return True
+        return not self._seen or (self._new[0].dtype, self._new[0].device) != self._kind
+
+    def _sort(self):
+        "Tensors to average, pairs to copy, and whether all is float32 on one device"
+        src,dst = self.pairs()
+        pairs = [(t, s) for t,s in zip(dst, src) if t.is_floating_point()]
+        self._avg,self._new = map(list, zip(*pairs))
+        self._whole = [(t, s) for t,s in zip(dst, src) if not t.is_floating_point()]
+        self._plain = {(t.dtype, t.device) for t in self._avg + self._new} == {(torch.float32, self._avg[0].device)}
+        places = self._src + [(d, k) for d,k in self._dst if not isinstance(d[k], nn.Parameter)] # parameters of the average are ours alone
+        self._seen,self._kind = [(d, k, d[k]) for d,k in places],(self._new[0].dtype, self._new[0].device)
 
 # %% ../../nbs/41_callback.ema.ipynb #3e7b6049
 def _check(decay, half_life, power):
@@ -76,6 +84,7 @@ def _check(decay, half_life, power):
 class EMACallback(Callback):
     "Keep a moving average of the weights and validate it too"
     order,run_valid = Recorder.order+1,False # its columns follow those of the recorder
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
     def __init__(self,
         decay:float|None=None, # Share kept per step, from 0 to below 1; or give `half_life`
         half_life:float|None=None, # In epochs; 1 if neither is given
@@ -85,7 +94,7 @@ class EMACallback(Callback):
     ):
         _check(decay, half_life, power)
         self.decay,self.half_life,self.warmup,self.power,self.validate = decay,half_life,warmup,power,validate
-        self.avg,self.n_updates,self._loaded = None,0,None
+        self.avg,self.n_updates,self._loaded,self._model = None,0,None,None
         self._begin,self._trained,self._skipped = False,False,False
 
     @property
@@ -136,6 +145,7 @@ def begin(self:EMACallback):
 def before_train(self:EMACallback):
     "Begin at the first epoch: fastai fires `before_fit` for `learn.validate()` too, which must not touch the average"
     if self._begin: self.begin()
+    self._model = _bare(self.model)
     self._trained = True # tells an epoch's validation from a `learn.validate()`
 
 # %% ../../nbs/41_callback.ema.ipynb #d3b23b77
@@ -149,7 +159,7 @@ def after_step(self:EMACallback):
         self._skipped = False
         return
     self.n_updates += 1
-    self.avg.update(_bare(self.model), step=self.n_updates)
+    self.avg.update(self._model, step=self.n_updates)
     if self._loaded is not None: self._loaded = None # training went on from it
 
 # %% ../../nbs/41_callback.ema.ipynb #5b89f019
@@ -181,7 +191,7 @@ def after_validate(self:EMACallback):
     with self.averaged(): self.learn._do_epoch_validate(dl=self.learn.dl)
 
 @patch
-def after_fit(self:EMACallback): self._begin,self._trained,self._skipped = False,False,False
+def after_fit(self:EMACallback): self._begin,self._trained,self._skipped,self._model = False,False,False,None
 
 # %% ../../nbs/41_callback.ema.ipynb #21d2482b
 @patch
