@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from vitnb.callback.mix import MixCallback, pair_loss
-from vitnb.data.mix import MODES, Head, MixPlan, beta_from, cut_boxes, draw_plan, encode, mix_images, mix_targets, partner
+from vitnb.data.mix import (MODES, Head, MixPlan, beta_from, cut_boxes, draw_plan, draw_plans, encode, mix_images, mix_targets, partner,
+                            with_weights)
 
 NO_BOX = np.zeros((1,4), int)
 
@@ -484,3 +485,17 @@ def test_compiles_without_breaks():
     plan = draw_plan(4, (8,8), 0, 0, 1, mode="elem")
     net = torch.compile(lambda t: t*2, backend="eager", fullgraph=True)
     assert torch.allclose(net(mix_images(x, plan)), 2*mix_images(x, plan))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mixup,cutmix", [(.8, 1.), (None, 1.), (.4, None)])
+def test_several_plans_at_once_are_those_of_each_step(mode, mixup, cutmix):
+    kw = dict(mixup=mixup, cutmix=cutmix, p=.8, mode=mode)
+    many,size = draw_plans(7, (9,5), 42, 3, range(4, 20), **kw),(9,5)
+    x = torch.rand(7, 3, *size)
+    for step,plan,weighed in zip(range(4, 20), many, with_weights(many, size)):
+        one = draw_plan(7, size, 42, 3, step, **kw)
+        assert (plan.lam == one.lam).all() and (plan.box == one.box).all() and plan.box.shape == one.box.shape and plan.idle == one.idle
+        assert (weighed.weight is None) == (mode == "batch")
+        assert torch.equal(mix_images(x, weighed), mix_images(x, one)) and weighed.rows(np.array([1])).weight is None
+    assert with_weights(many, size, room=10) is many

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import one_of, settings
-from ..data.mix import Head, MixPlan, check_mix, draw_plan, lam_like, mix_images, mix_targets, partner
+from ..data.mix import Head, MixPlan, check_mix, draw_plans, lam_like, mix_images, mix_targets, partner, with_weights
 
 # %% ../../nbs/40_callback.mix.ipynb #bd325ea4
 def pair_loss(
@@ -40,7 +40,8 @@ def pair_loss(
 class MixCallback(Callback):
     "Mix each training batch with itself"
     order,run_valid = GradientAccumulation.order-1,False # accumulation weighs the loss found here
-    _stateattrs = ("plan", "other") # of one batch; not pickled
+    _stateattrs = ("plan", "other", "ahead") # of one batch or a few; not pickled
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
     def __init__(self,
         mixup:float|None=.8, # Alpha of MixUp; None for no MixUp
         cutmix:float|None=1., # Alpha of CutMix; None for no CutMix
@@ -57,7 +58,7 @@ class MixCallback(Callback):
         self.seed = seed
         self._init_state()
 
-    def _init_state(self): self.plan,self.other = None,None
+    def _init_state(self): self.plan,self.other,self.ahead = None,None,None
     def before_train(self): self._seed = next(s for s in (self.seed, vars(self.learn).get("seed"), settings().seed) if s is not None)
     def after_fit(self): self._init_state()
     def state_dict(self): return {} # draws are functions of the position: there is nothing to remember
@@ -67,16 +68,33 @@ class MixCallback(Callback):
 @patch
 def before_batch(self:MixCallback):
     "Mix the pictures, and the targets or the losses"
-    x,mine = self.xb[0],vars(self.learn).get("mine") # of a batch that several processes share, this one has a part of the pictures and all targets
-    epoch = getattr(self.learn, "epochs_done", self.epoch) # a VitLearner counts on from fit to fit
-    n = len(x) if mine is None else find_bs(self.yb)
-    self.plan = draw_plan(n, tuple(x.shape[-2:]), self._seed, epoch, self.iter, **self.kw)
+    learn = self.learn # what a callback lacks is looked for in the Learner, which takes a while
+    x,mine = learn.xb[0],vars(learn).get("mine") # of a batch that several processes share, this one has a part of the pictures and all targets
+    n = len(x) if mine is None else find_bs(learn.yb)
+    self.plan = self.plan_for(n, x)
     own = self.plan if mine is None else self.plan.rows(mine(n))
-    self.learn.xb = tuple(mix_images(_picture(o, x), own) for o in self.xb)
-    y = tuple(_plain(o) for o in self.yb)
+    learn.xb = tuple(mix_images(_picture(o, x), own) for o in learn.xb)
+    y = tuple(_plain(o) for o in learn.yb)
     heads = self.find_heads(y)
-    if self.soft(heads): self.learn.yb = mix_targets(y, self.plan, heads)
-    else: self.learn.yb,self.other = y,(partner(y), _known(y, heads))
+    if self.soft(heads): learn.yb = mix_targets(y, self.plan, heads)
+    else: learn.yb,self.other = y,(partner(y), _known(y, heads))
+
+_AHEAD = 32 # steps that are planned at once
+
+@patch
+def plan_for(self:MixCallback,
+    n:int, # Samples in the batch
+    x:Tensor, # Its pictures, (B,...,H,W)
+)->MixPlan: # The plan of the batch at hand
+    "Plans are drawn for several steps at once: a plan is a function of the position, so it does not matter when"
+    learn = self.learn
+    epoch = vars(learn).get("epochs_done", learn.epoch) # a VitLearner counts on from fit to fit
+    block,i = divmod(learn.iter, _AHEAD)
+    key = n,x.shape[-2:],x.device,self._seed,epoch,block
+    if self.ahead is None or self.ahead[0] != key:
+        plans = draw_plans(n, tuple(key[1]), self._seed, epoch, range(block*_AHEAD, (block+1)*_AHEAD), **self.kw)
+        self.ahead = key,with_weights(plans, key[1], x.device)
+    return self.ahead[1][i]
 
 @patch
 def after_loss(self:MixCallback):
@@ -95,6 +113,7 @@ def _plain(y):
 
 def _picture(o, x):
     "Input `o`, checked to be a picture like `x`"
+    if o is x and type(o) is Tensor and o.ndim > 2: return o
     if not isinstance(o, Tensor) or o.ndim < 3 or o.shape[-2:] != x.shape[-2:]:
         raise ValueError(f"an input of shape {tuple(getattr(o, 'shape', ()))} beside pictures of {tuple(x.shape)} cannot be mixed in the same way; "
                          "train without MixCallback")
