@@ -187,7 +187,8 @@ def after_fit(self:StepRecorder): self.flush() # early stopping and `lr_find` en
 @patch(as_prop=True)
 def total_steps(self:StepRecorder)->int:
     "Optimiser steps so far, over all fits (a plain fastai Learner counts batches)"
-    return getattr(self.learn, "opt_steps", self._earlier + self.train_iter)
+    n = vars(self.learn).get("opt_steps") # `getattr` would look for the other number first
+    return self._earlier + self.train_iter if n is None else n
 
 # %% ../../nbs/48_callback.track.ipynb #a292661d
 def epoch_line(

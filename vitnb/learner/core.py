@@ -157,7 +157,20 @@ _cancels = (CancelBatchException, CancelBackwardException, CancelEpochException,
 @patch
 def _with_events(self:VitLearner, f, event_type, ex, final=lambda: None):
     "fastai's event wrapper, which also fires `after_cancel_*` and `after_*` when anything else is raised"
-    def g():
+    if event_type != "fit": return self._between(f, event_type, ex, final)
+    self._starting = [] # who has begun: an error in `before_fit` ends the fit for these only
+    try: self._between(f, event_type, ex, final)
+    except _cancels: raise
+    except BaseException:
+        if self._starting: self(["after_cancel_fit", "after_fit"])
+        raise
+    finally: self._starting = None
+
+@patch
+def _between(self:VitLearner, f, event_type, ex, final):
+    "`f` between its two events; fastai's own three lines are here too, for a step goes through this three times"
+    try:
+        self(f"before_{event_type}")
         self._starting = None # everybody has begun, everybody will be told of the end
         try: f()
         except (ex, *_cancels): raise
@@ -166,14 +179,9 @@ def _with_events(self:VitLearner, f, event_type, ex, final=lambda: None):
             self(f"after_cancel_{event_type}")
             if event_type != "epoch": self(f"after_{event_type}") # `after_epoch` is where trackers and checkpoints take an epoch for complete
             raise
-    if event_type != "fit": return Learner._with_events(self, g, event_type, ex, final)
-    self._starting = [] # who has begun: an error in `before_fit` ends the fit for these only
-    try: Learner._with_events(self, g, event_type, ex, final)
-    except _cancels: raise
-    except BaseException:
-        if self._starting: self(["after_cancel_fit", "after_fit"])
-        raise
-    finally: self._starting = None
+    except ex: self(f"after_cancel_{event_type}")
+    self(f"after_{event_type}")
+    final()
 
 # %% ../../nbs/51_learner.core.ipynb #a73bfe2a
 _inner = frozenset("before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step "
@@ -190,8 +198,9 @@ class _Listeners:
         "Callbacks and what to call for `event_name`, in order"
         cbs = learn.cbs.items
         if event_name == "before_fit" or self.cbs != cbs: self.cbs,self.table = list(cbs),{}
-        if event_name not in self.table: self.table[event_name] = self._find(learn, event_name)
-        return self.table[event_name]
+        found = self.table.get(event_name)
+        if found is None: found = self.table[event_name] = self._find(learn, event_name)
+        return found
 
     def _find(self, learn, event_name):
         if not hasattr(event, event_name): raise ValueError(f"there is no event {event_name!r}: {nearest(event_name, vars(event))}")
@@ -208,12 +217,16 @@ def _has_begun(self:VitLearner, cb, event_name):
 @patch
 def __call__(self:VitLearner, event_name):
     "Fire one event, or several"
-    for name in [event_name] if isinstance(event_name, str) else event_name: self._call_one(name)
+    if isinstance(event_name, str): self._call_one(event_name)
+    else:
+        for name in event_name: self._call_one(name)
 
 @patch
 def _call_one(self:VitLearner, event_name):
+    heard = self._listeners(self, event_name)
+    if not heard and event_name != "after_fit": return
     inner,training,errors = event_name in _inner,self.training,[]
-    for cb,own,f in self._listeners(self, event_name):
+    for cb,own,f in heard:
         if not own and (not cb.run or inner and not (cb.run_train if training else cb.run_valid)): continue
         if self._starting is not None and not self._has_begun(cb, event_name): continue
         try: f()
