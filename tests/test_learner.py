@@ -142,6 +142,15 @@ def test_lr_find_leaves_everything_as_it_was(tmp_path):
     assert torch.equal(weights(learn), weights(fresh))
 
 
+@pytest.mark.parametrize("way", ["fit_flat_cos", "fit_one_cycle"])
+def test_fastais_schedules_leave_epochs_out(way):
+    whole,rest = make(),make()
+    getattr(whole, way)(4, 2e-3)
+    getattr(rest, way)(4, 2e-3, start_epoch=2)
+    assert len(whole.recorder.lrs) == 16 and rest.recorder.lrs == pytest.approx(whole.recorder.lrs[8:], rel=1e-6)
+    if way == "fit_flat_cos": assert rest.recorder.lrs[:4] == pytest.approx([2e-3]*4) and rest.recorder.lrs[-1] < 4e-4
+
+
 def test_fit_one_cycle_of_fastai_works():
     learn = make()
     learn.fit_one_cycle(2, 1e-3)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PEER_LOST', 'nearest', 'one_of', 'need', 'Registry', 'repo_root', 'Settings', 'settings', 'n_ranks', 'my_rank',
            'is_main', 'pick_device', 'hash_ints', 'hash_seed', 'uniform', 'set_seed', 'atomic_write', 'literal_params',
-           'check_params', 'in_kernel', 'headless', 'fmt_time', 'progress_bar', 'progress', 'free_port',
-           'check_processes', 'end_tree', 'Ranks']
+           'check_params', 'flat', 'plain_names', 'in_kernel', 'headless', 'fmt_time', 'progress_bar', 'progress',
+           'free_port', 'check_processes', 'end_tree', 'Ranks']
 
 # %% ../nbs/00_core.ipynb #3cff9328
 import ast
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
@@ -304,6 +304,25 @@ def check_params(
             d = defaults[k]
             raise ValueError(f"parameter {k}={v!r} is a {type(v).__name__}, but must be a {type(d).__name__} like its default {d!r}")
     return given
+
+# %% ../nbs/00_core.ipynb #89021f4e
+def flat(
+    d:dict, # Dictionaries in dictionaries
+    prefix:str="", # Put before every name
+)->dict: # One level, names joined by dots; tuples as lists
+    "Flatten a configuration"
+    out = {}
+    for k,v in d.items(): out.update(flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": list(v) if isinstance(v, tuple) else v})
+    return out
+
+# %% ../nbs/00_core.ipynb #01f847b9
+def plain_names(
+    state:Mapping, # A state dict, perhaps of a compiled or distributed model
+)->dict: # The same tensors under the plain model's names
+    "Strip the prefixes that wrappers put before parameter names"
+    while wrapper := next((w for w in ("_orig_mod.", "module.") if state and all(k.startswith(w) for k in state)), None):
+        state = {k.removeprefix(wrapper):v for k,v in state.items()}
+    return {k.replace("._orig_mod.", "."):v for k,v in state.items()} # and of a compiled part
 
 # %% ../nbs/00_core.ipynb #45dce7de
 def in_kernel()->bool:

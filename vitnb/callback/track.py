@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoints
 from .limit import TrainingStopped
-from ..core import Registry, atomic_write, fmt_time, is_main, need, repo_root, settings
+from ..core import Registry, atomic_write, flat, fmt_time, is_main, need, repo_root, settings
 
 # %% ../../nbs/48_callback.track.ipynb #1dd273d6
 def _plain_float(t): return t if t.dtype == torch.float32 and not t.requires_grad else t.detach().float() # a call more than is needed costs, too
@@ -298,11 +298,7 @@ def scalars(
     named = lambda k: fixed.get(k, f"train/{k[6:]}" if k.startswith("train_") else f"val/{k.removeprefix('valid_')}")
     return {named(k):v for k,v in row.items() if k not in skip and isinstance(v, (int, float))}
 
-def _flat(d, prefix=""):
-    "Nested dictionaries as one, names joined by dots"
-    out = {}
-    for k,v in d.items(): out.update(_flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}":v})
-    return out
+
 
 # %% ../../nbs/48_callback.track.ipynb #e4aa09b5
 TRACKED_FILES = ("params.json", "environment.json", "history.csv", "figures/*.png", "checkpoints/best_model.pth")
@@ -355,10 +351,10 @@ def _record(self:Tracker, new=None):
 @patch
 def _facts(self:Tracker):
     "The parameters of the run, flat"
-    if self.params is not None: return _flat(self.params)
+    if self.params is not None: return flat(self.params)
     path = self.run_dir/"params.json"
     config = {k:v for k,v in getattr(self.learn, "config", {}).items() if k != "classes"} # a thousand names are no parameter
-    return _flat({**config, **(json.loads(path.read_text()) if path.is_file() else {})})
+    return flat({**config, **(json.loads(path.read_text()) if path.is_file() else {})})
 
 # %% ../../nbs/48_callback.track.ipynb #ab9ac0a3
 @patch

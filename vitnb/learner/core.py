@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['measure_precision', 'choose_precision', 'pick_precision', 'VitLearner', 'Unscale', 'callback_state',
-           'load_callback_state', 'rng_state', 'set_rng_state', 'flat', 'Resume', 'vit_learner', 'train_callbacks',
+           'load_callback_state', 'rng_state', 'set_rng_state', 'Resume', 'vit_learner', 'train_callbacks',
            'run_callbacks', 'load_model', 'predict_split']
 
 # %% ../../nbs/51_learner.core.ipynb #181787ba
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from fastai.callback.core import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                   CancelTrainException, CancelValidException, TrainEvalCallback, event)
-from fastai.callback.schedule import LRFinder, ParamScheduler
+from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastcore.basics import patch
@@ -43,7 +43,7 @@ from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.stop import EarlyStop
 from ..callback.track import EventLog, History, StepRecorder, make_tracker
-from ..core import atomic_write, hash_seed, n_ranks, nearest, one_of, pick_device, settings
+from ..core import atomic_write, flat, hash_seed, n_ranks, nearest, one_of, pick_device, settings
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from ..losses.classify import class_weights as count_weights, make_loss
 from ..metrics.classify import make_metrics
@@ -385,6 +385,25 @@ def fit(
     finally:
         if finder: self.epochs_done,self.opt_steps = done,self.opt_steps - self.train_iter
 
+# %% ../../nbs/51_learner.core.ipynb #14768135
+@patch
+def fit_flat_cos(self:VitLearner,
+    n_epoch:int, # Epochs
+    lr:float|None=None, # Learning rate until it falls; the Learner's if None
+    div_final:float=1e5, # It ends at `lr/div_final`
+    pct_start:float=.75, # Share of the epochs before it falls
+    wd:float|None=None, # As for `fit`, also what follows
+    cbs:Callback|Sequence|None=None, # Callbacks for this call
+    reset_opt:bool=False, # Begin with a new optimiser
+    start_epoch:int=0, # Epochs to leave out
+):
+    "fastai's: a constant rate, then a cosine down; epochs can be left out"
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper("lr", self.lr if lr is None else lr)
+    rates = np.array([h["lr"] for h in self.opt.hypers]) # one a group
+    falling = ParamScheduler({"lr":combined_cos(pct_start, rates, rates, rates/div_final)})
+    self.fit(n_epoch, wd=wd, cbs=[falling, *L(cbs)], reset_opt=reset_opt, start_epoch=start_epoch)
+
 # %% ../../nbs/51_learner.core.ipynb #95b07960
 def _is_plain(v):
     "Whether `v` is made of tensors and plain Python values, so that it may go into a checkpoint"
@@ -485,14 +504,6 @@ def load_training_state(
     self._load_callbacks(s["callbacks"])
     set_rng_state(s["rng"])
 
-def flat(
-    d:dict, # Dictionaries in dictionaries
-    prefix:str="", # Put before every name
-)->dict: # One level, names joined by dots; tuples as lists
-    "Flatten a configuration, so that two of them can be compared name by name"
-    out = {}
-    for k,v in d.items(): out.update(flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": list(v) if isinstance(v, tuple) else v})
-    return out
 
 class Resume(Callback):
     "Put a saved state back when everything else is set up"
@@ -550,8 +561,17 @@ def dry_run(self:VitLearner,
 def _balance(class_weights, dls, given):
     "The loss's weights, counted on the training split"
     if not class_weights: return {}
+    if getattr(dls.train, "target", None) == "pixels":
+        raise ValueError("class_weights=True counts a class a sample, and a map has many; count its pixels and give loss_kw=dict(weight=class_weights(counts))")
     if twice := given.keys() & {"weight", "alpha"}: raise ValueError(f"class_weights=True and loss_kw with {twice.pop()!r} weigh the classes twice; give one")
     return dict(weight=count_weights(np.bincount(dls.train.dataset.labels, minlength=dls.c)))
+
+def _config(dls, arch, model_kw, **training):
+    "What checkpoints say of the model and of how it was trained"
+    data = dict(data=dls.image_set.fingerprint, bs=dls.train.bs, augment=repr(dls.train.pipeline), images=len(dls.train.dataset),
+                balanced=getattr(dls.train, "sample_weights", None) is not None)
+    return dict(arch=arch, model_kw=model_kw, classes=[str(c) for c in dls.vocab], mean=list(map(float, dls.mean)), std=list(map(float, dls.std)),
+                training=training | data)
 
 def vit_learner(
     dls:DataLoaders, # Loaders from `image_loaders`
@@ -585,11 +605,8 @@ def vit_learner(
     model = create_model(arch, pretrained=pretrained, **model_kw).to(device)
     if grad_checkpointing: model.set_grad_checkpointing()
     loss_kw = {**(loss_kw or {}), **_balance(class_weights, dls, loss_kw or {})}
-    config = dict(arch=arch, model_kw=model_kw, classes=[str(c) for c in dls.vocab], mean=list(map(float, dls.mean)), std=list(map(float, dls.std)))
-    config["training"] = dict(loss=loss, label_smoothing=label_smoothing, optimizer=optimizer, lr=lr, weight_decay=weight_decay, opt_kw=opt_kw or {}, clip=clip,
-                              schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights,
-                              data=dls.image_set.fingerprint, bs=dls.train.bs, augment=repr(dls.train.pipeline), images=len(dls.train.dataset),
-                              balanced=getattr(dls.train, "sample_weights", None) is not None)
+    config = _config(dls, arch, model_kw, loss=loss, label_smoothing=label_smoothing, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
     opt_kw = dict(name=optimizer, weight_decay=weight_decay, **(opt_kw or {}))
     learn = VitLearner(dls.to(device), model, make_loss(loss, label_smoothing=label_smoothing, **loss_kw).to(device),
                        opt_func=partial(make_optimizer, **opt_kw), lr=lr, schedule=dict(name=schedule, **(schedule_kw or {})),

@@ -24,7 +24,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import Registry, nearest
+from ..core import Registry, nearest, plain_names
 
 # %% ../../nbs/20_models.protocol.ipynb #05096fe7
 PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_classifier", "reset_classifier",
@@ -80,9 +80,7 @@ def _unwrap(state:dict)->dict:
     "The weights inside a checkpoint, without the prefixes of torch.compile and of DDP"
     for k in ("model", "state_dict", "model_state_dict", "model_state"):
         if isinstance(state.get(k), dict): state = state[k]
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(k.startswith(prefix) for k in state): state = {k.removeprefix(prefix): v for k,v in state.items()}
-    return {k: v for k,v in state.items() if isinstance(v, torch.Tensor)}
+    return {k: v for k,v in plain_names(state).items() if isinstance(v, torch.Tensor)}
 
 def read_weights(
     path:str|Path, # A `.safetensors` file, or one that `torch.save` wrote: a state dict, or a checkpoint with one inside
