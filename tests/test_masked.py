@@ -316,5 +316,6 @@ def test_a_batch_without_a_class_is_passed_over():
 def test_maps_need_a_head_for_maps():
     with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)
 
-def test_maps_are_not_averaged_over_views():
+def test_what_maps_do_not_have():
+    with pytest.raises(ValueError, match="count its pixels and give loss_kw"): pixel_learner(class_weights=True)
     with pytest.raises(ValueError, match="use predict_split"): predict_tta(pixel_learner(), "valid", "flip")
