@@ -1,4 +1,5 @@
 "The moving average: against a slow reference, in all of the Learner's situations, and over a resume"
+import copy
 import pickle
 import warnings
 
@@ -114,6 +115,22 @@ def test_same_bits_as_timm(model):
         for e in (mine, timms): e.update(m, step=t)
     assert same(state(mine.module), state(timms.module))
     assert not same(state(mine.module), state(m))
+
+
+@pytest.mark.parametrize("share", [1e-4, .1, .4999, .5, 1.])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_same_bits_as_lerp_in_any_layout(share, format):
+    torch.manual_seed(0)
+    m = nn.Sequential(nn.Conv2d(3,5,3), nn.BatchNorm2d(5), nn.Linear(7,1)).to(memory_format=format)
+    mine,slow = CachedEma(m, decay=1-share),copy.deepcopy(m)
+    for t in range(3):
+        if t == 2: m.to(memory_format=torch.channels_last) # the tensors stay, their layout changes
+        with torch.no_grad():
+            for v in m.state_dict().values(): v += torch.randn_like(v) if v.is_floating_point() else 1
+            for a,b in zip(slow.state_dict().values(), m.state_dict().values()): a.lerp_(b, 1-(1-share)) if a.is_floating_point() else a.copy_(b)
+        before = state(m)
+        mine.update(m)
+        assert same(state(mine.module), state(slow)) and same(state(m), before)
 
 
 def test_shared_weights_are_averaged_once():

@@ -35,6 +35,12 @@ def _places(model):
     return [(d,k) for d,k,v in out.values() if v is not None]
 
 # %% ../../nbs/41_callback.ema.ipynb #2b0b14e0
+def _towards(avg, new, share, dense):
+    "Move the tensors `avg` by `share` of the way to `new`"
+    if share < .5 and dense and avg[0].device.type == "cpu": # a step of SGD whose gradient is avg - new: the same bits, and one call in place of one a tensor
+        torch._fused_sgd_(avg, new, [], lr=-share, weight_decay=-1., momentum=0., dampening=0., nesterov=False, maximize=False, is_first_step=False)
+    else: torch._foreach_lerp_(avg, new, weight=share)
+
 class CachedEma(ModelEmaV3):
     "`ModelEmaV3` that looks up its tensors once"
     def __init__(self,
@@ -52,14 +58,14 @@ class CachedEma(ModelEmaV3):
         "Move the average towards `model` by 1-`decay`"
         if self._changed(): self._sort()
         if not self._plain: return super().apply_update_(model, decay) # timm rounds the others
-        torch._foreach_lerp_(self._avg, self._new, weight=1-decay)
+        _towards(self._avg, self._new, 1-decay, self._dense)
         for t,s in self._whole: t.copy_(s)
 
     def _changed(self):
         "Whether a tensor was replaced, or the model moved, since they were sorted"
         for d,k,t in self._seen:
             if d[k] is not t: return True
-        return not self._seen or (self._new[0].dtype, self._new[0].device) != self._kind
+        return not self._seen or (self._new[0].dtype, self._new[0].device, self._new[0].stride()) != self._kind
 
     def _sort(self):
         "Tensors to average, pairs to copy, and whether all is float32 on one device"
@@ -67,9 +73,11 @@ class CachedEma(ModelEmaV3):
         pairs = [(t, s) for t,s in zip(dst, src) if t.is_floating_point()]
         self._avg,self._new = map(list, zip(*pairs))
         self._whole = [(t, s) for t,s in zip(dst, src) if not t.is_floating_point()]
+        self._dense = all(t.is_contiguous() and s.is_contiguous() for t,s in pairs)
         self._plain = {(t.dtype, t.device) for t in self._avg + self._new} == {(torch.float32, self._avg[0].device)}
         places = self._src + [(d, k) for d,k in self._dst if not isinstance(d[k], nn.Parameter)] # parameters of the average are ours alone
-        self._seen,self._kind = [(d, k, d[k]) for d,k in places],(self._new[0].dtype, self._new[0].device)
+        self._seen = [(d, k, d[k]) for d,k in places]
+        self._kind = self._new[0].dtype,self._new[0].device,self._new[0].stride()
 
 # %% ../../nbs/41_callback.ema.ipynb #3e7b6049
 def _check(decay, half_life, power):
@@ -145,7 +153,7 @@ def begin(self:EMACallback):
 def before_train(self:EMACallback):
     "Begin at the first epoch: fastai fires `before_fit` for `learn.validate()` too, which must not touch the average"
     if self._begin: self.begin()
-    self._model = _bare(self.model)
+    self._model,self.avg._seen = _bare(self.model),[] # tensors are sorted anew once an epoch, whatever happened to them
     self._trained = True # tells an epoch's validation from a `learn.validate()`
 
 # %% ../../nbs/41_callback.ema.ipynb #d3b23b77
