@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vitnb.callback.ema._places': ('callback.ema.html#_places', 'vitnb/callback/ema.py'),
                                     'vitnb.callback.ema._steps_per_epoch': ('callback.ema.html#_steps_per_epoch', 'vitnb/callback/ema.py'),
                                     'vitnb.callback.ema._swap': ('callback.ema.html#_swap', 'vitnb/callback/ema.py'),
+                                    'vitnb.callback.ema._towards': ('callback.ema.html#_towards', 'vitnb/callback/ema.py'),
                                     'vitnb.callback.ema.decay_for': ('callback.ema.html#decay_for', 'vitnb/callback/ema.py')},
             'vitnb.callback.limit': { 'vitnb.callback.limit.Anomaly': ('callback.limit.html#anomaly', 'vitnb/callback/limit.py'),
                                       'vitnb.callback.limit.Anomaly.after_fit': ( 'callback.limit.html#anomaly.after_fit',
