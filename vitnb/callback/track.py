@@ -298,8 +298,6 @@ def scalars(
     named = lambda k: fixed.get(k, f"train/{k[6:]}" if k.startswith("train_") else f"val/{k.removeprefix('valid_')}")
     return {named(k):v for k,v in row.items() if k not in skip and isinstance(v, (int, float))}
 
-
-
 # %% ../../nbs/48_callback.track.ipynb #e4aa09b5
 TRACKED_FILES = ("params.json", "environment.json", "history.csv", "figures/*.png", "checkpoints/best_model.pth")
 

@@ -504,7 +504,6 @@ def load_training_state(
     self._load_callbacks(s["callbacks"])
     set_rng_state(s["rng"])
 
-
 class Resume(Callback):
     "Put a saved state back when everything else is set up"
     order = 200 # after every callback's own `before_fit` and `before_train`
