@@ -113,6 +113,50 @@ def h5_set(tmp_path, n=6, **kw):
     return load_cube_set(tmp_path/"set.csv", **kw)
 
 
+@pytest.fixture
+def pair():
+    "The same loader without and with workers"
+    s = load_cube_set("retina_synthetic", n=10, bands=6, size=32)
+    kw = dict(bs=2, window=16, augment="basic", target="rgb", seed=1, device="cpu")
+    return [cube_loaders(s, workers=w, **kw).train for w in (0, 2)]
+
+def same_batches(a, b): return len(a) == len(b) and all(torch.equal(p, q) for u,v in zip(a, b) for p,q in zip(u, v))
+
+def test_batches_of_workers_keep_their_values_while_somebody_holds_them(pair):
+    here,there = pair
+    kept = list(there) # more than there are places
+    assert len(kept) > len(there._passes.slots.memory)
+    first = there._passes.slots.memory.numpy()
+    assert sum(np.shares_memory(x.numpy(), first) for x,_ in kept) == len(first) # the rest is in memory of its own
+    part = kept[0][0][1:,:2] # a view holds its place as well
+    before,kept = part.clone(),kept[:2]
+    for _ in range(2): assert sum(1 for _ in there) == len(here)
+    assert torch.equal(part, before) and same_batches(kept, list(here)[:2])
+
+def test_the_places_of_batches_are_taken_again(pair):
+    here,there = pair
+    where = [x.data_ptr() for x,_ in there]
+    places = len(there._passes.slots.memory)
+    assert len(set(where)) <= places < len(where)
+    for epoch in (3, 4): # a pass that somebody leaves costs no place
+        next(iter(there))
+        for dl in pair: dl.set_epoch(epoch)
+        assert same_batches(list(here), [(x.clone(), y.clone()) for x,y in there])
+    assert len(there._passes.slots.free) == places and not there._passes.slots.lent
+
+def test_a_batch_too_large_for_its_place_goes_another_way(pair, monkeypatch):
+    here,there = pair
+    monkeypatch.setattr(type(there._work), "room", lambda self, n: 64)
+    assert same_batches(list(here), list(there))
+    slots = there._passes.slots
+    assert slots.memory.shape[1] == 64 and len(slots.free) == len(slots.memory)
+
+def test_every_target_of_windows_fits_its_place():
+    s = load_cube_set("retina_synthetic", n=6, bands=6, size=32)
+    for target in ("valid", "label", "rgb"):
+        dl = cube_loaders(s, workers=1, bs=3, window=16, augment="guide", target=target, seed=1, device="cpu").train
+        assert all(np.shares_memory(x.numpy(), dl._passes.slots.memory.numpy()) for x,_ in dl)
+
 def test_forked_and_spawned_processes_open_their_own_handles(tmp_path):
     s = h5_set(tmp_path)
     kw = dict(bs=2, window=8, jitter=2, augment="flip", device="cpu", seed=1)

@@ -206,7 +206,7 @@ def test_cubes_are_shared_evenly():
         data = o.dls.train.dataset
         o.dls.loaders[0] = o.dls.train.new(type(data)(SomePixels(data.pixels, np.arange(n)), data.labels[:n]))
     check_batches(odd, 2)
-    with pytest.raises(ValueError, match="the last batch of an epoch has 3 pictures and cannot be divided among 2 processes; use drop_last=True"): check_batches(learn, 2)
+    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 2 processes; use drop_last=True"): check_batches(learn, 2)
 
 
 def test_the_learner_is_as_before(two):

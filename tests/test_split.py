@@ -70,6 +70,14 @@ def test_blocks_follow_the_classes():
         assert all(((where == k) & (labels == c)).any() for k in range(3))
 
 
+def test_another_seed_deals_labelled_ground_differently():
+    labels = np.random.default_rng(0).integers(0, 4, (70,70))*(np.random.default_rng(1).random((70,70)) < .7) # blocks of unequal counts: no ties to break
+    deals = [disjoint_blocks((70,70), SHARES, 14, 2, labels, seed) for seed in range(8)]
+    assert np.array_equal(deals[0], disjoint_blocks((70,70), SHARES, 14, 2, labels, 0))
+    tested = sum((d == 2).astype(int) for d in deals)
+    assert len({d.tobytes() for d in deals}) == 8 and (tested > 0).mean() > .6
+
+
 def test_the_meter_sees_a_leak_and_sees_none():
     rng = np.random.default_rng(0)
     groups,y = np.repeat(np.arange(30), 8),np.repeat(rng.permutation(np.arange(30) % 2), 8)

@@ -29,7 +29,6 @@ from fastcore.basics import patch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import default_collate
 
 from ..core import Registry, atomic_write, hash_ints, hash_seed, need, nearest, one_of, pick_device, progress, repo_root, settings
 from .augment import Draws, Pipeline, Transform
@@ -899,7 +898,7 @@ class CubePixels(Pixels):
     def take(self, idx, draws=None):
         at = self.where[idx] if draws is None else self.moved(idx, draws)
         made = [self.cube_set.window(int(k), int(t), int(l), *self.size, self.code, self.rgb) for k,t,l in at]
-        return Cubes(*(None if o[0] is None else default_collate([v[0] for v in o]) for o in zip(*made))) # in a worker: straight into shared memory
+        return Cubes(*(None if o[0] is None else torch.cat(o) for o in zip(*made)))
 
 class CubeWindows(Pictures):
     "Windows with their labels: the dataset of a `CubeLoader`"
@@ -918,6 +917,10 @@ class _CubeWork:
         x,done = self.pipeline.host(x, draws) if split else (self.pipeline(x, draws), len(self.pipeline.transforms))
         return x, y, done
     def in_turn(self, keys): return map(self.__getitem__, keys) # windows are read from files, each batch when it is asked for
+    def room(self, n):
+        "Bytes of `n` windows with all that may go with them: validity, classes, picture, label"
+        p = self.dataset.pixels
+        return n*prod(p.size)*(4*p.cube_set.bands + 1 + 8 + 3*4*p.rgb) + 8*n + 5*64
 
 _MOVE = -1 # stream of the draws that move windows; those of a pipeline count from 0
 

@@ -12,11 +12,13 @@ import math
 import os
 import random
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import MethodType
+from typing import NamedTuple
 from weakref import finalize
 
 import numpy as np
@@ -221,6 +223,8 @@ class _Work:
         x,y,done = self[epochs[0], np.concatenate(idx), splits[0]]
         for a,b in zip(*(o.split([*map(len, idx)]) for o in (x, y))): yield a.clone(),b.clone(),done # no batch keeps the memory of others
 
+    def room(self, n): return 0 # bytes of a batch in shared memory that is used again: decoded pictures take longer to make than to send
+
     def _alone(self, key):
         "Whether a picture comes out the same whichever others go with it: transforms of one's own may look at the whole batch"
         pixels = self.dataset.pixels
@@ -327,15 +331,90 @@ def _finish(self:ImageLoader, made, epoch, idx):
     if self.device is not None: x,y = (o.to(self.device, non_blocking=True) for o in (x, y))
     return (x if done == len(self.pipeline.transforms) else self.pipeline(x, Draws(self.seed, epoch, idx), start=done)),y
 
-# %% ../../nbs/13_data.loader.ipynb #7ca669be
-class _Keys(list): # a sampler whose keys change with each pass
-    pass
+# %% ../../nbs/13_data.loader.ipynb #1f068b10
+class _Packed(NamedTuple):
+    "A batch in shared memory"
+    spot: int # Which place
+    made: tuple # The batch, with (first byte, shape, dtype) for each tensor
 
+def _each_tensor(o, f):
+    "The same tuples with `f(t)` for each tensor"
+    if isinstance(o, Tensor): return f(o)
+    if not isinstance(o, tuple): return o
+    made = [_each_tensor(v, f) for v in o]
+    return type(o)(*made) if hasattr(o, "_fields") else tuple(made)
+
+class _Slots:
+    "Places in shared memory, lent to one batch after the other"
+    def __init__(self, n, size):
+        n = n if size else 0
+        self.memory = torch.empty((n, size), dtype=torch.uint8).share_memory_() if n else None
+        self.free,self.lent = deque(range(n)),deque() # lent: for each key that is on its way, its place
+
+    def lend(self):
+        self.lent.append(self.free.popleft() if self.free else None)
+        return self.lent[-1]
+
+    def collect(self):
+        "Take back what was lent to a pass that somebody left"
+        self.free.extend(k for k in self.lent if k is not None)
+        self.lent.clear()
+
+    def put(self, spot, made):
+        "Worker: move a batch to its place; one that is too large goes the way of torch"
+        where,end = {},0
+        def place(t):
+            nonlocal end
+            start,end = end,end + -(-t.nbytes//64)*64
+            where[start] = t
+            return start,t.shape,t.dtype
+        packed = _each_tensor(made, place)
+        if end > self.memory.shape[1]: return made
+        for start,t in where.items(): _bytes(self.memory[spot], start, t.shape, t.dtype).copy_(t)
+        return _Packed(spot, packed)
+
+    def take(self, made):
+        "Main process: the batch; its place is free again when the last of its tensors is gone"
+        spot = self.lent.popleft()
+        if not isinstance(made, _Packed):
+            if spot is not None: self.free.append(spot)
+            return made
+        own = self.memory.numpy()[spot] # torch keeps this view as long as any tensor uses its bytes
+        finalize(own, self.free.append, spot).atexit = False
+        return _unpack(made.made, torch.from_numpy(own))
+
+def _bytes(memory, start, shape, dtype): return memory[start:start + math.prod(shape)*dtype.itemsize].view(dtype).view(shape)
+
+def _unpack(o, memory):
+    "The batch that `_Slots.put` described"
+    if isinstance(o, tuple) and len(o) == 3 and isinstance(o[2], torch.dtype): return _bytes(memory, *o)
+    if not isinstance(o, tuple): return o
+    made = [_unpack(v, memory) for v in o]
+    return type(o)(*made) if hasattr(o, "_fields") else tuple(made)
+
+class _SharedWork:
+    "What a worker does: make the batch of a key, and put it where it shall lie"
+    def __init__(self, work, slots): self.work,self.slots = work,slots
+    def __getitem__(self, key):
+        key,spot = key
+        made = self.work[key]
+        return made if spot is None else self.slots.put(spot, made)
+
+_AHEAD = 2 # batches that each worker makes ahead
+
+# %% ../../nbs/13_data.loader.ipynb #7ca669be
+class _Keys(list):
+    "A sampler whose keys change with each pass; each goes with the place that its batch shall lie in"
+    def __init__(self, slots): self.slots = slots
+    def __iter__(self):
+        self.slots.collect() # torch asks for the first key when the workers have done with the last pass
+        for key in super().__iter__(): yield key, self.slots.lend()
 class _Passes:
     "torch's loader over the keys of a pass, and the processes behind it"
-    def __init__(self, work, workers, pin):
-        self.keys,self.busy,self.pin,self.pid = _Keys(),False,pin,os.getpid()
-        self.loader = TorchLoader(work, batch_size=None, sampler=self.keys, num_workers=workers, collate_fn=_same, pin_memory=pin,
+    def __init__(self, work, bs, workers, pin):
+        self.slots = _Slots(0 if pin else _AHEAD*workers + 2, work.room(bs)) # two more than are on their way: the batch in use and the next
+        self.keys,self.busy,self.pin,self.pid = _Keys(self.slots),False,pin,os.getpid()
+        self.loader = TorchLoader(_SharedWork(work, self.slots), batch_size=None, prefetch_factor=_AHEAD if workers else None, sampler=self.keys, num_workers=workers, collate_fn=_same, pin_memory=pin,
                                   generator=torch.Generator(), persistent_workers=workers > 0)
     def close(self):
         "Stop the processes, at once; a forked copy of this object has none to stop"
@@ -350,7 +429,7 @@ def _ours(self:ImageLoader, pin):
     "The workers that stay, made at the first pass and stopped with the loader"
     if self._passes is None or self._passes.pin != pin:
         if self._passes: self._passes.close()
-        self._passes = _Passes(self._work, self.workers, pin)
+        self._passes = _Passes(self._work, self.bs, self.workers, pin)
         # fastai's loaders are reference cycles, and torch waits 5 s for each worker when it is collected inside one
         finalize(self, self._passes.close).atexit = False # torch itself does the work when Python ends
     return self._passes
@@ -363,9 +442,9 @@ def _made(self:ImageLoader, keys):
         for made in self._work.in_turn(keys): yield _pinned(*made) if pin else made
         return
     passes = ours = self._ours(pin)
-    if ours.busy: passes = _Passes(self._work, self.workers, pin)
+    if ours.busy: passes = _Passes(self._work, self.bs, self.workers, pin)
     passes.keys[:],passes.busy = keys,True
-    try: yield from passes.loader
+    try: yield from map(passes.slots.take, passes.loader)
     finally:
         passes.busy = False
         if passes is not ours: passes.close()

@@ -62,7 +62,7 @@ def group_split(
     groups:Sequence, # Group of each sample (patient, plant, scene), (N,)
     shares:dict, # Name to share
     labels:Sequence|None=None, # Class of each sample, to be shared out alike as far as the groups allow
-    seed:int=0, # Breaks ties
+    seed:int=0, # Decides who goes where
 )->dict: # Name to indices, ascending
     "Samples of one group stay together"
     shares = check_shares(shares)
@@ -71,7 +71,8 @@ def group_split(
         raise ValueError(f"{len(names)} groups cannot fill {len(shares)} splits ({', '.join(shares)}); collect more groups or ask for fewer splits")
     want = np.array(list(shares.values()))[:,None]*counts.sum(0) # samples of each class that each split should have
     have,home = np.zeros_like(want),np.zeros(len(names), int)
-    for n,i in enumerate(np.lexsort((hash_ints(seed, np.arange(len(names))), -counts.sum(1)))):
+    size = np.floor(np.log2(counts.sum(1))) # large groups first, those of about one size at random
+    for n,i in enumerate(np.lexsort((hash_ints(seed, np.arange(len(names))), -size))):
         empty = np.flatnonzero(have.sum(1) == 0)
         may = empty if len(empty) == len(names) - n else np.arange(len(want)) # the last groups fill what is empty
         short = (((want - have)[may].clip(0)/np.maximum(want[may], 1e-9))*counts[i]).sum(1) # how much of what it brings is wanted, relative to the share

@@ -61,7 +61,7 @@ def shard(
     world:int, # How many processes
 )->np.ndarray: # Positions in the batch, ascending
     "The part of a batch that belongs to a process"
-    if n < world: raise ValueError(f"a batch of {n} pictures cannot be divided among {world} processes; use drop_last=True, another bs, or fewer processes")
+    if n < world: raise ValueError(f"a batch of {n} samples cannot be divided among {world} processes; use drop_last=True, another bs, or fewer processes")
     if n % (2*world): return np.array_split(np.arange(n), world)[rank]
     front = np.array_split(np.arange(n//2), world)[rank]
     return np.concatenate([front, n-1-front[::-1]])
@@ -370,7 +370,7 @@ def check_batches(
     if dl.bs % k: raise ValueError(f"bs={dl.bs} cannot be divided {why}; use bs={dl.bs//k*k or k} or bs={(dl.bs//k+1)*k}")
     even = mixing or shard_loader(dl, rank=0, world=world).part # who has targets of its own samples only must have as many as the others
     if last and (last < world or even and last % k):
-        raise ValueError(f"the last batch of an epoch has {last} pictures and cannot be divided {why}; use drop_last=True")
+        raise ValueError(f"the last batch of an epoch has {last} samples and cannot be divided {why}; use drop_last=True")
 
 # %% ../../nbs/53_learner.distribute.ipynb #d99abd69
 @patch
