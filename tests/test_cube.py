@@ -153,7 +153,7 @@ def test_a_batch_too_large_for_its_place_goes_another_way(pair, monkeypatch):
 
 def test_every_target_of_windows_fits_its_place():
     s = load_cube_set("retina_synthetic", n=6, bands=6, size=32)
-    for target in ("valid", "label", "rgb"):
+    for target in ("valid", "label", "pixels", "rgb"):
         dl = cube_loaders(s, workers=1, bs=3, window=16, augment="guide", target=target, seed=1, device="cpu").train
         assert all(np.shares_memory(x.numpy(), dl._passes.slots.memory.numpy()) for x,_ in dl)
 

@@ -374,6 +374,11 @@ def test_intermediates():
     assert torch.equal(last, model.forward_features(x)) and [tuple(o.shape) for o in maps] == [(2, 16, 4, 4)]*3
     assert all(torch.allclose(m.flatten(2).transpose(1, 2), t.unflatten(1, (2, 16)).mean(1), atol=1e-6) for m,t in zip(maps, tokens))
     assert torch.equal(model.forward_intermediates(x, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)[0], last)
+    ran = []
+    hooks = [b.register_forward_hook(lambda *a, i=i: ran.append(i)) for i,b in enumerate(model.blocks)]
+    early,(only,) = model.forward_intermediates(x, indices=[0], output_fmt="NLC", stop_early=True)
+    assert ran == [0] and torch.equal(only, tokens[0]) and torch.equal(early, model.norm(only))
+    for h in hooks: h.remove()
 
 def test_rectangles_and_information():
     model = seeded(img_size=(4, 10))

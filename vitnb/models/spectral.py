@@ -342,13 +342,14 @@ def encode(self:SpectralMAE,
     x:Tensor, # Cubes, `(B,C,H,W)`
     index:Tensor|None=None, # Numbers of the tokens to look at, `(B,V)`; all if None
     keep:list|None=None, # A list that gets the tokens after each block
+    depth:int|None=None, # Run only so many blocks; all if None
 )->Tensor: # Normed tokens, `(B,V,D)`
     "Embed and encode the tokens `index`, and only those"
     x = self._bands(x)
     if index is None: index = torch.arange(self.n_tokens, device=x.device).expand(len(x), -1)
     x = self.patch_embed(take_tokens(x, self.patch_size, index)) # B,V,D
     x = x + _at(self.pos(), index)
-    for block in self.blocks:
+    for block in self.blocks[:depth]:
         x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
         if keep is not None: keep.append(x)
     return self.norm(x)
@@ -418,14 +419,14 @@ def forward_intermediates(self:SpectralMAE,
     x:Tensor, # Cubes, `(B,C,H,W)`
     indices:int|list|None=None, # Which blocks: the last n, or their numbers; all if None
     norm:bool=False, # Apply the final norm to each
-    stop_early:bool=False, # For timm's callers; all blocks are run
+    stop_early:bool=False, # Run no block after the last one that is asked for
     output_fmt:str="NCHW", # "NCHW": the mean over band groups, `(B,D,h,w)`; "NLC": every token
     intermediates_only:bool=False, # Leave out the final tokens
 )->list|tuple: # Final tokens `(B,L,D)` and maps
     "What each block makes of the cube"
     one_of(output_fmt, ("NCHW", "NLC"), "output_fmt")
-    take,_ = feature_take_indices(len(self.blocks), indices)
-    last = self.encode(x, keep=(kept := []))
+    take,top = feature_take_indices(len(self.blocks), indices)
+    last = self.encode(x, keep=(kept := []), depth=top+1 if stop_early else None)
     maps = [self.norm(kept[i]) if norm else kept[i] for i in take]
     if output_fmt == "NCHW": maps = [self.places(o).permute(0, 3, 1, 2) for o in maps]
     return maps if intermediates_only else (last, maps)
