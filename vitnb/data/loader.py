@@ -15,6 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import MethodType
@@ -332,18 +333,24 @@ def _finish(self:ImageLoader, made, epoch, idx):
     return (x if done == len(self.pipeline.transforms) else self.pipeline(x, Draws(self.seed, epoch, idx), start=done)),y
 
 # %% ../../nbs/13_data.loader.ipynb #1f068b10
+class _At(NamedTuple):
+    "Where a tensor lies in a place"
+    start: int # First byte
+    shape: tuple
+    dtype: torch.dtype
+    def of(self, memory): return memory[self.start:self.start + math.prod(self.shape)*self.dtype.itemsize].view(self.dtype).view(self.shape)
+
 class _Packed(NamedTuple):
     "A batch in shared memory"
     spot: int # Which place
-    made: tuple # The batch, with (first byte, shape, dtype) for each tensor
+    made: tuple # The batch, with an `_At` for each tensor
 
-def _each_tensor(o, f):
-    "The same tuples with `f(t)` for each tensor"
-    if isinstance(o, Tensor): return f(o)
+def _each(o, kind, f):
+    "The same tuples with `f` of whatever is of this kind"
+    if isinstance(o, kind): return f(o)
     if not isinstance(o, tuple): return o
-    made = [_each_tensor(v, f) for v in o]
+    made = [_each(v, kind, f) for v in o]
     return type(o)(*made) if hasattr(o, "_fields") else tuple(made)
-
 class _Slots:
     "Places in shared memory, lent to one batch after the other"
     def __init__(self, n, size):
@@ -362,17 +369,16 @@ class _Slots:
 
     def put(self, spot, made):
         "Worker: move a batch to its place; one that is too large goes the way of torch"
-        where,end = {},0
-        def place(t):
+        tensors,end = [],0
+        def lay(t):
             nonlocal end
-            start,end = end,end + -(-t.nbytes//64)*64
-            where[start] = t
-            return start,t.shape,t.dtype
-        packed = _each_tensor(made, place)
+            tensors.append((_At(end, t.shape, t.dtype), t))
+            end += -(-t.nbytes//64)*64 # each begins at a cache line
+            return tensors[-1][0]
+        packed = _each(made, Tensor, lay)
         if end > self.memory.shape[1]: return made
-        for start,t in where.items(): _bytes(self.memory[spot], start, t.shape, t.dtype).copy_(t)
+        for at,t in tensors: at.of(self.memory[spot]).copy_(t)
         return _Packed(spot, packed)
-
     def take(self, made):
         "Main process: the batch; its place is free again when the last of its tensors is gone"
         spot = self.lent.popleft()
@@ -381,17 +387,7 @@ class _Slots:
             return made
         own = self.memory.numpy()[spot] # torch keeps this view as long as any tensor uses its bytes
         finalize(own, self.free.append, spot).atexit = False
-        return _unpack(made.made, torch.from_numpy(own))
-
-def _bytes(memory, start, shape, dtype): return memory[start:start + math.prod(shape)*dtype.itemsize].view(dtype).view(shape)
-
-def _unpack(o, memory):
-    "The batch that `_Slots.put` described"
-    if isinstance(o, tuple) and len(o) == 3 and isinstance(o[2], torch.dtype): return _bytes(memory, *o)
-    if not isinstance(o, tuple): return o
-    made = [_unpack(v, memory) for v in o]
-    return type(o)(*made) if hasattr(o, "_fields") else tuple(made)
-
+        return _each(made.made, _At, partial(_At.of, memory=torch.from_numpy(own)))
 class _SharedWork:
     "What a worker does: make the batch of a key, and put it where it shall lie"
     def __init__(self, work, slots): self.work,self.slots = work,slots
@@ -409,13 +405,14 @@ class _Keys(list):
     def __iter__(self):
         self.slots.collect() # torch asks for the first key when the workers have done with the last pass
         for key in super().__iter__(): yield key, self.slots.lend()
+
 class _Passes:
     "torch's loader over the keys of a pass, and the processes behind it"
     def __init__(self, work, bs, workers, pin):
         self.slots = _Slots(0 if pin else _AHEAD*workers + 2, work.room(bs)) # two more than are on their way: the batch in use and the next
         self.keys,self.busy,self.pin,self.pid = _Keys(self.slots),False,pin,os.getpid()
-        self.loader = TorchLoader(_SharedWork(work, self.slots), batch_size=None, prefetch_factor=_AHEAD if workers else None, sampler=self.keys, num_workers=workers, collate_fn=_same, pin_memory=pin,
-                                  generator=torch.Generator(), persistent_workers=workers > 0)
+        self.loader = TorchLoader(_SharedWork(work, self.slots), batch_size=None, sampler=self.keys, num_workers=workers, prefetch_factor=_AHEAD,
+                                  collate_fn=_same, pin_memory=pin, generator=torch.Generator(), persistent_workers=True)
     def close(self):
         "Stop the processes, at once; a forked copy of this object has none to stop"
         if os.getpid() == self.pid: self.loader = None # no cycle leads here, so this ends them before their queues are gone
