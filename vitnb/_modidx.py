@@ -867,7 +867,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vitnb.data.cube._cubes_at': ('data.cube.html#_cubes_at', 'vitnb/data/cube.py'),
                                  'vitnb.data.cube._curve': ('data.cube.html#_curve', 'vitnb/data/cube.py'),
                                  'vitnb.data.cube._datasets': ('data.cube.html#_datasets', 'vitnb/data/cube.py'),
-                                 'vitnb.data.cube._each': ('data.cube.html#_each', 'vitnb/data/cube.py'),
                                  'vitnb.data.cube._find': ('data.cube.html#_find', 'vitnb/data/cube.py'),
                                  'vitnb.data.cube._find_wavelengths': ('data.cube.html#_find_wavelengths', 'vitnb/data/cube.py'),
                                  'vitnb.data.cube._flip': ('data.cube.html#_flip', 'vitnb/data/cube.py'),

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from ..core import Registry, atomic_write, hash_ints, hash_seed, need, nearest, one_of, pick_device, progress, repo_root, settings
 from .augment import Draws, Pipeline, Transform
-from .loader import ImageLoader, ImageLoaders, Pictures, Pixels
+from .loader import ImageLoader, ImageLoaders, Pictures, Pixels, _each
 from .sets import read_image
 from .split import NOBODY, disjoint_blocks, group_split
 
@@ -368,14 +368,10 @@ class Cubes(NamedTuple):
     rgb:Tensor|None=None    # `float32` (B,3,H,W) in [0,1], the companion picture
     truth:Tensor|None=None  # `int64` (B,H,W); class of each pixel, `IGNORE` where there is none
 
-    def to(self, *a:object, **kw:object)->"Cubes": return _each(self, lambda o: o.to(*a, **kw))
-    def pin_memory(self)->"Cubes": return _each(self, lambda o: o.pin_memory())
+    def to(self, *a:object, **kw:object)->"Cubes": return _each(self, Tensor, lambda o: o.to(*a, **kw))
+    def pin_memory(self)->"Cubes": return _each(self, Tensor, Tensor.pin_memory)
 
 IGNORE = -100 # class of a pixel that has none, as torch's cross-entropy ignores it
-
-def _each(x, f):
-    "The batch with `f` done to every part that is there"
-    return Cubes(*(None if o is None else f(o) for o in x))
 
 def _rows(b, *shape): return b.view(-1, *[1]*(len(shape) or 3))
 
@@ -387,7 +383,7 @@ class CubeFlip(Transform):
     def batch(self, x, draws):
         for axis in (-1, -2):
             hit = (draws.uniform() < self.p).to(x.cube.device)
-            x = _each(x, lambda o: torch.where(hit.view(-1, *[1]*(o.ndim-1)), o.flip(axis), o))
+            x = _each(x, Tensor, lambda o: torch.where(hit.view(-1, *[1]*(o.ndim-1)), o.flip(axis), o))
         return x
 
 # %% ../../nbs/16_data.cube.ipynb #c242043a
@@ -415,7 +411,7 @@ class CubeAffine(Transform):
         m,hit = self.matrices(draws)
         i = hit.nonzero()[:,0].to(x.cube.device)
         if not len(i): return x
-        moved = _resample(_each(x, lambda o: o[i]), m[hit].to(x.cube.device))
+        moved = _resample(_each(x, Tensor, lambda o: o[i]), m[hit].to(x.cube.device))
         return Cubes(*(None if o is None else o.index_copy(0, i, n) for o,n in zip(x, moved)))
 
 def _resample(x, m):
