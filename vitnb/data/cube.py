@@ -913,6 +913,7 @@ class _CubeWork:
         x,done = self.pipeline.host(x, draws) if split else (self.pipeline(x, draws), len(self.pipeline.transforms))
         return x, y, done
     def in_turn(self, keys): return map(self.__getitem__, keys) # windows are read from files, each batch when it is asked for
+
     def room(self, n):
         "Bytes of `n` windows with all that may go with them: validity, classes, picture, label"
         p = self.dataset.pixels

@@ -351,6 +351,7 @@ def _each(o, kind, f):
     if not isinstance(o, tuple): return o
     made = [_each(v, kind, f) for v in o]
     return type(o)(*made) if hasattr(o, "_fields") else tuple(made)
+
 class _Slots:
     "Places in shared memory, lent to one batch after the other"
     def __init__(self, n, size):
@@ -379,6 +380,7 @@ class _Slots:
         if end > self.memory.shape[1]: return made
         for at,t in tensors: at.of(self.memory[spot]).copy_(t)
         return _Packed(spot, packed)
+
     def take(self, made):
         "Main process: the batch; its place is free again when the last of its tensors is gone"
         spot = self.lent.popleft()
@@ -388,6 +390,7 @@ class _Slots:
         own = self.memory.numpy()[spot] # torch keeps this view as long as any tensor uses its bytes
         finalize(own, self.free.append, spot).atexit = False
         return _each(made.made, _At, partial(_At.of, memory=torch.from_numpy(own)))
+
 class _SharedWork:
     "What a worker does: make the batch of a key, and put it where it shall lie"
     def __init__(self, work, slots): self.work,self.slots = work,slots
