@@ -13,9 +13,10 @@ from fastai.callback.core import event
 from vitnb.experiment.cli import card
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS = sorted(p for p in (ROOT/"nbs").glob("*.ipynb") if not p.name.startswith("_"))
-NUMBERED = [p for p in NBS if re.match(r"\d", p.name)]
-EXPERIMENTS = [p for p in NBS if p not in NUMBERED and p.stem != "index"]
+NUMBERED = sorted(p for p in (ROOT/"nbs"/"library").glob("*.ipynb") if not p.name.startswith("_"))
+SHOWN = sorted(p for p in (ROOT/"nbs").glob("*.ipynb") if not p.name.startswith("_")) # what a person runs
+EXPERIMENTS = [p for p in SHOWN if p.stem != "index"]
+NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
@@ -58,7 +59,7 @@ def test_there_is_a_house(): assert len(NUMBERED) > 2
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_a_number_means_export(p):
-    assert re.fullmatch(r"\d\d_[a-z]+(\.[a-z]+)?", p.stem), "name it NN_room.module"
+    assert re.fullmatch(r"\d\d\d_[a-z]+(\.[a-z]+)?", p.stem), "name it NNN_room.module"
     assert source(cells(p)[0]).strip() == f"#| default_exp {module(p)}", "the first cell names the module, and nothing else"
     first = [c for c in json.loads(p.read_text())["cells"]][1]
     assert first["cell_type"] == "markdown" and re.match(rf"# {re.escape(module(p))}\n+> \S", source(first)), "the second cell is `# room.module` and `> one sentence`"
@@ -66,12 +67,18 @@ def test_a_number_means_export(p):
 
 
 def test_no_number_means_no_export():
-    for p in NBS:
-        if p not in NUMBERED: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it needs a number"
+    for p in SHOWN: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it belongs into nbs/library, with a number"
+
+
+HUNDREDS = dict(core=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_a_room_is_a_hundred(p): assert int(p.name[0]) == HUNDREDS[module(p).split(".")[0]]
 
 
 def test_numbers_are_used_once():
-    numbers = [p.name[:2] for p in NUMBERED]
+    numbers = [p.name[:3] for p in NUMBERED]
     assert len(set(numbers)) == len(numbers), sorted(n for n in numbers if numbers.count(n) > 1)
 
 
@@ -85,8 +92,8 @@ def test_rooms(p):
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_only_lower_numbers(p):
-    number = {module(q): int(q.name[:2]) for q in NUMBERED}
-    wrong = [m for m in ours(python(p)) if number.get(m, 100) >= int(p.name[:2])]
+    number = {module(q): int(q.name[:3]) for q in NUMBERED}
+    wrong = [m for m in ours(python(p)) if number.get(m, 1000) >= int(p.name[:3])]
     assert not wrong, f"{p.name} imports {wrong}, which come later or do not exist"
 
 
@@ -178,7 +185,7 @@ def test_the_signature_check_sees():
 def test_weight(p): assert p.stat().st_size <= 200_000, f"{p.stat().st_size//1000} kB; keep pictures small"
 
 
-TEXTS = sorted(p for pattern in ("*.md", "*.toml", "*.ini", "nbs/*.ipynb", "vitnb/**/*.py", "tests/*.py", "outputs/README.md", ".ci/*", ".github/**/*.yml")
+TEXTS = sorted(p for pattern in ("*.md", "*.toml", "*.ini", "nbs/**/*.ipynb", "vitnb/**/*.py", "tests/*.py", "outputs/README.md", ".ci/*", ".github/**/*.yml")
     for p in ROOT.glob(pattern) if p.is_file())
 
 
