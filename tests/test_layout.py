@@ -20,9 +20,9 @@ NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
-ALLOW = dict(core="", data="", models="", losses="", figures="", metrics="losses", callback="data losses metrics figures",
-    learner="data models losses metrics figures callback", experiment="figures", explore="models figures",
-    testing="data models losses metrics figures callback learner experiment explore")
+ALLOW = dict(core="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
+    callback="task data losses metrics figures", learner="task data models losses metrics figures callback", experiment="figures learner",
+    explore="models figures", testing="task data models losses metrics figures callback learner experiment explore")
 
 
 def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]

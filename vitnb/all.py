@@ -1,5 +1,6 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.task import *
 from vitnb.data.sets import *
 from vitnb.data.split import *
 from vitnb.data.augment import *
