@@ -11,7 +11,9 @@ from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
 from vitnb.models.spectral import *
+from vitnb.losses.base import *
 from vitnb.losses.classify import *
+from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
 from vitnb.metrics.classify import *
 from vitnb.metrics.spectral import *
