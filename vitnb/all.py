@@ -2,6 +2,7 @@
 from vitnb.core import *
 from vitnb.task import *
 from vitnb.data.sets import *
+from vitnb.data.sample import *
 from vitnb.data.split import *
 from vitnb.data.augment import *
 from vitnb.data.loader import *
@@ -15,6 +16,7 @@ from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
+from vitnb.losses.objective import *
 from vitnb.metrics.classify import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
