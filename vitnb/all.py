@@ -13,7 +13,10 @@ from vitnb.models.densenet import *
 from vitnb.models.spectral import *
 from vitnb.losses.classify import *
 from vitnb.losses.spectral import *
+from vitnb.metrics.scores import *
+from vitnb.metrics.base import *
 from vitnb.metrics.classify import *
+from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
 from vitnb.callback.mix import *
