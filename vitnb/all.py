@@ -17,7 +17,10 @@ from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
 from vitnb.losses.objective import *
+from vitnb.metrics.scores import *
+from vitnb.metrics.base import *
 from vitnb.metrics.classify import *
+from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
 from vitnb.callback.mix import *
