@@ -1,9 +1,14 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
 from vitnb.task import *
-from vitnb.data.sets import *
+from vitnb.data.image import *
+from vitnb.data.download import *
+from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.split import *
+from vitnb.data.table import *
+from vitnb.data.frame import *
+from vitnb.data.sets import *
 from vitnb.data.augment import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *

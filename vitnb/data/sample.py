@@ -92,14 +92,15 @@ def map(self:Batch,
     "A new batch with `f` of each tensor of all fields"
     return Batch(map_tensors(f, self.fields), self.n_inp)
 
-# %% ../../nbs/library/105_data.sample.ipynb #2831f752
+# %% ../../nbs/library/105_data.sample.ipynb #6adf091d
 PIXEL_FIELDS = ("image", "mask", "rgb") # the image, its valid pixels (B,1,H,W), and a companion image of the same size
 
 def is_map(
     target:Tensor|list, # Targets of a batch; a list where images differ in size
 )->bool: # Whether a sample of it has a value for each pixel
     "Whether a target lies on the pixels"
-    return len(target) > 0 and target[0].ndim >= 2
+    if isinstance(target, list): return len(target) > 0 and target[0].ndim >= 2
+    return target.ndim >= 3
 
 def map_targets(
     f:Callable, # Function of a task and its targets
