@@ -10,6 +10,8 @@ from vitnb.data.table import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
+from vitnb.data.source import *
+from vitnb.data.workers import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
 from vitnb.data.cube import *
