@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import Ranks, free_port
+from vitnb.core import Ranks
 from vitnb.data.loader import SomePixels
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
@@ -384,7 +385,7 @@ def test_a_rank_that_never_arrives_and_a_port_in_use(workspace):
         s.bind(("", 0))
         s.listen()
         taken = str(s.getsockname()[1])
-        runs = [start(["vitnb.experiment.cli", "run", nb], workspace, MASTER_PORT=port, **lone) for port in (str(free_port()), taken)]
+        runs = [start(["vitnb.experiment.cli", "run", nb], workspace, MASTER_PORT=port, **lone) for port in (str(quiet_port()), taken)]
         alone,busy = (p.communicate(timeout=200)[0] for p in runs)
         assert cli.main(["run", str(nb), "--processes", "2", "--port", taken]) == 2
     assert [p.returncode for p in runs] == [2, 2]
@@ -401,7 +402,7 @@ def test_more_processes_than_devices(workspace, capfd):
 
 def machines(workspace, nb, **env):
     "Two launchers of accelerate, as two machines would have one each, over the loopback device"
-    port = free_port()
+    port = quiet_port()
     def one(rank):
         options = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port,
                    "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -23,8 +23,6 @@ from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
 
-torch.set_num_threads(1)
-
 
 class Masks(Callback):
     "Write down what was removed"

@@ -22,7 +22,6 @@ from vitnb.models.protocol import (PROTOCOL, check_model, create_model, list_mod
                                    register_model)
 from vitnb.models.swin import choose_window, fitting_windows, swin, swin_micro, token_maps
 
-torch.set_num_threads(1)
 NAMES = list_models()
 SMALL = dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), patch_size=2, img_size=16, num_classes=5)
 DENSE = dict(growth_rate=4, block_config=(2, 2), img_size=16, num_classes=5)
