@@ -1,5 +1,6 @@
 "The tests themselves: no neighbour, allocator, kind of CPU or order of tests decides what they say"
 import ast
+import os
 import re
 import socket
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_a_test_begins_with_the_same_generators_wherever_it_runs():
     a = torch.rand(3),np.random.rand(3)
     reseed()
     assert torch.equal(torch.rand(3), a[0]) and (np.random.rand(3) == a[1]).all() and torch.get_num_threads() == 1
+
+
+def test_nothing_is_read_from_or_written_to_the_checkout_by_default():
+    "A measurement that an earlier suite left, on a busy machine, would decide the precision of this one"
+    from vitnb.core import settings
+    for path in (settings().cache_path, settings().outputs_path): assert not path.is_relative_to(HERE.parent)
+    assert {k for k in os.environ if k.startswith("VITNB_")} == {"VITNB_CACHE_PATH", "VITNB_OUTPUTS_PATH"}
 
 
 def test_ports():
