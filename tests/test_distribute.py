@@ -90,15 +90,22 @@ def test_weights_of_one_process(two, one, case):
 
 @pytest.mark.parametrize("case", worker.CASES)
 def test_history_of_one_process(two, one, case):
-    "The same columns; every sample counted once, so accuracies are equal as numbers"
+    """The same columns; a sample that is missing or counted twice shows in the losses
+
+    Weights agree to rounding, and the two likeliest classes of the least certain answer are 3e-6 to 2e-4 apart here, so
+    that the kernels of a CPU may decide one answer of 100, or of thousands of pixels. With the same weights all are the
+    same: `test_validation_is_equal_in_every_bit`.
+    """
+    one_answer = 1e-3 if case == "pixels" else .011
     for a,b in zip(one(case)["rows"], two[0][0][f"case {case}"]["rows"]):
         assert a.keys() == b.keys()
         for k in a.keys() - {"seconds"}:
-            if "accuracy" in k or "top5" in k or "f1" in k or k in ("epoch", "step", "lr"): assert a[k] == pytest.approx(b[k], abs=1e-12), k
+            if k in ("epoch", "step", "lr"): assert a[k] == pytest.approx(b[k], abs=1e-12), k
+            elif "accuracy" in k or "top5" in k or "f1" in k: assert a[k] == pytest.approx(b[k], abs=one_answer), k
             else: assert a[k] == pytest.approx(b[k], rel=2e-5), k
 
 
-@pytest.mark.parametrize("case", ["swin", "densenet", "masked_sum"])
+@pytest.mark.parametrize("case", ["swin", "densenet", "masked_sum", "pixels"])
 def test_validation_is_equal_in_every_bit(two, case):
     "With the same weights one process finds the same numbers, also where the last turn has a batch for one rank only"
     got = two[0][0][f"case {case}"]
