@@ -27,6 +27,7 @@ from vitnb.callback.limit import *
 from vitnb.callback.track import *
 from vitnb.callback.live import *
 from vitnb.learner.optim import *
+from vitnb.learner.config import *
 from vitnb.learner.core import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *

@@ -306,7 +306,7 @@ def check_params(
             raise ValueError(f"parameter {k}={v!r} is a {type(v).__name__}, but must be a {type(d).__name__} like its default {d!r}")
     return given
 
-# %% ../nbs/library/000_core.ipynb #1c9b3f72
+# %% ../nbs/library/000_core.ipynb #c97740b2
 @dataclass(frozen=True)
 class Renamed:
     "What has become of a field"
@@ -320,21 +320,26 @@ renamed.update(recipe=[], config=[]) # recipes and parameters of notebooks; conf
 
 def rename(
     old:str|tuple, # The old name, or several that become one thing together
-    new:str|Callable, # The new name, or a function of all fields that gives the new ones: `lambda o: dict(beta2=o["betas"][1])`
+    new:str|Callable, # The new name, or a function of all fields that gives the new ones
     since:str, # The version that makes the change, such as "0.2"
     why:str, # The reason, for the line that is printed
     where:str="recipe", # Table: "recipe" or "config"
 )->None:
-    "Enter a changed name; the same entry twice is one"
+    "Enter a changed name; an entry that is made again takes its own place"
     entry = Renamed((old,) if isinstance(old, str) else tuple(old), new, since, why)
-    if entry in renamed[where]: return
-    if isinstance(new, str) and len(entry.old) > 1: raise ValueError(f"{entry.old} cannot all be {new!r}: give a function that makes one value of theirs")
-    taken = {o for e in renamed[where] for o in e.old} & set(entry.old)
+    others = [e for e in renamed[where] if (e.old, e.since, e.why) != (entry.old, since, why)]
+    taken = {o for e in others for o in e.old} & set(entry.old)
     if taken: raise ValueError(f"{min(taken)!r} has been renamed already; a name can become one thing only")
-    if isinstance(new, str) and new_name(new, where) in entry.old: raise ValueError(f"{old!r} becomes {new!r}, which becomes {old!r}: that ends nowhere")
-    renamed[where].append(entry)
+    if isinstance(new, str): _check_name(entry, where)
+    renamed[where] = [*others, entry]
 
-# %% ../nbs/library/000_core.ipynb #f15a0eca
+def _check_name(entry, where):
+    "Refuse a plain new name that could not be followed"
+    if len(entry.old) > 1: raise ValueError(f"{entry.old} cannot all be {entry.new!r}: give a function of them")
+    if new_name(entry.new, where) in entry.old:
+        raise ValueError(f"{entry.old[0]!r} becomes {entry.new!r}, which becomes {entry.old[0]!r}: that ends nowhere")
+
+# %% ../nbs/library/000_core.ipynb #35ede435
 def new_name(
     old:str, # A name, old or not
     where:str="recipe", # Table
@@ -358,13 +363,13 @@ def _replace(fields, entry, known, replaced):
     old = _applies(entry, fields, known)
     new = _replacement(entry, fields)
     rest = {k:v for k,v in fields.items() if k not in old}
-    replaced.update(dict.fromkeys(old, entry))
-    for k in new:
-        if k in rest or k in replaced:
-            raise ValueError(f"{', '.join(map(repr, old))} is now {k!r} (since {entry.since}: {entry.why}), and {k!r} is given too; give {k!r} alone")
-    return {**rest, **new}, f"{', '.join(map(repr, old))} is now {', '.join(map(repr, new))} (since {entry.since}: {entry.why})"
+    replaced.update(old)
+    line = f"{', '.join(map(repr, old))} is now {', '.join(map(repr, new))} (since {entry.since}: {entry.why})"
+    twice = [k for k in new if k in rest or k in replaced]
+    if twice: raise ValueError(f"{line}, and {twice[0]!r} is given too; give {twice[0]!r} alone")
+    return {**rest, **new}, line
 
-# %% ../nbs/library/000_core.ipynb #929afc96
+# %% ../nbs/library/000_core.ipynb #6547cfaa
 def upgrade(
     fields:dict, # Names and values, of whatever age
     where:str="recipe", # Table of names: "recipe" or "config"
@@ -373,7 +378,7 @@ def upgrade(
     say:Callable|None=print, # Gets the line that says what was changed; None: silently
 )->dict: # The same values under the names of today
     "Bring old names up to date"
-    fields,known,replaced,said = dict(fields),set(known),{},[]
+    fields,known,replaced,said = dict(fields),set(known),set(),[]
     todo = [e for e in renamed[where] if _applies(e, fields, known)]
     while todo:
         fields,line = _replace(fields, todo[0], known, replaced)

@@ -19,20 +19,20 @@ from ..core import Registry, check_params, nearest, upgrade
 # %% ../../nbs/library/660_experiment.recipes.ipynb #cc7c857e
 FIELDS = dict(
     family="swin",
-    data="digits", data_root=None, img_size=None, augment="none", aug_kw=None, eval_resize=None, stats="train", cache=True,
+    data="digits", data_root=None, img_size=None, augment="none", aug_kw=None, eval_resize=None, stats="train",
+    cache=True, sampling="uniform", overfit_batches=0,
     arch="swin_micro", model_kw=None, drop_path=None, dropout=None, pretrained=None,
-    epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999,
-    schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None, patience=5,
-    loss=None, label_smoothing=0., task_weights=None, clip=None, precision=None, channels_last=False,
-    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, tta="",
-    class_weights=False, sampling="uniform", overfit_batches=0, grad_checkpointing=False, compile=False, anomaly=False, keep_top=0, checkpoint_every=0,
-    use="last")
+    epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999, clip=None,
+    schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None,
+    patience=5, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
+    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, anomaly=False,
+    precision=None, channels_last=False, grad_checkpointing=False, compile=False,
+    tta="", keep_top=0, checkpoint_every=0, use="last")
 
 _LOADERS = ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache", "sampling", "overfit_batches")
-_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")
 _MODEL = dict(drop_path="drop_path_rate", dropout="proj_drop_rate") # what timm calls them
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #bb50ae15
+# %% ../../nbs/library/660_experiment.recipes.ipynb #ed60cb56
 @dataclass(frozen=True)
 class Family:
     "Which fields the recipes of a family have, and where they go"
@@ -54,12 +54,16 @@ def _check_places(family):
     "Refuse a field of the family's own that goes nowhere, and a name that is no field"
     used = {*family.loaders, *family.model, *family.pretext_fields, *family.other}
     lost = family.fields.keys() - FIELDS.keys() - used
-    if lost: raise ValueError(f"field {min(lost)!r} of family {family.name!r} goes nowhere; name it in loaders, model, pretext_fields or other")
+    if lost:
+        raise ValueError(f"field {min(lost)!r} of family {family.name!r} goes nowhere; "
+                         "name it in loaders, model, pretext_fields or other")
     missing = used - family.fields.keys()
-    if missing: raise ValueError(f"{min(missing)!r} is no field of family {family.name!r}: {nearest(min(missing), family.fields)}")
-    if family.pretext_fields and not family.pretext: raise ValueError(f"{family.pretext_fields} are options of a pretext; name it with pretext=...")
+    if missing:
+        raise ValueError(f"{min(missing)!r} is no field of {family.name!r}: {nearest(min(missing), family.fields)}")
+    if family.pretext_fields and not family.pretext:
+        raise ValueError(f"{family.pretext_fields} are options of a pretext; name it with pretext=...")
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #67bc9181
+# %% ../../nbs/library/660_experiment.recipes.ipynb #b4b566aa
 def _fields(name, own, without):
     "All fields of a family"
     unknown = [k for k in without if k not in FIELDS]
@@ -70,7 +74,8 @@ def _keep(family, named, replace):
     "Enter a family and its recipes"
     known = families.get(family.name)
     changed = known is not None and (known != family or recipes[family.name] != named)
-    if changed and not replace: raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
+    if changed and not replace:
+        raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
     families[family.name] = family
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
@@ -90,28 +95,31 @@ def register_family(
 )->Family: # The family, now in `families`, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
     have = _fields(name, fields, without)
-    to_loaders = [k for k in _LOADERS if k in have] + list(loaders)
-    to_model = {k:v for k,v in _MODEL.items() if k in have} | (dict(model) if isinstance(model, Mapping) else {k:k for k in model})
-    family = Family(name, have, tuple(to_loaders), to_model, pretext, tuple(pretext_fields), tuple(other))
+    own_model = model if isinstance(model, Mapping) else {k:k for k in model}
+    to_model = {k:v for k,v in _MODEL.items() if k in have} | dict(own_model)
+    to_loaders = (*(k for k in _LOADERS if k in have), *loaders)
+    family = Family(name, have, to_loaders, to_model, pretext, tuple(pretext_fields), tuple(other))
     _check_places(family)
     return _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, replace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #543c0fe2
-_swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100, bs=64, lr=3e-4, weight_decay=.05,
-                   warmup_epochs=5., warmup_lr=1e-6, min_lr=1e-5, label_smoothing=.1, clip=1., precision="auto")
-_swin_paper = dict(_swin_guide, data="imagenet", epochs=300, bs=1024, lr=1e-3, warmup_epochs=20., warmup_lr=1e-6, clip=5., drop_path=.2,
-                   cache=False, stats="imagenet", mixup=.8, cutmix=1.)
+_swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100,
+                   bs=64, lr=3e-4, weight_decay=.05, warmup_epochs=5., warmup_lr=1e-6, min_lr=1e-5,
+                   label_smoothing=.1, clip=1., precision="auto")
+_swin_paper = dict(_swin_guide, data="imagenet", epochs=300, bs=1024, lr=1e-3, warmup_epochs=20., clip=5.,
+                   drop_path=.2, cache=False, stats="imagenet", mixup=.8, cutmix=1.)
 
 register_family("swin", recipes=dict(
-    digits              = dict(data="digits", augment="shift", arch="swin_micro", drop_path=.1, epochs=80, bs=32, lr=2e-3, weight_decay=.05,
-                               warmup_epochs=3., warmup_lr=1e-5, min_lr=1e-5, label_smoothing=.1, clip=1., precision="fp32"),
+    digits              = dict(data="digits", augment="shift", arch="swin_micro", drop_path=.1, epochs=80, bs=32,
+                               lr=2e-3, weight_decay=.05, warmup_epochs=3., warmup_lr=1e-5, min_lr=1e-5,
+                               label_smoothing=.1, clip=1., precision="fp32"),
     tiny_imagenet       = _swin_guide,
     tiny_imagenet_small = dict(_swin_guide, arch="swin_small", bs=32, lr=2e-4),
     tiny_imagenet_base  = dict(_swin_guide, arch="swin_base",  bs=16, lr=1e-4),
     tiny_imagenet_basic = dict(_swin_guide, augment="basic"),
     imagenet            = _swin_paper,
     imagenet_small      = dict(_swin_paper, arch="swin_small", drop_path=.3),
-    imagenet_base       = dict(_swin_paper, arch="swin_base",  drop_path=.5)));
+    imagenet_base       = dict(_swin_paper, arch="swin_base",  drop_path=.5)))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #53961734
 def recipe(
@@ -124,38 +132,43 @@ def recipe(
     return {**fields, **base, **check_params(fields, changes)}
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #70c211fd
-_cifar = dict(data="cifar10", augment="crop_flip", arch="densenet121", epochs=200, bs=64, optimizer="sgd", lr=.1, weight_decay=1e-4, schedule="warmup_cosine",
-              warmup_epochs=5., precision="auto", channels_last=True)
+_cifar = dict(data="cifar10", augment="crop_flip", arch="densenet121", epochs=200, bs=64, optimizer="sgd", lr=.1,
+              weight_decay=1e-4, schedule="warmup_cosine", warmup_epochs=5., precision="auto", channels_last=True)
 
 register_family("densenet", fields=dict(arch="densenet_micro"), recipes=dict(
-    digits         = dict(data="digits", augment="shift", arch="densenet_micro", epochs=30, bs=64, optimizer="sgd", lr=.1, weight_decay=1e-4,
-                          nesterov=True, warmup_epochs=1., precision="fp32", channels_last=True),
-    cifar10        = _cifar,
-    cifar10_step   = dict(_cifar, schedule="multistep", milestones=[.5, .75]),
-    cifar10_adamw  = dict(_cifar, optimizer="adamw", lr=1e-3),
-    cifar10_paper  = dict(_cifar, epochs=300, schedule="multistep", milestones=[.5, .75], warmup_epochs=0., nesterov=True),
-    cifar100       = dict(_cifar, data="cifar100"),
-    imagenet       = dict(_cifar, data="imagenet", img_size=224, eval_resize=256, augment="imagenet", epochs=90, bs=256, schedule="step",
-                          step_size=30., gamma=.1, stats="imagenet", cache=False)));
+    digits        = dict(data="digits", augment="shift", arch="densenet_micro", epochs=30, bs=64, optimizer="sgd",
+                         lr=.1, weight_decay=1e-4, nesterov=True, warmup_epochs=1., precision="fp32",
+                         channels_last=True),
+    cifar10       = _cifar,
+    cifar10_step  = dict(_cifar, schedule="multistep", milestones=[.5, .75]),
+    cifar10_adamw = dict(_cifar, optimizer="adamw", lr=1e-3),
+    cifar10_paper = dict(_cifar, epochs=300, schedule="multistep", milestones=[.5, .75], warmup_epochs=0.,
+                         nesterov=True),
+    cifar100      = dict(_cifar, data="cifar100"),
+    imagenet      = dict(_cifar, data="imagenet", img_size=224, eval_resize=256, augment="imagenet", epochs=90, bs=256,
+                         schedule="step", step_size=30., gamma=.1, stats="imagenet", cache=False)))
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #d90bd445
-_labels_only = ("loss", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling", "tta", "use")
+# %% ../../nbs/library/660_experiment.recipes.ipynb #baa9e19d
+_labels_only = ("loss", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling",
+                "tta", "use")
 _images_only = ("img_size", "eval_resize", "stats", "cache", "overfit_batches")
+_masked_loss = dict(mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0.,
+                    norm_target=False)
+_windows = dict(window=None, stride=None, jitter=0, normalize="log")
+_tokens = dict(patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto")
 
-register_family("spectral",
-    fields=dict(data=None, data_kw=None, arch="spectral_mae_micro", bs=6, epochs=40, beta2=.95, warmup_epochs=2., warmup_lr=1e-6, patience=10,
-        window=None, stride=None, jitter=0, normalize="log", patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto",
-        mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0., norm_target=False),
-    without=(*_labels_only, *_images_only, "dropout"),
-    loaders=("window", "stride", "jitter", "normalize", "patch_size"),
-    model=("patch_size", "mask_ratio", "mask_mode", "spectral_pos"),
-    pretext="masked", pretext_fields=("mse_weight", "sam_weight", "variance_weight", "range_penalty_weight", "group_weight", "norm_target"),
+register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
+    fields=dict(data=None, data_kw=None, arch="spectral_mae_micro", epochs=40, bs=6, beta2=.95, warmup_epochs=2.,
+                warmup_lr=1e-6, patience=10, **_windows, **_tokens, **_masked_loss),
+    loaders=(*_windows, "patch_size"), model=tuple(_tokens), pretext="masked", pretext_fields=tuple(_masked_loss),
     other=("data_kw",),
     recipes=dict(
-        synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3, precision="fp32"),
-        retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4, warmup_epochs=10., precision="auto"),
-        scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip", patch_size=(4, 6), epochs=60, bs=8,
-                         lr=2e-3, precision="fp32")));
+        synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3,
+                         precision="fp32"),
+        retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
+                         warmup_epochs=10., precision="auto"),
+        scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
+                         patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #d8a919e9
 def _asked(given, base):
@@ -163,7 +176,8 @@ def _asked(given, base):
     given = upgrade({k:v for k,v in given.items() if v is not None}, inside=("more",))
     own = {k:v for k,v in given.items() if k in base and k != "family"}
     more = given.get("more", {})
-    if "family" in more: raise ValueError(f"more has family={more['family']!r}, but a notebook trains one family, {base['family']!r}; leave it out")
+    if "family" in more:
+        raise ValueError(f"more has family={more['family']!r}, but this is a recipe of {base['family']}; leave it out")
     twice = own.keys() & more.keys()
     if twice: raise ValueError(f"{min(twice)!r} is given as a parameter and in more; give it once")
     return check_params(base, own | more)
@@ -177,17 +191,20 @@ def resolve(
     base = recipes[family][name]
     own = _asked(given, base)
     r = AttrDict({**base, **own})
-    if r.data is None: raise ValueError(f"recipe {name!r} needs data: the name of a set, or the path of its folder or catalogue")
-    if "warmup_epochs" not in own and r.epochs <= r.warmup_epochs: r.warmup_epochs *= r.epochs/base["epochs"] # the same share of a run that was cut short
+    if r.data is None: raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
+    cut_short = r.epochs <= r.warmup_epochs
+    if cut_short and "warmup_epochs" not in own: r.warmup_epochs *= r.epochs/base["epochs"] # the same share
     return r
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #56afe53c
 _WARM = ("warmup_epochs", "warmup_lr")
-_SCHEDULE = dict(warmup_cosine=(*_WARM, "min_lr"), cosine=(*_WARM, "min_lr"), step=(*_WARM, "step_size", "gamma"), one_cycle=(),
-                 multistep=(*_WARM, "milestones", "gamma"), plateau=(*_WARM, "patience"), constant=_WARM)
+_SCHEDULE = dict(constant=_WARM, cosine=(*_WARM, "min_lr"), warmup_cosine=(*_WARM, "min_lr"), one_cycle=(),
+                 step=(*_WARM, "step_size", "gamma"), multistep=(*_WARM, "milestones", "gamma"),
+                 plateau=(*_WARM, "patience"))
 _OPTIMIZER = dict(adamw=("beta2",), adam=("beta2",), sgd=("momentum", "nesterov"))
-_LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimizer", "lr", "weight_decay", "schedule", "clip", "precision", "channels_last",
-            "grad_checkpointing", "compile")
+_LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimizer", "lr", "weight_decay", "schedule",
+            "clip", "precision", "channels_last", "grad_checkpointing", "compile")
+_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")
 
 def _set(r, names): return {k:r[k] for k in names if r[k] is not None}
 
@@ -202,15 +219,15 @@ def _model_args(family, r):
     own = {family.model[k]:v for k,v in _set(r, family.model).items()}
     return {**own, **(r["model_kw"] or {})}
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #2d80e0f7
+# %% ../../nbs/library/660_experiment.recipes.ipynb #62d117ab
 def learner_args(
     r:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of `vit_learner`
     "What `vit_learner` needs of a recipe"
     family = families[r["family"]]
     out = {k:v for k,v in family.pick(_LEARNER, r).items() if v is not None}
-    out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False, opt_kw=_optimizer_args(r),
-               schedule_kw=_set(r, _SCHEDULE.get(r["schedule"], ())))
+    out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
+    out.update(opt_kw=_optimizer_args(r), schedule_kw=_set(r, _SCHEDULE.get(r["schedule"], ())))
     if family.pretext: out["pretext"] = dict(name=family.pretext, **{k:r[k] for k in family.pretext_fields})
     return out
 
@@ -226,11 +243,12 @@ def callback_args(
     "What `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #948b0c36
+# %% ../../nbs/library/660_experiment.recipes.ipynb #639fa8ef
 def _of_format_1(stored, path):
     "Name the family, and what a 0 meant before"
     own = [k for k in families if str(stored.get("arch")).startswith(k)]
-    if not own: raise ValueError(f"{path} names no family, and its model {stored.get('arch')!r} begins with none of {', '.join(families)}")
+    if not own:
+        raise ValueError(f"{path} names no family, and the model {stored.get('arch')!r} is of none of {', '.join(families)}")
     return {k:None if k in _MODEL and v == 0 else v for k,v in stored.items()} | dict(family=max(own, key=len))
 
 def stored_recipe(
@@ -238,10 +256,12 @@ def stored_recipe(
 )->AttrDict: # All fields, as of today
     "The recipe that a run was trained with"
     path = Path(folder)/"recipe.json"
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not there; notebooks that train write it, so give the folder of one of their runs")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; notebooks that train write it, so give the folder of such a run")
     stored = upgrade(json.loads(path.read_text()))
     if "family" not in stored: stored = _of_format_1(stored, path)
     name = stored["family"]
-    if name not in families: raise ValueError(f"{path} is of family {name!r}, which nobody has registered here: run the register_family({name!r}, ...) of its notebook")
+    if name not in families:
+        raise ValueError(f"{path} is of family {name!r}, which is unknown here: run the register_family of its notebook")
     fields = families[name].fields
     return AttrDict({**fields, **check_params(fields, stored)})
