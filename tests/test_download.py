@@ -17,8 +17,10 @@ import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from PIL import Image
 
+import vitnb.data.download as transfer
 import vitnb.data.sets as room
-from vitnb.data.sets import download, load_set, unpack
+from vitnb.data.download import download, unpack
+from vitnb.data.sets import load_set
 
 BLOB = np.random.default_rng(1).bytes(300_001)
 PIECE = 1 << 14 # a break loses at most the piece it falls in
@@ -162,7 +164,7 @@ def test_silence_ends(tmp_path):
 
 def test_a_full_disk_says_so(server, tmp_path, monkeypatch):
     def full(*a, **kw): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(room, "_fetch", full)
+    monkeypatch.setattr(transfer, "_fetch", full)
     with pytest.raises(OSError, match="No space left"): download(server.url, tmp_path/"set.zip", wait=0)
     assert visible(tmp_path) == []
 

@@ -134,6 +134,22 @@ def test_group_matcher(tiny):
     head = next(n for n,m in model.named_modules() if m is model.get_classifier()) + ".weight"
     assert head in groups[max(groups)] and next(n for n,_ in model.named_parameters()) in groups[min(groups)]
 
+@pytest.mark.parametrize("coarse", [True, False])
+def test_the_classifier_alone_lies_deepest(tiny, coarse):
+    "So that freezing all but the head trains what is new, and not the last norm of pre-trained weights"
+    name,model = tiny
+    depth = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+    head = next(n for n,m in model.named_modules() if m is model.get_classifier())
+    assert {n for n,d in depth.items() if d == max(depth.values())} == {f"{head}.weight", f"{head}.bias"}
+    assert {depth[n] for n in depth if n.startswith("patch_embed") or "conv0" in n} == {0}
+    assert sorted(set(depth.values())) == list(range(max(depth.values())+1)) and max(depth.values()) >= 2
+
+def test_the_decoder_lies_as_deep_as_its_head():
+    model = create_model("spectral_mae_micro")
+    for coarse in (True, False):
+        depth = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        assert {n for n,d in depth.items() if d == max(depth.values())} == {n for n in depth if n.startswith(("decoder", "head"))}
+
 def test_no_weight_decay(tiny):
     name,model = tiny
     tables = {n for n,_ in model.named_parameters() if n.endswith(("relative_position_bias_table", "pos.spatial", "pos.spectral"))}

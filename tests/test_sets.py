@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from PIL import Image, ImageFile
 
-import vitnb.data.sets as room
 from vitnb.core import set_seed
-from vitnb.data.sets import (STATS, ImageSet, Split, UnreadableImage, as_rgb, carve, folder_set, load_pickle, load_set,
-    read_image, sets)
+from vitnb.data.image import UnreadableImage, as_rgb, read_image, readers
+from vitnb.data.sets import STATS, ImageSet, Split, carve, folder_set, load_pickle, load_set, sets
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 rng = np.random.default_rng(0)
@@ -170,7 +169,7 @@ def test_max_bad_of_no_use(max_bad):
 
 def test_files_are_decoded_once(tmp_path, monkeypatch):
     root,seen = folder(tmp_path/"s", n=20),[]
-    monkeypatch.setattr(room, "read_image", lambda p: seen.append(p) or read_image(p))
+    monkeypatch.setitem(readers, "rgb", lambda p: seen.append(p) or read_image(p))
     load_set(root).check(); a = load_set(root).stats()
     assert len(seen) == 40
     f = root/"a"/"3.png"; st_ = f.stat(); b = f.read_bytes()
