@@ -6,7 +6,7 @@ import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.core import upgrade
-from vitnb.data.augment import Pipeline, augment_ratio, eval_pipeline
+from vitnb.data.augment import augment_ratio, eval_pipeline, make_pipeline
 from vitnb.data.cube import make_normalizer
 from vitnb.learner.config import upgrade_config
 from vitnb.task import ClassMap, OneClass, make_tasks
@@ -39,10 +39,8 @@ def by_hand(augment, **changes):
 
 
 def pipeline(config):
-    "The pipeline of evaluation, built from plain values by names in vitnb.data.augment"
-    from vitnb.data import augment
-    steps = [*config["transforms"], config["normalize"]]
-    return Pipeline([getattr(augment, o["name"])(**{k:v for k,v in o.items() if k != "name"}) for o in steps])
+    "What the pipeline of evaluation says of itself, built from the plain values"
+    return make_pipeline([*config["transforms"], config["normalize"]]).config()
 
 
 def plain(o): return all(map(plain, o.values() if isinstance(o, dict) else o)) if isinstance(o, (dict, list, tuple)) else o is None or type(o) in (str, int, float, bool)
@@ -93,11 +91,12 @@ def test_raw_cubes_of_a_stored_run_become_its_inputs(name):
 @pytest.mark.parametrize("augment", PRINTED)
 def test_evaluation_is_what_the_loaders_made_of_each_recipe(augment):
     want = eval_pipeline(224, MEAN, STD, round(224*augment_ratio.get(augment, 1)))
-    assert repr(pipeline(upgrade_config(by_hand(PRINTED[augment])))) == repr(want)
+    new = upgrade_config(by_hand(PRINTED[augment]))
+    assert pipeline(new) == want.config() == [*new["transforms"], new["normalize"]], "and no argument is left unsaid"
 
 
 def test_what_was_learnt_by_heart_was_prepared_as_for_evaluation():
-    assert repr(pipeline(upgrade_config(by_hand(EVAL)))) == repr(eval_pipeline(224, MEAN, STD, 230))
+    assert pipeline(upgrade_config(by_hand(EVAL))) == eval_pipeline(224, MEAN, STD, 230).config()
 
 
 def test_a_size_that_only_the_recipe_had():

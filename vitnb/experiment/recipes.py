@@ -63,7 +63,7 @@ def _check_places(family):
     if family.pretext_fields and not family.pretext:
         raise ValueError(f"{family.pretext_fields} are options of a pretext; name it with pretext=...")
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #b4b566aa
+# %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 def _fields(name, own, without):
     "All fields of a family"
     unknown = [k for k in without if k not in FIELDS]
@@ -79,7 +79,6 @@ def _keep(family, named, replace):
     families[family.name] = family
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
-    return family
 
 def register_family(
     name:str, # Such as "swin"
@@ -92,7 +91,7 @@ def register_family(
     pretext_fields:Sequence=(), # Its own fields for the pretext
     other:Sequence=(), # Its own fields that its notebooks read themselves
     replace:bool=False, # Whether another family of that name may be replaced
-)->Family: # The family, now in `families`, and its recipes in `recipes`
+)->None: # It stands in `families` then, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
     have = _fields(name, fields, without)
     own_model = model if isinstance(model, Mapping) else {k:k for k in model}
@@ -100,7 +99,7 @@ def register_family(
     to_loaders = (*(k for k in _LOADERS if k in have), *loaders)
     family = Family(name, have, to_loaders, to_model, pretext, tuple(pretext_fields), tuple(other))
     _check_places(family)
-    return _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, replace)
+    _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, replace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #543c0fe2
 _swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100,
@@ -243,12 +242,12 @@ def callback_args(
     "What `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #639fa8ef
+# %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
 def _of_format_1(stored, path):
     "Name the family, and what a 0 meant before"
     own = [k for k in families if str(stored.get("arch")).startswith(k)]
     if not own:
-        raise ValueError(f"{path} names no family, and the model {stored.get('arch')!r} is of none of {', '.join(families)}")
+        raise ValueError(f"{path} names no family, and model {stored.get('arch')!r} is of none: {', '.join(families)}")
     return {k:None if k in _MODEL and v == 0 else v for k,v in stored.items()} | dict(family=max(own, key=len))
 
 def stored_recipe(
@@ -262,6 +261,6 @@ def stored_recipe(
     if "family" not in stored: stored = _of_format_1(stored, path)
     name = stored["family"]
     if name not in families:
-        raise ValueError(f"{path} is of family {name!r}, which is unknown here: run the register_family of its notebook")
+        raise ValueError(f"{path} is of family {name!r}, which is unknown here; run its notebook's register_family")
     fields = families[name].fields
     return AttrDict({**fields, **check_params(fields, stored)})

@@ -30,7 +30,7 @@ def _tasks(config):
     if config["model_kw"].get("head") in ("pixel", "patch"): return Tasks.of(ClassMap(names, unknown=-100)).config()
     return Tasks.of(OneClass(names)).config()
 
-# %% ../../nbs/library/505_learner.config.ipynb #c687cead
+# %% ../../nbs/library/505_learner.config.ipynb #78030e78
 def _printed(augment, steps, option):
     "A number that a step of a pipeline printed of itself"
     found = re.search(rf"\b(?:{steps})\(.*\b{option}=([-+.\de]+)", augment)
@@ -50,8 +50,9 @@ def _image_data(config, augment):
     "Reader, transforms and normaliser of images"
     sizes = _image_sizes(config, augment)
     if sizes is None or "mean" not in config: return dict(reader=dict(name="rgb"), transforms=[], normalize=None)
-    steps = [dict(name="Resize", size=sizes[0], shorter=True), dict(name="CenterCrop", size=sizes[1])]
-    normalize = dict(name="Normalize", mean=list(config["mean"]), std=list(config["std"]))
+    resize = dict(name="Resize", size=sizes[0], shorter=True, interpolation="bilinear")
+    steps = [resize, dict(name="CenterCrop", size=sizes[1])]
+    normalize = dict(name="Normalize", mean=list(config["mean"]), std=list(config["std"]), white=255.) # of 8 bits
     return dict(reader=dict(name="rgb"), transforms=steps, normalize=normalize)
 
 # %% ../../nbs/library/505_learner.config.ipynb #a08c027e
