@@ -11,9 +11,10 @@ import torch
 
 from vitnb.callback.checkpoint import load_checkpoint, newest_state
 from vitnb.data.cube import make_normalizer
+from vitnb.experiment.recipes import stored_recipe
 from vitnb.experiment.run import read_json
 from vitnb.learner.core import load_model
-from vitnb.learner.spectral import find_checkpoint, stored_recipe
+from vitnb.learner.spectral import find_checkpoint
 from vitnb.losses.spectral import reconstruct
 
 ROOT = Path(__file__).resolve().parent/"fixtures"/"format1"

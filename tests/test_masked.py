@@ -16,8 +16,7 @@ from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, mask
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks
-from vitnb.learner.spectral import (SPECTRAL_FIELDS, Baseline, between_bands, cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
-                                    spectral_recipe, spectral_recipes, stored_recipe)
+from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint, spectral_learner
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
@@ -257,27 +256,6 @@ def test_interpolation_between_bands_by_numpy():
         w = seen[b,:,i,j].numpy()
         want = np.interp(nm, np.array(nm)[w], x[b,:,i,j].numpy()[w]) if w.any() else np.full(7, -1.)
         assert np.allclose(got[b,:,i,j], want, atol=1e-5)
-
-
-# recipes
-
-def test_the_guides_settings():
-    r = spectral_recipe("retina", dict(data="catalogue.csv"))
-    assert (r.arch, r.epochs, r.bs, r.patch_size, r.mask_ratio, r.mask_mode, r.accumulate) == ("spectral_mae_medium", 200, 6, (25, 5), .8, "random", 1)
-    assert (r.mse_weight, r.sam_weight, r.variance_weight, r.range_penalty_weight) == (1., .1, .01, .001) and "cosine" in r.schedule
-    with pytest.raises(ValueError, match="needs data"): spectral_recipe("retina", {})
-
-@pytest.mark.parametrize("name", spectral_recipes)
-def test_recipes_are_whole(name):
-    r = spectral_recipe(name, dict(data="x", epochs=3, unknown=1, bs=None))
-    assert r.keys() == SPECTRAL_FIELDS.keys() and r.epochs == 3 and r.bs == spectral_recipes[name]["bs"]
-    assert spectral_args(r)["arch"] == r.arch and cube_args(r)["normalize"] == r.normalize
-
-def test_a_stored_recipe_is_the_recipe(tmp_path):
-    r = spectral_recipe("scene", dict(bs=3))
-    (tmp_path/"recipe.json").write_text(json.dumps(r))
-    assert {k:(tuple(v) if isinstance(v, list) else v) for k,v in stored_recipe(tmp_path).items()} == dict(r)
-    with pytest.raises(FileNotFoundError, match="written by pretrain_spectral"): stored_recipe(tmp_path/"x")
 
 
 # ---------------------------------------------------------------------------------------------- a class for each pixel

@@ -46,6 +46,7 @@ from vitnb.callback.live import *
 from vitnb.learner.optim import *
 from vitnb.learner.freeze import *
 from vitnb.learner.precision import *
+from vitnb.learner.config import *
 from vitnb.learner.loop import *
 from vitnb.learner.resume import *
 from vitnb.learner.core import *
