@@ -41,7 +41,8 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.experiment.recipes import callback_args, learner_args, loader_args, resolve
 from vitnb.experiment.run import Run, read_json, release, write_json
-from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks, vit_learner
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.predict import predict_split, vit_learner
 from vitnb.learner.spectral import (cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
                                     spectral_recipe)
 from vitnb.losses.spectral import reconstruct

@@ -15,7 +15,8 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.predict import predict_split
 from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint, spectral_learner
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask

@@ -16,7 +16,7 @@ from ..core import Registry, nearest
 from ..data.sample import Batch
 from ..losses.objective import Objective
 
-# %% ../../nbs/library/435_callback.pretext.ipynb #a495eafa
+# %% ../../nbs/library/435_callback.pretext.ipynb #8259fc2d
 pretexts = Registry("pretext task")
 
 class Pretext(Objective):
@@ -25,6 +25,8 @@ class Pretext(Objective):
     needs = () # methods that the model must have
     views = 1 # views of an image that it asks the loader for: images are then (B,V,C,H,W)
     monitor = "valid_loss" # the column that says which epoch is best
+    opt_kw = {} # options of Adam and AdamW that suit it, unless the caller gives others
+    norm_target = False # whether predictions are in units of each target's own mean and deviation
 
     def setup(self,
         dls:DataLoaders, # What will be loaded

@@ -103,25 +103,30 @@ def vit_learner(
     tasks = Tasks() if pretext is not None else dls.tasks
     model_kw = _model_kw(dls, tasks, pretext, model_kw)
     model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
-    training = dict(loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+    training = dict(seed=settings().seed if kw.get("seed") is None else kw["seed"], loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
     if pretext is not None: objective = _pretext_objective(pretext, dls, model, training, loss_kw)
     else: objective = _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights)
     if metrics is None: metrics = make_task_metrics(tasks) if pretext is None else pretext.metrics()
-    learn = VitLearner(dls.to(device), model, objective.to(device), tasks, pretext, partial(make_optimizer, name=optimizer, weight_decay=weight_decay, **(opt_kw or {})),
-                       lr=lr, schedule=dict(name=schedule, **(schedule_kw or {})), metrics=metrics,
+    opt_kw = {"name":optimizer, "weight_decay":weight_decay, **_usual_opt_kw(pretext, optimizer), **(opt_kw or {})}
+    learn = VitLearner(dls.to(device), model, objective.to(device), tasks, pretext, partial(make_optimizer, **opt_kw), lr=lr,
+                       schedule=dict(name=schedule, **(schedule_kw or {})), metrics=metrics,
                        config=_config(dls, arch, model_kw, tasks, pretext, training), cbs=[*L(cbs), *([GradClip(clip)] if clip else [])], **kw)
     learn.schedule_callback() # an unknown schedule, optimiser or option is an error here and not at the first batch
     learn.create_opt()
     return learn
 
-# %% ../../nbs/library/510_learner.core.ipynb #a3d14a64
+# %% ../../nbs/library/510_learner.core.ipynb #9f48ca3e
 def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
     "The model, whose first weights are a function of the seed, whatever ran before"
     torch.manual_seed(hash_seed(settings().seed if seed is None else seed, -1))
     model = create_model(arch, pretrained=pretrained, **model_kw).to(device)
     if grad_checkpointing: model.set_grad_checkpointing()
     return model
+
+def _usual_opt_kw(pretext, optimizer):
+    "Options of the optimiser that suit the pretext task"
+    return {} if pretext is None or optimizer not in ("adam", "adamw") else pretext.opt_kw
 
 def _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights):
     "The objective of the set's own tasks"
