@@ -39,7 +39,7 @@ from ..losses.base import add_terms, weigh
 from ..losses.objective import Objective, as_objective
 from ..task import Task, Tasks
 
-# %% ../../nbs/library/506_learner.loop.ipynb #f0dbc953
+# %% ../../nbs/library/506_learner.loop.ipynb #f33d32ed
 class VitLearner(Learner):
     "A `Learner` with a loop of its own: it cleans up, divides once a step, and is exact about randomness and position"
     def __init__(self,
@@ -65,13 +65,13 @@ class VitLearner(Learner):
         self.opt_steps,self.epochs_done,self.position = 0,0,(0, 0) # position: (epoch, batch) that a fit begins at
         self.phase,self.batch,self.report = "fit",None,None
         self.group_size,self.max_batches,self.size_of_epoch,self.companions = 1,None,None,{}
-        self._dispatch,self._not_begun = EventDispatch(),[]
+        self._dispatch,self._not_begun,self._wrapped = EventDispatch(),[],None
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
         self.run_in(pick_precision(precision, self.device))
         if channels_last: model.to(memory_format=torch.channels_last)
         if compile: model.compile(**_compile_args(compile)) # in place: no new names
-        super().__init__(dls, model, as_objective(loss_func), opt_func=opt_func or make_optimizer, lr=lr, default_cbs=False, **kw)
+        super().__init__(dls, model, loss_func, opt_func=opt_func or make_optimizer, lr=lr, default_cbs=False, **kw)
         self.tasks = Tasks.of(tasks) if tasks is not None else getattr(self.loss_func, "tasks", Tasks())
         self.logger = partial(print, flush=True) # a log is read while it is written
         own = [Prepare()] if pretext is not None else []
@@ -95,12 +95,13 @@ class Unscale(Callback):
     def before_step(self):
         if self.learn.scaler is not None: self.learn.scaler.unscale_(self.learn.opt.opt)
 
-# %% ../../nbs/library/506_learner.loop.ipynb #1f3895cb
+# %% ../../nbs/library/506_learner.loop.ipynb #c283eac6
 @patch(as_prop=True)
 def objective(self:VitLearner)->Objective:
-    "What a step minimises; a loss that somebody puts in place of `loss_func` is one too"
-    if not isinstance(self.loss_func, Objective): self.loss_func = as_objective(self.loss_func)
-    return self.loss_func
+    "What a step minimises; `loss_func` stays what somebody put there, such as fastai's MixUp during a fit"
+    if isinstance(self.loss_func, Objective): return self.loss_func
+    if self._wrapped is None or self._wrapped.loss_func is not self.loss_func: self._wrapped = as_objective(self.loss_func)
+    return self._wrapped
 
 @patch(as_prop=True)
 def columns(self:VitLearner)->dict:
