@@ -1,5 +1,6 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.device import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
@@ -10,6 +11,8 @@ from vitnb.data.table import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
+from vitnb.data.source import *
+from vitnb.data.workers import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
 from vitnb.data.cube import *
@@ -28,10 +31,12 @@ from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
+from vitnb.callback.base import *
 from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.pretext import *
 from vitnb.callback.masked import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
@@ -40,7 +45,10 @@ from vitnb.callback.track import *
 from vitnb.callback.live import *
 from vitnb.learner.optim import *
 from vitnb.learner.freeze import *
+from vitnb.learner.precision import *
 from vitnb.learner.config import *
+from vitnb.learner.loop import *
+from vitnb.learner.resume import *
 from vitnb.learner.core import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *

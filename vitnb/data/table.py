@@ -120,11 +120,14 @@ def _usual_reader(splits):
     arrays = [v.items for v in splits.values() if isinstance(v.items, np.ndarray)]
     return "native" if any(a.dtype != np.uint8 or (a.ndim == 4 and a.shape[3] not in (1, 3)) for a in arrays) else "rgb"
 
-# %% ../../nbs/library/112_data.table.ipynb #d7c55f33
+# %% ../../nbs/library/112_data.table.ipynb #6b514ac5
 def _check_split(s, name, split):
     "Refuse targets that do not fit their tasks"
     if isinstance(split.items, np.ndarray) and (split.items.ndim not in (3, 4) or split.items.dtype.kind not in "biuf"):
         raise ValueError(f"{name} of {s.name} has images of shape {split.items.shape} and {split.items.dtype}; give numbers (N,H,W) or (N,H,W,C)")
+    for k,v in split.targets.items():
+        if isinstance(v, np.ndarray) and v.ndim >= 3 and isinstance(split.items, np.ndarray) and v.shape[-2:] != split.items.shape[1:3]:
+            raise ValueError(f"{name} of {s.name} has maps of {v.shape[-2:]} pixels and images of {split.items.shape[1:3]}; make them one size")
     arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and v.ndim < 3 and len(v)}
     unknown = [k for k in split.targets if k not in s.tasks]
     if unknown: raise ValueError(f"{name} of {s.name} has targets {unknown[0]!r} that no task describes; the tasks are {list(s.tasks)}: give the set a task for it, or leave it out")
@@ -402,7 +405,7 @@ def _survey(s):
         s._survey = known
     return s._survey
 
-# %% ../../nbs/library/112_data.table.ipynb #1378e70c
+# %% ../../nbs/library/112_data.table.ipynb #0f8cd1fd
 def _drop(s, bad):
     "Take the samples in `bad` out of all splits"
     for k,v in s.splits.items():
@@ -434,10 +437,18 @@ def channels(self:ImageSet)->int: # As its reader gives them
     return self.read("train", 0).shape[2]
 
 @patch
+def white(self:ImageSet)->float: # 255 or 1
+    "The stored value that counts as 1 where images are normalised: 255 for 8 bits, else values stay as they are"
+    return 255. if self.read("train", 0).dtype == np.uint8 else 1.
+
+@patch
 def stats(self:ImageSet,
     which:str="train", # "train" computes from the training split; a name in `STATS` gives published values
 )->tuple: # `(mean, std)`, lists of a number a channel: in [0,1] for 8-bit images, else in units of the stored values
     "Mean and standard deviation of each channel, over all pixels of train"
-    if which != "train": return published_stats(which, self.channels())
+    if which != "train":
+        found = published_stats(which, self.channels())
+        if self.white() == 255: return found
+        raise ValueError(f"stats={which!r} are of 8-bit images, and those of {self.name} are {self.read('train', 0).dtype}; use stats='train', or give (mean, std) in stored values")
     self.check()
     return tuple(list(_survey(self)[k]) for k in ("mean", "std"))

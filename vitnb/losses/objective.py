@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['Objective', 'TaskObjective', 'make_objective', 'PlainObjective', 'as_objective']
 
-# %% ../../nbs/library/330_losses.objective.ipynb #4f40d50e
+# %% ../../nbs/library/330_losses.objective.ipynb #821bf6ad
 from collections.abc import Callable, Mapping
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from . import classify, regress # noqa: F401, which register their losses
 from .base import Loss, make_loss, weigh
 from ..task import Column, Tasks, column
 
-# %% ../../nbs/library/330_losses.objective.ipynb #52ab7476
+# %% ../../nbs/library/330_losses.objective.ipynb #aac61ad8
 class Objective(nn.Module):
     "What a step minimises; called as fastai calls a loss, with predictions and targets, it gives the mean"
     whole_batch = False # the loss of a sample depends on the others: such a batch cannot be made of parts
     weights = {} # term -> weight; 1 for a term that is not there
     reduction = "mean" # "none" while somebody asks for the loss of each sample
+    title = "Loss" # of the first panel of a live figure
 
     def terms(self, pred:object, batch:tuple)->dict:
         "Term -> (sum, count)"
@@ -46,13 +48,17 @@ class Objective(nn.Module):
         "Columns of the history that its terms and scores fill, without `train_` and `valid_`"
         return []
 
+    def score_columns(self)->list:
+        "Columns of the running scores"
+        return []
+
     def activation(self, pred:object)->object: return pred
     def decodes(self, pred:object)->object: return pred
     def forward(self, pred:object, target:object)->Tensor:
         batch = dict(target=target)
         return self.each(pred, batch) if self.reduction == "none" else weigh(self.terms(pred, batch), self.weights)
 
-# %% ../../nbs/library/330_losses.objective.ipynb #55392869
+# %% ../../nbs/library/330_losses.objective.ipynb #7ef468d4
 class TaskObjective(Objective):
     "The weighted sum of the losses of tasks"
     def __init__(self,
@@ -69,6 +75,8 @@ class TaskObjective(Objective):
         own = {k:float(given.get(k, 1)) for k in tasks}
         if min(own.values(), default=1) < 0 or not any(own.values()): raise ValueError(f"task_weights={own} must be from 0, and not all 0")
         self.task_weights = own
+        kinds = {t.loss.replace("_", " ") for t in tasks.values()}
+        self.title = f"Loss ({kinds.pop()})" if len(tasks) == 1 else "Loss (weighted sum of tasks)"
 
     def loss_of(self, name:str)->Loss:
         "The loss of a task"
@@ -115,7 +123,7 @@ def scores(self:TaskObjective, pred:object, batch:tuple)->dict:
     with torch.no_grad():
         return {column(name, task.score_name):task.score(p, y) for name,task,p,y in self.tasks.split(pred, batch["target"])}
 
-# %% ../../nbs/library/330_losses.objective.ipynb #e2f88b70
+# %% ../../nbs/library/330_losses.objective.ipynb #3499c74b
 @patch
 def columns(self:TaskObjective)->list:
     out = []
@@ -123,6 +131,10 @@ def columns(self:TaskObjective)->list:
         terms = self.loss_of(name).weights if len(self.tasks) == 1 else self._terms_of(name)
         out += [Column(column(name, k), "min", task=name) for k in terms]
     return out
+
+@patch
+def score_columns(self:TaskObjective)->list:
+    return [Column(column(k, t.score_name), t.score_better, task=k) for k,t in self.tasks.items()]
 
 @patch
 def activation(self:TaskObjective, pred:object)->object: return self.tasks.map(lambda task,p: task.activation(p), pred)

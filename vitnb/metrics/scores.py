@@ -32,7 +32,7 @@ def answers(
     target:Tensor, # Indices or masses
 )->tuple: # What was said, and what is true with -1 for unknown; both (B,E), for E entries a sample
     "The decoded prediction and the truth of each entry"
-    said,_ = task.rows(pred, target)
+    said = task.rows(pred, target)
     true,known = task.hard(target)
     if known is None: known = torch.ones_like(true, dtype=torch.bool)
     known = known & (true < n_classes(task)) # mixed targets have masses for "unknown" too
@@ -63,7 +63,8 @@ def values(
     target:Tensor, # As many, NaN where unknown
 )->tuple: # What was said, and what is true; both (B,V)
     "Predicted and true values"
-    said,true = task.rows(pred, target)
+    said = task.rows(pred, target)
+    true,_ = task.entries(target)
     return task.decode(said).float().reshape(len(target), -1), true.float().reshape(len(target), -1)
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #1c05f065

@@ -166,8 +166,8 @@ class _Once:
     def __init__(self, kw): self.kw,self.pred,self.scores = kw,None,None
     def __call__(self, learn):
         if self.pred is not learn.pred:
-            valid = learn.yb[1] if len(learn.yb) > 1 else None
-            self.pred,self.scores = learn.pred,cube_scores(learn.pred, learn.yb[0], valid, **self.kw)
+            batch = learn.batch
+            self.pred,self.scores = learn.pred,cube_scores(learn.pred, batch["image"], batch.get("mask"), **self.kw)
         return self.scores
 
 class CubeMetric(Metric):
