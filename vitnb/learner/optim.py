@@ -94,11 +94,14 @@ def param_groups(
 )->list: # Dicts `name`, `params`, `weight_decay`, with `lr_decay` also `lr_scale`; a group without parameters is left out
     "Two groups, `decay` and `no_decay`, or two of each block; disjoint and complete"
     if lr_decay is not None and not 0 < lr_decay <= 1: raise ValueError(f"lr_decay={lr_decay!r} must be above 0 and at most 1; for example 0.75")
-    decay,depths,found = decays(model),param_depths(model, coarse=False),{}
+    decay = decays(model)
+    depths = param_depths(model, coarse=False)
+    found = {} # (depth, undecayed) -> parameters
     for name,p in model.named_parameters():
         depth = 0 if lr_decay is None else depths[name]
         found.setdefault((depth, not decay[name]), []).append(p)
-    groups,deepest = [],max(depths.values())
+    deepest = max(depths.values())
+    groups = []
     for (depth,undecayed),params in sorted(found.items(), key=lambda o: o[0]):
         group = dict(name=_group_name(not undecayed), params=params, weight_decay=0. if undecayed else weight_decay)
         if lr_decay is not None: group.update(name=_group_name(not undecayed, depth), lr_scale=lr_decay**(deepest - depth))
@@ -135,7 +138,7 @@ def regroup(self:GroupOptim,
     now = self.opt.param_groups
     if self.fixed or self.n_depths == 1 or by_depth == ("depth" in now[0]): return
     home = {p:pg for pg in now for p in pg["params"]}
-    found = {}
+    found = {} # (depth, undecayed) -> parameters, in the order of the model
     for p,depth in self.depths.items():
         key = (depth if by_depth else 0, not _decayed(home[p]))
         found.setdefault(key, []).append(p)
@@ -164,18 +167,21 @@ def spread(self:GroupOptim,
     v:slice, # From the stem to the head
 )->list: # One value a depth
     "The values that a slice means"
-    n,ends = self.n_depths,[o for o in (v.start, v.stop) if o is not None]
+    n = self.n_depths
+    ends = [end for end in (v.start, v.stop) if end is not None]
     if v.stop is None or v.step is not None or not all(o > 0 for o in ends):
         raise ValueError(f"{v} must have positive ends and no step, such as slice(1e-5, 1e-3)")
     if v.start is None: return [v.stop/10]*(n-1) + [v.stop]
-    if n == 1: raise ValueError(f"{v} goes by depth, and this model does not say which parameters lie deep; give it timm's group_matcher, or one number here")
+    if n == 1: raise ValueError(f"{v} goes by depth, and this model does not say which parameters lie deep; "
+                                "give it timm's group_matcher, or one number here")
     return [*even_mults(v.start, v.stop, n)[:-1], v.stop] # exact at both ends
 
 @patch
 def _per_group(self:GroupOptim, values):
     "One value a group of torch's from one a depth or one a group"
     if len(set(values)) == 1: return values[:1]*len(self.opt.param_groups)
-    if any("lr_scale" in pg for pg in self.opt.param_groups) and len(values) != len(self.opt.param_groups):
+    layered = any("lr_scale" in pg for pg in self.opt.param_groups)
+    if layered and len(values) != len(self.opt.param_groups):
         raise ValueError("lr_decay and a slice (or list) of values are two answers to one question; give one")
     self.regroup(by_depth=True)
     groups = self.opt.param_groups
@@ -208,7 +214,8 @@ def freeze_to(self:GroupOptim,
     if n and total == 1:
         raise ValueError(f"freeze_to({n}): this model does not say which parameters lie deep; give it timm's group_matcher, "
                          "or freeze with p.requires_grad_(False) on the parameters meant")
-    if not -total <= n < total: raise ValueError(f"freeze_to({n}): there are {total} depths; give a number from {-total} to {total-1}, or nothing is trained")
+    if not -total <= n < total:
+        raise ValueError(f"freeze_to({n}): there are {total} depths; give a number from {-total} to {total-1}, or nothing is trained")
     self.frozen_idx = n if n >= 0 else total + n
     for p,depth in self.depths.items(): p.requires_grad_(depth >= self.frozen_idx)
 
@@ -249,8 +256,8 @@ def make_optimizer(
     if fused == "auto": fused = _can_fuse(model.parameters())
     own = check_groups(groups, model) if groups else param_groups(model, kw["weight_decay"], lr_decay)
     depths = param_depths(model)
-    opt = GroupOptim(cls(own, fused=bool(fused), **kw), None if groups else {p:depths[n] for n,p in model.named_parameters()},
-                     fixed=lr_decay is not None)
+    by_parameter = None if groups else {p:depths[n] for n,p in model.named_parameters()}
+    opt = GroupOptim(cls(own, fused=bool(fused), **kw), by_parameter, fixed=lr_decay is not None)
     if isinstance(rate, slice) or lr_decay is not None: opt.set_hyper("lr", kw["lr"] if rate is None else rate)
     return opt
 
@@ -533,12 +540,13 @@ class ScheduleLR(Callback):
 @patch
 def _mode(self:ScheduleLR, monitor):
     "Whether less or more of `monitor` is better, from whoever declares the column"
-    mode,columns = self.options.get("mode"),getattr(self.learn, "columns", None)
+    mode = self.options.get("mode")
+    columns = getattr(self.learn, "columns", None)
     if columns is not None: return monitored(columns, monitor, mode).better
     one_of(monitor, self.recorder.metric_names[1:], "metric to monitor")
     if mode is None:
-        raise ValueError(f"schedule {self.kind!r} must know whether less or more of {monitor!r} is better, and this Learner declares no columns; "
-                         "give mode='min' or 'max'")
+        raise ValueError(f"schedule {self.kind!r} must know whether less or more of {monitor!r} is better, and this Learner "
+                         "declares no columns; give mode='min' or 'max'")
     return mode
 
 @patch
@@ -552,11 +560,13 @@ def _run_options(self:ScheduleLR):
 def _build(self:ScheduleLR):
     "Make the schedule of this fit, or that of the restored state"
     if self.peak is not None: self.opt.set_hyper("lr", self.peak)
-    rates,sd = [h["lr"] for h in self.opt.hypers],self.restored or {}
+    sd = self.restored or {}
+    rates = [h["lr"] for h in self.opt.hypers]
     ratios = [rate/rates[-1] for rate in rates] if len(set(rates)) > 1 else None
     self.ratios = sd.get("ratios", ratios)
     per_epoch = sd.get("per_epoch") or self.per_epoch or steps_per_epoch(self.learn)
-    self.plan = make_schedule(self.kind, sd.get("peak") or rates[-1], sd.get("total") or self.n_epoch*per_epoch, per_epoch, **self._run_options())
+    total = sd.get("total") or self.n_epoch*per_epoch
+    self.plan = make_schedule(self.kind, sd.get("peak") or rates[-1], total, per_epoch, **self._run_options())
     if sd:
         self.done = sd["done"]
         self.plan.load_state_dict(sd["schedule"])
