@@ -246,7 +246,7 @@ def test_transform_options_act(one, other):
 BAD = [(lambda: A.Resize(0), "at least 1 pixel"), (lambda: A.Resize((4,5), shorter=True), "one number"), (lambda: A.Resize(4, interpolation="bilinar"), "did you mean 'bilinear'"),
        (lambda: A.RandomCrop(4, -1), "0 or more"), (lambda: A.RandomCrop(4, 1, "edge"), "unknown mode"), (lambda: A.Flip(1.5), "between 0 and 1"), (lambda: A.RandAugment(2, 31), "bins-1 = 30"),
        (lambda: A.RandAugment(-1), "0 or more"), (lambda: A.RandomResizedCrop(4, scale=(1, .5)), "smaller first"), (lambda: A.RandomErasing(-.1), "between 0 and 1"),
-       (lambda: A.RandomErasing(.1, value="noise"), "unknown value"), (lambda: A.Normalize([0,0], [1,1,1]), "three numbers"), (lambda: A.Normalize([0]*3, [1,0,1]), "above 0"),
+       (lambda: A.RandomErasing(.1, value="noise"), "unknown value"), (lambda: A.Normalize([0,0], [1,1,1]), "as many numbers each"), (lambda: A.Normalize([0]*3, [1,0,1]), "above 0"),
        (lambda: A.ColorJitter(hue=.6), "hue at most 0.5"), (lambda: A.RandomCrop(9)(pictures(2, 8, 8), Draws(0, 0, range(2))), "put Resize(9, shorter=True) before it"),
        (lambda: A.RandAugment()([pictures()[0]], Draws(0, 0, [0])), "different sizes"), (lambda: A.Pipeline([A.Flip()])([pictures()[0]], Draws(0, 0, [0])), "add RandomCrop"),
        (lambda: A.train_pipeline("basc", 8, MEAN, STD), "did you mean 'basic'"), (lambda: A.train_pipeline("none", 8, MEAN, STD, flip=1), "has no option 'flip'")]

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from PIL import Image
+from process_state import Refusing
 
+import vitnb.data.download as transfer
 import vitnb.data.sets as room
-from vitnb.data.sets import download, load_set, unpack
+from vitnb.data.download import download, unpack
+from vitnb.data.sets import load_set
 
 BLOB = np.random.default_rng(1).bytes(300_001)
 PIECE = 1 << 14 # a break loses at most the piece it falls in
@@ -148,8 +151,7 @@ def test_a_server_that_refuses(server, tmp_path, status, asked):
     assert len(server.asked) == asked and visible(tmp_path) == []
 
 def test_offline(tmp_path):
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    with pytest.raises(ConnectionError, match=r"set.zip could not be fetched from http://127.0.0.1:\d+/set.zip: .*refused.* put it at .*set.zip"):
+    with Refusing() as port, pytest.raises(ConnectionError, match=r"set.zip could not be fetched from http://127.0.0.1:\d+/set.zip: .*refused.* put it at .*set.zip"):
         download(f"http://127.0.0.1:{port}/set.zip", tmp_path/"set.zip", tries=1)
 
 def test_a_url_that_is_none(tmp_path):
@@ -162,7 +164,7 @@ def test_silence_ends(tmp_path):
 
 def test_a_full_disk_says_so(server, tmp_path, monkeypatch):
     def full(*a, **kw): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(room, "_fetch", full)
+    monkeypatch.setattr(transfer, "_fetch", full)
     with pytest.raises(OSError, match="No space left"): download(server.url, tmp_path/"set.zip", wait=0)
     assert visible(tmp_path) == []
 

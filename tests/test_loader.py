@@ -21,8 +21,10 @@ from PIL import Image
 from torch import nn
 
 from vitnb.data import loader as loader_module
-from vitnb.data.augment import Flip
-from vitnb.data.loader import ArrayPixels, CachePixels, LivePixels, build_cache, image_loaders
+from vitnb.data import source as source_module
+from vitnb.data.augment import Transform
+from vitnb.data.loader import image_loaders
+from vitnb.data.source import ArraySource, CacheSource, FileSource, build_cache
 from vitnb.data.sets import STATS, load_set
 
 DATA = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -83,9 +85,9 @@ def test_workers_change_nothing(digits, augment):
     one,two = (image_loaders(digits, bs=100, augment=augment, workers=w, device="cpu").train for w in (0, 2))
     assert same(passes(one, 2), passes(two, 2)) and one.epoch == two.epoch == 2
 
-class Whole(Flip):
+class Whole(Transform):
     "A transform of one's own that looks at the batch as a whole"
-    def __init__(self): self.p,self.sizes = 0.,[]
+    def __init__(self): self.sizes = []
     def batch(self, x, draws): self.sizes.append(len(x)); return x - x.mean()
 
 @pytest.mark.parametrize("augment", ["none", "shift", "crop_flip", "basic", "advanced", "imagenet"])
@@ -174,9 +176,9 @@ def test_the_rest_on_the_device_gives_the_same(digits):
     host,device = (image_loaders(digits, bs=200, augment="advanced", on_device=o, device="cpu").train for o in (False, True))
     assert same(passes(host), passes(device))
     split = image_loaders(digits, bs=200, augment="imagenet", on_device=True, device="cpu").train
-    x,y,done = split._work[split._key(0, np.arange(4))]
-    assert done == 1 and x.dtype == torch.uint8 # RandomResizedCrop ran beside the disk, one sample at a time; the rest waits
-    assert device._work[device._key(0, np.arange(4))][2] == 0
+    made,done = split._work[split._key(0, np.arange(4))]
+    assert done == 1 and made[0]["image"].dtype == torch.uint8 # RandomResizedCrop ran beside the disk, one sample at a time; the rest waits
+    assert device._work[device._key(0, np.arange(4))][1] == 0
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", ["crop_flip", "advanced", "imagenet"])
@@ -225,7 +227,7 @@ def test_settings_decide_what_is_not_said(digits, monkeypatch):
 @pytest.mark.parametrize("shape", [(30,6,6), (30,6,6,1), (30,6,6,3)])
 def test_arrays_of_any_layout(shape):
     a = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    x = ArrayPixels(a).take(np.array([4, 2]))
+    x = ArraySource(a).read(np.array([4, 2]))
     want = np.broadcast_to(a.reshape(30,6,6,-1), (30,6,6,3))[[4,2]]
     assert (x.permute(0,2,3,1).numpy() == want).all() and x.is_contiguous()
 
@@ -237,9 +239,9 @@ def test_cache_is_live_decoding(tmp_path, sizes, mode):
     s = load_set(paint(tmp_path/"noise", sizes, mode=mode))
     folder = build_cache(s)
     for split in s.splits:
-        a,b,idx = CachePixels(folder, split),LivePixels(s, split),np.random.default_rng(0).permutation(len(s.splits[split]))
+        a,b,idx = CacheSource(folder, split),FileSource(s, split),np.random.default_rng(0).permutation(len(s.splits[split]))
         assert len(a) == len(b) and (split != "train" or (a.size is None) == (len(sizes) > 1))
-        for k in (1, 5): assert all(torch.equal(p, q) for p,q in zip(a.take(idx[:k]), b.take(idx[:k])))
+        for k in (1, 5): assert all(torch.equal(p, q) for p,q in zip(a.read(idx[:k]), b.read(idx[:k])))
     kw = dict(img_size=10, bs=8, augment="advanced", device="cpu")
     assert same(passes(image_loaders(s, **kw).train, 2), passes(image_loaders(s, cache=False, **kw).train, 2))
 
@@ -251,7 +253,7 @@ def test_workers_change_nothing_from_files(tmp_path, cache):
 
 def test_cache_size_shrinks_and_never_enlarges(tmp_path):
     s = load_set(paint(tmp_path/"noise", ((12,12), (40,20), (20,50))))
-    c = CachePixels(build_cache(s, size=16), "train")
+    c = CacheSource(build_cache(s, size=16), "train")
     assert {tuple(o) for o in c.shapes} == {(12,12), (32,16), (16,40)}
     assert build_cache(s, size=16) != build_cache(s)
     dls = image_loaders(s, img_size=8, bs=8, cache_size=16, device="cpu")
@@ -272,7 +274,7 @@ def test_cache_is_used_again_and_built_anew_when_a_file_changes(tmp_path):
         if file.stat().st_size == size and not (np.roll(raw, shade+1, 0) == raw).all(): break
     os.utime(file, ns=(1, 1))
     again = load_set(root)
-    assert CachePixels(build_cache(again), "train").take(np.array([3])).equal(LivePixels(again, "train").take(np.array([3])))
+    assert CacheSource(build_cache(again), "train").read(np.array([3])).equal(FileSource(again, "train").read(np.array([3])))
     assert [p.name for p in folder.parent.iterdir() if p.is_dir()].count(folder.name) == 1
 
 def test_other_images_are_another_cache(tmp_path):
@@ -294,15 +296,15 @@ def test_a_cut_cache_file_is_noticed(tmp_path):
 
 def test_an_error_while_building_leaves_nothing(tmp_path, monkeypatch):
     s = load_set(paint(tmp_path/"noise"))
-    real,calls = loader_module._write_split,[]
+    real,calls = source_module._write_split,[]
     def full(*a, **kw):
         calls.append(1)
         if len(calls) == 2: raise OSError(28, "No space left on device")
         return real(*a, **kw)
-    monkeypatch.setattr(loader_module, "_write_split", full)
+    monkeypatch.setattr(source_module, "_write_split", full)
     with pytest.raises(OSError, match="No space left"): build_cache(s)
     assert [p for p in (tmp_path/"cache").iterdir() if "full" in p.name and p.is_dir()] == []
-    monkeypatch.setattr(loader_module, "_write_split", real)
+    monkeypatch.setattr(source_module, "_write_split", real)
     build_cache(s)
 
 FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
@@ -310,12 +312,12 @@ needs_fork = pytest.mark.skipif(FORK is None, reason="this system cannot fork")
 
 def build_slowly(root, written):
     "Build a cache and stay in the middle of it"
-    real = loader_module._write_split
+    real = source_module._write_split
     def slow(*a, **kw):
         real(*a, **kw)
         written.set()
         time.sleep(60)
-    loader_module._write_split = slow
+    source_module._write_split = slow
     build_cache(load_set(root))
 
 @needs_fork
@@ -331,7 +333,7 @@ def test_a_killed_build_leaves_nothing_half_built(tmp_path):
     assert not (tmp_path/"cache"/name).exists() and (tmp_path/"cache"/f".{name}.new").exists()
     folder = build_cache(s)
     assert folder.name == name and not (tmp_path/"cache"/f".{name}.new").exists()
-    assert CachePixels(folder, "test").take(np.arange(3)).equal(LivePixels(s, "test").take(np.arange(3)))
+    assert CacheSource(folder, "test").read(np.arange(3)).equal(FileSource(s, "test").read(np.arange(3)))
 
 def build_and_time(root, out):
     folder = build_cache(load_set(root))
@@ -358,15 +360,15 @@ def test_unreadable_files_are_left_out_of_both(tmp_path, capsys):
 
 def test_a_disk_that_is_too_small_is_said_before(tmp_path, monkeypatch):
     s = load_set(paint(tmp_path/"noise"))
-    monkeypatch.setattr(loader_module.shutil, "disk_usage", lambda p: type("U", (), dict(free=1000))())
+    monkeypatch.setattr(source_module.shutil, "disk_usage", lambda p: type("U", (), dict(free=1000))())
     with pytest.raises(ValueError, match="cache=False"): build_cache(s)
 
 def test_a_worker_reopens_the_map(tmp_path):
     s = load_set(paint(tmp_path/"noise", n=100))
-    c = CachePixels(build_cache(s), "train")
-    x = c.take(np.arange(4))
+    c = CacheSource(build_cache(s), "train")
+    x = c.read(np.arange(4))
     sent = pickle.dumps(c)
-    assert len(sent) < 5000 and pickle.loads(sent).take(np.arange(4)).equal(x)
+    assert len(sent) < 5000 and pickle.loads(sent).read(np.arange(4)).equal(x)
 
 # ---- fastai
 

@@ -581,10 +581,16 @@ def _build(self:ScheduleLR):
     self.restored = None
 
 @patch
+def _value(self:ScheduleLR):
+    "The monitored value of the epoch that has just ended"
+    rows = getattr(self.recorder, "rows", None) # a plain Learner's recorder keeps values by position
+    row = rows[-1] if rows else dict(zip(self.recorder.metric_names[1:], self.final_record))
+    return row[self.plan.monitor]
+
+@patch
 def after_epoch(self:ScheduleLR):
     "A plateau schedule hears its metric, if the epoch trained"
-    if self.trained and self.plan.monitor:
-        self.plan.listen(dict(zip(self.recorder.metric_names[1:], self.final_record))[self.plan.monitor], self.done)
+    if self.trained and self.plan.monitor: self.plan.listen(self._value(), self.done)
     self.trained = False
 
 @patch
