@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 
 from vitnb.metrics.base import EpochMetric, make_task_metrics, metric_columns, metrics
 from vitnb.metrics.classify import bootstrap_interval
-from vitnb.metrics.scores import Score, answers, drawn_weights, hits, intervals, n_classes, ratio
+from vitnb.metrics.scores import Score, answers, drawn_weights, intervals, n_classes, right_answers, sum_ratio
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Task, Tasks, Value
 
 ZONES = tuple(f"zone {i}" for i in range(6))
@@ -344,7 +344,7 @@ def test_a_kind_of_ones_own_has_the_metrics_of_its_base_and_registers_others():
         return torch.where((said - true).abs() <= 1, true, -2), true
 
     @metrics.register("within_one")
-    def _(task, taskname=""): return EpochMetric(Score("within_one", within_one, hits, ratio), task, taskname)
+    def _(task, taskname=""): return EpochMetric(Score("within_one", within_one, right_answers, sum_ratio), task, taskname)
 
     try:
         task = Grade(levels=4, unknown=-1, metrics=("accuracy", "within_one"))

@@ -273,11 +273,12 @@ def _grid(images, titles, colors, title, cols=4):
     fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../nbs/library/390_figures.ipynb #2c2425f7
+# %% ../nbs/library/390_figures.ipynb #d261d917
 def _sample_panels(n, width, lines):
     "For each of `n` samples an axis for the image and one of some lines beside it, two samples a row"
     cols = min(2, n)
-    fig,axs = new_figure(math.ceil(n/cols), 2*cols, (1.8 + width)/2, max(1.9, .19*lines + .4), width_ratios=[1.8, width]*cols)
+    height = max(1.9, .19*lines + .4)
+    fig,axs = new_figure(math.ceil(n/cols), 2*cols, (1.8 + width)/2, height, width_ratios=[1.8, width]*cols)
     for ax in axs.flat: ax.axis("off")
     return fig, list(zip(axs[:,::2].flat, axs[:,1::2].flat))[:n]
 
@@ -316,7 +317,7 @@ def draw_labels(
     fig.suptitle("Probability of each label (green: right, red: wrong, grey: truth unknown; ● there)", fontsize=10)
     return fig
 
-# %% ../nbs/library/390_figures.ipynb #23ff8d34
+# %% ../nbs/library/390_figures.ipynb #67604c63
 def _levels_ax(ax, task, probs, said, true):
     "Probability of each level in each zone, with what was said and what is true"
     levels = task.levels
@@ -353,7 +354,8 @@ def draw_levels(
         left.axis("on")
         _image_ax(left, image)
         _levels_ax(right, task, *row)
-    fig.suptitle("Level of each zone, shaded by its probability (○ truth, ● prediction: green right, red wrong, grey truth unknown)", fontsize=10)
+    legend = "○ truth, ● prediction: green right, red wrong, grey truth unknown"
+    fig.suptitle(f"Level of each zone, shaded by its probability ({legend})", fontsize=10)
     return fig
 
 # %% ../nbs/library/390_figures.ipynb #314b4c3d
@@ -392,7 +394,7 @@ def draw_maps(
     _map_legend(fig, task.names, colors, sorted({*np.unique(true), *np.unique(said)}))
     return fig
 
-# %% ../nbs/library/390_figures.ipynb #8da8118d
+# %% ../nbs/library/390_figures.ipynb #1d94e196
 def _value_text(task, said, true):
     "What was said and what is true, a line a value"
     unit = f" {task.unit}" if task.unit else ""
@@ -407,7 +409,8 @@ def _scatter_ax(ax, said, true, title, unit):
     both = np.concatenate([true[known], said[known]])
     if len(both): ax.plot([both.min(), both.max()], [both.min(), both.max()], color="0.5", lw=1, ls="--")
     missing = int((~known).sum())
-    if missing: ax.text(.98, .02, f"{missing} unknown, not shown", transform=ax.transAxes, fontsize=8, ha="right", color="0.4")
+    note = f"{missing} unknown, not shown" if missing else ""
+    ax.text(.98, .02, note, transform=ax.transAxes, fontsize=8, ha="right", color="0.4")
     end = f" ({unit})" if unit else ""
     ax.set(title=title, xlabel=f"true{end}", ylabel=f"predicted{end}")
     ax.set_box_aspect(1)
