@@ -64,14 +64,15 @@ def test_cumulative_levels_and_a_single_one_are_drawn():
     (ax,) = beside(draw_predictions(Ordinal(levels=4, cumulative=True), IMAGES, torch.tensor([[3., 1., -2.]]), torch.tensor([2])))
     assert [line.get_xdata()[0] for line in ax.lines[1:]] == [2, 2] and ax.lines[2].get_mfc() == COLORS["right"]
 
-def test_maps_have_the_colours_of_their_legend():
+@pytest.mark.parametrize("dtype", [torch.long, torch.uint8])
+def test_maps_have_the_colours_of_their_legend(dtype):
     task = ClassMap(("soil", "leaf", "sky"), unknown=255)
     true = torch.zeros(1, 8, 8, dtype=torch.long)
     true[0, :4] = 2
     true[0, 0, 0] = 255
     pred = torch.zeros(1, 3, 4, 4)
     pred[:,1] = 9.
-    fig = draw_predictions(task, IMAGES, pred, true)
+    fig = draw_predictions(task, IMAGES, pred, true.to(dtype))
     image,truth,said = [ax.images[0].get_array() for ax in fig.axes]
     colors = class_colors(3)
     assert np.allclose(truth[0, 0], UNKNOWN) and np.allclose(truth[1, 1], colors[2]) and np.allclose(truth[7, 7], colors[0])

@@ -162,6 +162,15 @@ def test_zones_are_no_soft_labels():
     got = feed(task, 9.*one_hot(said, 6), target)
     assert got["accuracy"] == 11/12 and got["mae"] == pytest.approx(5/12)
 
+def test_targets_may_be_of_any_whole_type():
+    "255 is -1 in 8 bits: an unknown pixel must not become a known one, nor the other way round"
+    task = KINDS["map"]
+    pred,target = sample(task, 20)
+    assert feed(task, pred, target.to(torch.uint8)) == feed(task, pred, target.to(torch.int16)) == feed(task, pred, target)
+    labels = MultiLabel("abc")
+    pred,target = sample(MultiLabel("abc", unknown=-1), 20, unknown=0)
+    assert feed(labels, pred, target.bool()) == feed(labels, pred, target.to(torch.uint8)) == feed(labels, pred, target)
+
 def test_a_rougher_map_is_compared_pixel_by_pixel():
     task = KINDS["map"]
     pred,target = sample(task, 8, seed=1)

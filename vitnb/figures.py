@@ -216,7 +216,7 @@ def _stretch(x):
     low,high = np.percentile(x, [1, 99], axis=(1, 2), keepdims=True)
     return np.clip((x - low)/np.maximum(high - low, 1e-6), 0, 1)
 
-# %% ../nbs/library/390_figures.ipynb #c4263fa7
+# %% ../nbs/library/390_figures.ipynb #8409e104
 drawings = Registry("drawing")
 COLORS = dict(right="tab:green", wrong="tab:red", unknown="0.45")
 
@@ -230,6 +230,7 @@ def _image_ax(ax, image):
 def _hard(task, target):
     "Indices of the truth, -1 for unknown"
     true,known = task.hard(target.detach().cpu())
+    true = true.long() # -1 is no number of an unsigned type
     return true if known is None else torch.where(known, true, -1)
 
 def _verdict(said, true):

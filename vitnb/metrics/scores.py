@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..task import Task
 
-# %% ../../nbs/library/335_metrics.scores.ipynb #3ca420ea
+# %% ../../nbs/library/335_metrics.scores.ipynb #9ffd2f83
 def n_classes(
     task:Task, # Of classes or levels
 )->int: # Classes an entry can truly have; an output for "unknown" is none of them
@@ -34,6 +34,7 @@ def answers(
     "The decoded prediction and the truth of each entry"
     said,_ = task.rows(pred, target)
     true,known = task.hard(target)
+    true = true.long() # -1 is no number of an unsigned type
     if known is None: known = torch.ones_like(true, dtype=torch.bool)
     known = known & (true < n_classes(task)) # mixed targets have masses for "unknown" too
     return task.decode(said).reshape(len(target), -1), torch.where(known, true, -1).reshape(len(target), -1)
