@@ -420,7 +420,7 @@ def train_batch(self:VitLearner, whole:dict|None, last:bool):
     self._with_events(self._backward, "backward", CancelBackwardException)
     if last: self.finish_step()
 
-# %% ../../nbs/library/506_learner.loop.ipynb #a2b1b4fc
+# %% ../../nbs/library/506_learner.loop.ipynb #00affec4
 @patch
 def measure(self:VitLearner, whole:dict|None):
     "The loss of a batch as its share of the step, and what there is to report of it"
@@ -435,7 +435,8 @@ def measure(self:VitLearner, whole:dict|None):
 
 @patch
 def _backward(self:VitLearner):
-    loss = self.loss_grad*self.parallel.world if not self.objective.whole_batch and self.parallel.world > 1 else self.loss_grad # gradients are averaged over processes
+    loss,world = self.loss_grad,self.parallel.world
+    if world > 1 and not self.objective.whole_batch: loss = loss*world # gradients are averaged over processes
     self.parallel.backward(self, self.scaler.scale(loss) if self.scaler else loss)
 
 @patch
