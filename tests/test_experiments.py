@@ -17,8 +17,9 @@ SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in note
 
 
 def vitnb(*args, out, **env):
-    "Run the command with its outputs in `out`"
-    env = {**os.environ, "VITNB_OUTPUTS_PATH":str(out), "OMP_NUM_THREADS":"1", **env}
+    "Run the command with all that it writes in `out`, or beside it"
+    beside = {f"VITNB_{k}_PATH":str(out.with_name(f"{out.name}_{k.lower()}")) for k in ("DATA", "CACHE")}
+    env = {**os.environ, "VITNB_OUTPUTS_PATH":str(out), **beside, "OMP_NUM_THREADS":"1", **env}
     return subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
 
 

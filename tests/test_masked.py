@@ -23,8 +23,6 @@ from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
 
-torch.set_num_threads(1)
-
 
 class Masks(Callback):
     "Write down what was removed"
@@ -103,11 +101,14 @@ def test_a_killed_run_ends_with_the_same_bits():
     assert counts["kills"] == 3 and counts["identical"] >= 1 and not counts["corrupt"]
 
 def test_accumulated_batches_are_the_large_batch():
-    a,b = tiny(bs=4, n=24),tiny(bs=2, n=24, engine=dict(accumulate=2))
+    "With SGD: Adam makes a whole step of a gradient that is nothing but rounding, such as that of the bias of a key"
+    kw = dict(n=24, optimizer="sgd", lr=.05)
+    a,b,first = tiny(bs=4, **kw),tiny(bs=2, engine=dict(accumulate=2), **kw),tiny(bs=4, **kw).model.state_dict()
     for o in (a, b): o.fit(1)
-    n = a.opt_steps
-    assert n == b.opt_steps
-    for (k,p),q in zip(a.model.state_dict().items(), b.model.state_dict().values()): assert torch.allclose(p, q, atol=3e-3), k
+    assert a.opt_steps == b.opt_steps == 3
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-5), k
 
 def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
     plain,shown = tiny(),tiny()

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from vitnb.losses.spectral import (SpectralMAELoss, masked_mse, patchify, range_penalty, reconstruct, removed, spectral_angle, spectral_std, token_stats,
                                    unpatchify, voxel_mask)
 
-torch.set_num_threads(1)
 PATCH,SHAPE = (2, 3),(6, 4, 8) # 2 band groups, 2x4 places: 16 tokens of 12 values
 
 
