@@ -81,7 +81,7 @@ model = create_model("densenet121", img_size=32, num_classes=10).train()
 def step(bs):
     model(torch.randn(bs, 3, 32, 32)).sum().backward()
     model.zero_grad(set_to_none=True)
-small,large = 4,16
+small,large = 2,8
 for _ in range(2): step(small)
 before = peak()
 step(large)
@@ -104,7 +104,7 @@ def printed(code, **env):
 def test_the_operating_system_counts_no_less_and_little_more():
     "From a small to a large batch: libraries, weights and what the convolutions set up once are in both peaks"
     counted,rise = printed(RISE, MALLOC_MMAP_THRESHOLD_="65536") # give back what is freed
-    assert .95*counted < rise < 1.15*counted # 1.02 to 1.04 with kernels for SSE4.1, AVX2 and AVX-512
+    assert .95*counted < rise < 1.15*counted # it is within 1 % with kernels for SSE4.1, AVX2 and AVX-512
 
 
 @needs_peak
