@@ -143,14 +143,14 @@ def test_a_pipe_on_stdin_does_not_overwrite_the_source(workspace):
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, "print('from the file')")
     other = notebook(workspace/"other.ipynb", PARAMS, "print('from the pipe')")
     before = nb.read_bytes()
-    r = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], input=other.read_text(), capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], input=other.read_text(), capture_output=True, text=True, timeout=400)
     assert r.returncode == 0 and "from the file" in r.stdout and nb.read_bytes() == before
 
 
 def test_run_cell_stops_plain_papermill(workspace):
     src = "import vitnb.core\nfrom vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag)"
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, src)
-    call = lambda *a: subprocess.run([sys.executable, "-m", "papermill", str(nb), str(workspace/"o.ipynb"), *a], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    call = lambda *a: subprocess.run([sys.executable, "-m", "papermill", str(nb), str(workspace/"o.ipynb"), *a], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
     bad = call("-p", "epoch", "3")
     assert bad.returncode != 0 and "did you mean 'epochs'" in bad.stderr and not list((workspace/"out").glob("*/*"))
     good = call("-p", "epochs", "3", "-p", "tag", "w4")
@@ -161,7 +161,7 @@ def test_run_cell_stops_plain_papermill(workspace):
 
 def test_papermill_runs_this_python(workspace):
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, "import sys\nprint(sys.prefix)")
-    r = subprocess.run([sys.executable, "-m", "papermill", str(nb), "o.ipynb"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, "-m", "papermill", str(nb), "o.ipynb"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
     assert r.returncode == 0 and text(workspace/"o.ipynb").strip() == sys.prefix
 
 
