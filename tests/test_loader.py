@@ -319,7 +319,7 @@ def build_slowly(root, written):
         real(*a, **kw)
         written.set()
         time.sleep(600) # until it is killed
-    loader_module._write_split = slow
+    source_module._write_split = slow
     build_cache(load_set(root))
 
 @needs_fork
