@@ -16,13 +16,14 @@ from . import classify, regress # noqa: F401, which register their losses
 from .base import Loss, make_loss, weigh
 from ..task import Column, Tasks, column
 
-# %% ../../nbs/library/330_losses.objective.ipynb #aac61ad8
+# %% ../../nbs/library/330_losses.objective.ipynb #f671dfe0
 class Objective(nn.Module):
     "What a step minimises; called as fastai calls a loss, with predictions and targets, it gives the mean"
     whole_batch = False # the loss of a sample depends on the others: such a batch cannot be made of parts
     weights = {} # term -> weight; 1 for a term that is not there
     reduction = "mean" # "none" while somebody asks for the loss of each sample
     title = "Loss" # of the first panel of a live figure
+    fields = () # of the batch, besides targets, that loss and metrics read
 
     def terms(self, pred:object, batch:tuple)->dict:
         "Term -> (sum, count)"
