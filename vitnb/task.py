@@ -128,6 +128,10 @@ def entries(self:Task,
     return target, self.known(target)
 
 # %% ../nbs/library/050_task.ipynb #70ca29b1
+def _one_hot(target, n):
+    "Masses of whole numbers; none for a number that is not in 0..n-1"
+    return (target[...,None] == torch.arange(n, device=target.device)).float()
+
 class Categorical(Task):
     "A task whose entries are one of several things"
     @property
@@ -140,8 +144,8 @@ class Categorical(Task):
     )->Tensor: # Masses (B,...,n), 0 for an unknown entry
         "Indices as masses"
         if target.is_floating_point(): return target
-        levels = torch.arange(self.n, device=target.device)
-        return (target[...,None] == levels).float() # an unknown entry is no level
+        masses,known = _one_hot(target, self.n),self.known(target)
+        return masses if known is None else masses*known[...,None] # one of the classes may be the unknown one
 
     def mix(self,
         target:Tensor, # Indices (B,...)
@@ -297,8 +301,8 @@ class Ordinal(Categorical):
     @property
     def n(self)->int: return self.levels + self.abstain
     def encode(self, target:Tensor)->Tensor:
-        if self.abstain and not target.is_floating_point(): target = torch.where(target == self.unknown, self.levels, target)
-        return super().encode(target)
+        if not self.abstain or target.is_floating_point(): return super().encode(target)
+        return _one_hot(torch.where(target == self.unknown, self.levels, target), self.n)
     def hard(self, target:Tensor)->tuple:
         truth,known = super().hard(target)
         if not self.abstain or not target.is_floating_point(): return truth, known
