@@ -2963,6 +2963,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vitnb.task._level_probs': ('library/task.html#_level_probs', 'vitnb/task.py'),
                             'vitnb.task._log_mean': ('library/task.html#_log_mean', 'vitnb/task.py'),
                             'vitnb.task._moved': ('library/task.html#_moved', 'vitnb/task.py'),
+                            'vitnb.task._one_hot': ('library/task.html#_one_hot', 'vitnb/task.py'),
                             'vitnb.task._order': ('library/task.html#_order', 'vitnb/task.py'),
                             'vitnb.task._part': ('library/task.html#_part', 'vitnb/task.py'),
                             'vitnb.task._plain': ('library/task.html#_plain', 'vitnb/task.py'),

@@ -20,6 +20,7 @@ from fastai.callback.core import (Callback, CancelBackwardException, CancelBatch
 from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.torch_core import TensorBase
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.xtras import modify_exception
@@ -328,7 +329,10 @@ def begin_batch(self:VitLearner, i:int, b:tuple)->bool: # Whether it is to be us
     return True
 
 @patch
-def _move(self:VitLearner, t): return t if t.device == self.device else t.to(self.device, non_blocking=True)
+def _move(self:VitLearner, t):
+    "A plain tensor on the device; fastai's subclasses would come back from each operation of the model"
+    if isinstance(t, TensorBase): t = t.as_subclass(Tensor)
+    return t if t.device == self.device else t.to(self.device, non_blocking=True)
 
 @patch
 def finish_batch(self:VitLearner, f:Callable):
@@ -464,12 +468,10 @@ def _step(self:VitLearner):
 # %% ../../nbs/library/506_learner.loop.ipynb #85f55550
 @contextmanager
 def _during(learn, phase):
-    "A phase; what is called inside another one belongs to it"
-    was = learn.phase
-    if not getattr(learn, "_busy", False): learn.phase = phase
-    busy,learn._busy = getattr(learn, "_busy", False),True
+    "A phase; a validation inside a fit is a validation, and the fit goes on behind it"
+    was,learn.phase = learn.phase,phase
     try: yield
-    finally: learn.phase,learn._busy = was,busy
+    finally: learn.phase = was
 
 @patch
 def schedule_callback(self:VitLearner,
