@@ -15,6 +15,9 @@ from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
+from vitnb.data.cubefile import *
+from vitnb.data.retina import *
+from vitnb.data.cubeaugment import *
 from vitnb.data.cube import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
