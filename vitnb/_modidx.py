@@ -2686,6 +2686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vitnb/models/spectral.py'),
                                        'vitnb.models.spectral.SpectralMAE._bands': ( 'library/models.spectral.html#spectralmae._bands',
                                                                                      'vitnb/models/spectral.py'),
+                                       'vitnb.models.spectral.SpectralMAE._describe_bands': ( 'library/models.spectral.html#spectralmae._describe_bands',
+                                                                                              'vitnb/models/spectral.py'),
                                        'vitnb.models.spectral.SpectralMAE._make_encoder': ( 'library/models.spectral.html#spectralmae._make_encoder',
                                                                                             'vitnb/models/spectral.py'),
                                        'vitnb.models.spectral.SpectralMAE._make_head': ( 'library/models.spectral.html#spectralmae._make_head',
