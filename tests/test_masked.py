@@ -12,12 +12,12 @@ from tiny_spectral import pixel_learner
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
-from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
+from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.core import load_model, run_callbacks, vit_learner
 from vitnb.learner.predict import predict_split
-from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint, spectral_learner
+from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
@@ -26,7 +26,6 @@ from vitnb.testing import assert_exact_resume, differences
 
 class Masks(Callback):
     "Write down what was removed"
-    order = MaskedTraining.order+1
     def __init__(self): self.seen = []
     def after_pred(self): self.seen.append((self.training, self.epochs_done, self.pred["mask"].clone()))
     def state_dict(self): return {}
@@ -61,18 +60,15 @@ def test_it_learns():
 def test_the_terms_are_in_the_history_and_add_up():
     learn = tiny()
     learn.fit(1)
-    row,w = learn.recorder.rows[-1],learn.loss_func.weights
+    row,w = learn.recorder.rows[-1],learn.objective.weights
     for part,loss in (("train", "train_loss"), ("valid", "valid_loss")):
         assert sum(w[k]*row[f"{part}_{k}"] for k in w) == pytest.approx(row[loss], rel=1e-4)
 
 def test_a_model_that_does_not_mask_is_an_error():
-    learn = tiny()
-    learn.model.reset_classifier(3)
-    type(learn.model).seeded_order,kept = None,type(learn.model).seeded_order
-    try:
-        del type(learn.model).seeded_order
-        with pytest.raises(ValueError, match="does not mask"): learn.fit(1)
-    finally: type(learn.model).seeded_order = kept
+    dls = tiny().dls
+    dls.model_kw = dict(img_size=16, in_chans=10)
+    with pytest.raises(ValueError, match="needs a model with seeded_order, which SwinTransformer has not; use one such as spectral_mae_tiny"):
+        vit_learner(dls, "swin_micro", pretext="masked", device="cpu")
 
 def state(learn): return copy.deepcopy(dict(model=learn.model.state_dict(), rows=[{k:v for k,v in r.items() if k != "seconds"} for r in learn.recorder.rows]))
 
@@ -174,17 +170,17 @@ def test_half_precision_trains():
 def test_bounds_and_positions_come_from_the_loaders(normalize):
     learn = tiny(normalize=normalize)
     lo,hi = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in (learn.dls.normalizer.lo, learn.dls.normalizer.hi))
-    assert torch.equal(learn.loss_func.low, lo) and torch.equal(learn.loss_func.high, hi)
+    assert torch.equal(learn.objective.loss.low, lo) and torch.equal(learn.objective.loss.high, hi)
     assert learn.model.spectral_pos == "wavelength" and learn.model.wavelengths == pytest.approx(learn.dls.wavelengths.tolist())
-    assert tiny(model_kw=dict(spectral_pos="index")).model.spectral_pos == "index"
+    index = tiny(model_kw=dict(spectral_pos="index")).model
+    assert index.spectral_pos == "index" and index.wavelengths == learn.model.wavelengths
 
 def test_missing_bands_are_no_target():
     nm = [450. + 30*i for i in range(9)] + [850.]
     a = tiny(model_kw=dict(wavelengths=[*nm[:4], float("nan"), *nm[5:]]))
     seen = []
     class Spy(Callback):
-        order = MaskedTraining.order+1
-        def after_pred(self): seen.append((self.yb[0][:,4].abs().max(), self.yb[1].shape, self.yb[1][:,4].any()))
+        def after_pred(self): seen.append((self.learn.batch["image"][:,4].abs().max(), self.learn.batch["mask"].shape, self.learn.batch["mask"][:,4].any()))
     a.add_cb(Spy())
     a.fit(1)
     assert all(float(m) == 0 and s[1] == 10 and not v for m,s,v in seen) and a.recorder.rows[-1]["train_mse"] > 0
@@ -288,7 +284,7 @@ def test_a_batch_without_a_class_is_passed_over():
     class Blank(Callback):
         order = 0
         def before_batch(self):
-            if self.training and self.iter == 0: self.learn.yb = (torch.full_like(self.yb[0], -100),)
+            if self.training and self.iter == 0: self.learn.batch = self.learn.batch.replace(target=torch.full_like(self.learn.batch["target"], -100))
     learn.fit(1, cbs=Blank())
     assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(learn.recorder.rows[0]["train_loss"])
     assert learn.opt_steps == len(learn.dls.train) - 1 and len(first) == 2
