@@ -255,8 +255,7 @@ class Script(Callback):
     order = 52 # after the average's columns
     def __init__(self, values, name="valid_loss"): self.values,self.column = values,name
     def after_epoch(self):
-        rec = self.learn.recorder
-        rec.log[rec.metric_names.index(self.column)] = self.values[self.epoch]
+        self.learn.recorder.rows[-1][self.column] = self.values[self.epoch]
     def state_dict(self): return {}
     def load_state_dict(self, s): pass
 

@@ -52,6 +52,7 @@ class Masked(Pretext):
     monitor = "mse_masked"
     opt_kw = dict(betas=(.9, .95)) # He et al. 2022, table 8: second moments of masked batches are noisy, and a longer memory reacts too late
     title = "Loss (weighted sum of terms)"
+    fields = ("image", "mask", "order")
     shown = ("ssim",) # degrees and dB would not share its axis
     advice = "use one such as spectral_mae_tiny, with num_classes=0"
     def __init__(self,

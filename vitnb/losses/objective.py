@@ -23,6 +23,7 @@ class Objective(nn.Module):
     weights = {} # term -> weight; 1 for a term that is not there
     reduction = "mean" # "none" while somebody asks for the loss of each sample
     title = "Loss" # of the first panel of a live figure
+    fields = () # of the batch, besides targets, that loss and metrics read
     shown = () # metrics that share its second panel; all if empty
 
     def terms(self, pred:object, batch:tuple)->dict:
