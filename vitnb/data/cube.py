@@ -304,7 +304,6 @@ LABELS = ("cube", "window", "center")
 def _label_of(r, t, l, h, w, code, how):
     "Class of a window: the cube's, the most common one of its own pixels, or that of its middle pixel"
     if how == "cube": return r.label
-    if r.truth is None: raise ValueError(f"label_of={how!r} needs a map of classes, and {r.name} has none; use label_of='cube'")
     if how == "center": return int(r.truth[t + h//2, l + w//2])
     y = r.truth[t:t+h,l:l+w]
     y = y[(y >= 0) & (True if r.ground is None else r.ground[t:t+h,l:l+w] == code)]
@@ -422,11 +421,12 @@ def _tasks(cube_set, kinds, how):
     if "pixels" in kinds: made["pixels"] = ClassMap(tuple(cube_set.pixel_classes), unknown=IGNORE)
     return Tasks(made) if len(made) > 1 else Tasks({"":o for o in made.values()})
 
-def _check_has(cube_set, kinds, rgb):
+def _check_has(cube_set, kinds, how, rgb):
     "Refuse what the cubes do not come with"
     for k in cube_set.splits.values():
         for r in (cube_set.records[i] for i in k.tolist()):
             if "pixels" in kinds and r.truth is None: raise ValueError(f"label='pixels' needs a map of classes, and {r.name} has none; leave label out, or use label='class'")
+            if "class" in kinds and how != "cube" and r.truth is None: raise ValueError(f"label_of={how!r} needs a map of classes, and {r.name} has none; use label_of='cube'")
             if rgb and r.rgb is None: raise ValueError(f"rgb=True needs companion images, and {r.name} has none; leave rgb out")
 
 def _places(cube_set, split, size, stride, min_valid, windows):
@@ -440,8 +440,8 @@ def _places(cube_set, split, size, stride, min_valid, windows):
 
 def _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, how):
     "Windows of the three splits"
+    _check_has(cube_set, kinds, how, rgb)
     tasks,out = _tasks(cube_set, kinds, how),[]
-    _check_has(cube_set, kinds, rgb)
     for code,k in enumerate(SPLITS):
         where = _places(cube_set, k, size, stride, min_valid, windows)
         source = CubeSource(cube_set, where, size, code, jitter if k == "train" else 0, rgb, "pixels" in kinds)
