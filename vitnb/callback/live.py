@@ -65,7 +65,7 @@ class LiveView(TrainCallback):
         title:str="", # Title of the figure
         plot:bool=True, # Draw the figure
         share:float=.02, # Largest share of the time that drawing may take
-        shown:Sequence[str]=(), # Which metrics are drawn; as the objective says if empty. They share an axis, so they should share a scale
+        shown:Sequence[str]=(), # Which metrics are drawn; all if empty. Those of one unit share a panel
         loss_name:str|None=None, # Title of the first panel; as the objective says if None
     ): self.file,self.title,self.plot,self.share,self.shown,self.loss_name = path,title,plot,share,shown,loss_name
 
@@ -85,8 +85,8 @@ class LiveView(TrainCallback):
         rec,objective = self.recorder,self.learn.objective
         done = [r for r in rec.rows if r["epoch"]]
         per = done[-1]["step"]/done[-1]["epoch"] if done else len(self.dls.train)
-        shown = self.shown or [n for n in objective.shown if n in rec.metric_names] or [n for n in rec.metric_names if n not in _NO_METRIC]
-        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name or objective.title)
+        shown = self.shown or [n for n in rec.metric_names if n not in _NO_METRIC]
+        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name or objective.title, self.learn.columns)
 
     def after_batch(self):
         if not self.active or self.bar is None or time.time()-self.drawn < .3: return

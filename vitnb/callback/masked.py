@@ -53,7 +53,6 @@ class Masked(Pretext):
     opt_kw = dict(betas=(.9, .95)) # He et al. 2022, table 8: second moments of masked batches are noisy, and a longer memory reacts too late
     title = "Loss (weighted sum of terms)"
     fields = ("image", "mask", "order")
-    shown = ("ssim",) # degrees and dB would not share its axis
     advice = "use one such as spectral_mae_tiny, with num_classes=0"
     def __init__(self,
         loss:nn.Module|None=None, # A loss with `terms(out, cube, valid)` and `counts`; `SpectralMAELoss` of the options and the normaliser's bounds if None

@@ -24,7 +24,6 @@ class Objective(nn.Module):
     reduction = "mean" # "none" while somebody asks for the loss of each sample
     title = "Loss" # of the first panel of a live figure
     fields = () # of the batch, besides targets, that loss and metrics read
-    shown = () # metrics that share its second panel; all if empty
 
     def terms(self, pred:object, batch:tuple)->dict:
         "Term -> (sum, count)"
