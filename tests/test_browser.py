@@ -1,7 +1,6 @@
 "The live figure, seen in a real JupyterLab: run with `pytest -m browser` (needs chromium and `pip install -e '.[browser]'`)"
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from process_state import quiet_port
 
 pytestmark = pytest.mark.browser
 
@@ -23,12 +23,6 @@ learn.fit(12)
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture
 def lab(tmp_path):
     "A JupyterLab on a notebook of one training cell; yields its address"
@@ -37,7 +31,7 @@ def lab(tmp_path):
     kernel = dict(name="python3", display_name="python3", language="python") # or JupyterLab asks for one
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TRAIN)], metadata=dict(kernelspec=kernel))
     nbformat.write(nb, tmp_path/"live.ipynb")
-    port,token = free_port(),"seen"
+    port,token = quiet_port(),"seen"
     env = {**os.environ, "JUPYTER_CONFIG_DIR":str(tmp_path/"config"), "JUPYTER_DATA_DIR":str(tmp_path/"data"), "PATH":f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     env.pop("VITNB_HEADLESS", None)
     cmd = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}",

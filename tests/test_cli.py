@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from vitnb.core import repo_root
@@ -110,32 +111,30 @@ def test_dying_kernel(workspace, capfd):
     assert "died" in capfd.readouterr().err.lower() and read_json(only_run(workspace)/"status.json")["status"] == "failed"
 
 
-def wait_for(path, seconds=60):
-    end = time.time() + seconds
-    while not (path() and path()[0].read_text()):
-        assert time.time() < end, "the notebook did not come to its second cell"
+def wait_for(what, why, seconds=200):
+    "What `what` gives when it gives something"
+    end = time.monotonic() + seconds
+    while not (got := what()):
+        assert time.monotonic() < end, why
         time.sleep(.1)
-    return path()[0].read_text()
+    return got
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_interruption(workspace, sig):
     work = "import os, time\nfrom pathlib import Path\nprint('started')\nPath(os.environ['VITNB_RUN_DIR'], 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, work)
-    p = subprocess.Popen([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pid = int(wait_for(lambda: list(workspace.glob("out/*/*/pid"))))
-    time.sleep(.5)
+    said = workspace/"said.txt"
+    with said.open("w") as log:
+        p = subprocess.Popen([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], stdout=log, stderr=subprocess.PIPE, text=True)
+    pid = int(wait_for(lambda: "".join(f.read_text() for f in workspace.glob("out/*/*/pid")), "the notebook did not come to its second cell"))
+    wait_for(lambda: "started" in said.read_text(), "what the cell prints did not arrive")
     p.send_signal(sig)
-    out,err = p.communicate(timeout=60)
+    _,err = p.communicate(timeout=200)
     assert p.returncode == 130, err
     assert "interrupted after" in err and read_json(only_run(workspace)/"status.json")["status"] == "interrupted"
     assert "started" in text(only_run(workspace)/"train_demo.ipynb")
-    end = time.time() + 20
-    while time.time() < end: # the kernel ends with the command
-        try: os.kill(pid, 0)
-        except ProcessLookupError: break
-        time.sleep(.1)
-    else: pytest.fail("the kernel outlived the command")
+    wait_for(lambda: not psutil.pid_exists(pid), "the kernel outlived the command", 60)
 
 
 def test_a_pipe_on_stdin_does_not_overwrite_the_source(workspace):

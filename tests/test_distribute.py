@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import Ranks, free_port
+from vitnb.core import Ranks
 from vitnb.data.loader import SomePixels
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
@@ -89,15 +90,22 @@ def test_weights_of_one_process(two, one, case):
 
 @pytest.mark.parametrize("case", worker.CASES)
 def test_history_of_one_process(two, one, case):
-    "The same columns; every sample counted once, so accuracies are equal as numbers"
+    """The same columns; a sample that is missing or counted twice shows in the losses
+
+    Weights agree to rounding, and the two likeliest classes of the least certain answer are 3e-6 to 2e-4 apart here, so
+    that the kernels of a CPU may decide one answer of 100, or of thousands of pixels. With the same weights all are the
+    same: `test_validation_is_equal_in_every_bit`.
+    """
+    one_answer = 1e-3 if case == "pixels" else .011
     for a,b in zip(one(case)["rows"], two[0][0][f"case {case}"]["rows"]):
         assert a.keys() == b.keys()
         for k in a.keys() - {"seconds"}:
-            if "accuracy" in k or "top5" in k or "f1" in k or k in ("epoch", "step", "lr"): assert a[k] == pytest.approx(b[k], abs=1e-12), k
+            if k in ("epoch", "step", "lr"): assert a[k] == pytest.approx(b[k], abs=1e-12), k
+            elif "accuracy" in k or "top5" in k or "f1" in k: assert a[k] == pytest.approx(b[k], abs=one_answer), k
             else: assert a[k] == pytest.approx(b[k], rel=2e-5), k
 
 
-@pytest.mark.parametrize("case", ["swin", "densenet", "masked_sum"])
+@pytest.mark.parametrize("case", ["swin", "densenet", "masked_sum", "pixels"])
 def test_validation_is_equal_in_every_bit(two, case):
     "With the same weights one process finds the same numbers, also where the last turn has a batch for one rank only"
     got = two[0][0][f"case {case}"]
@@ -384,7 +392,7 @@ def test_a_rank_that_never_arrives_and_a_port_in_use(workspace):
         s.bind(("", 0))
         s.listen()
         taken = str(s.getsockname()[1])
-        runs = [start(["vitnb.experiment.cli", "run", nb], workspace, MASTER_PORT=port, **lone) for port in (str(free_port()), taken)]
+        runs = [start(["vitnb.experiment.cli", "run", nb], workspace, MASTER_PORT=port, **lone) for port in (str(quiet_port()), taken)]
         alone,busy = (p.communicate(timeout=200)[0] for p in runs)
         assert cli.main(["run", str(nb), "--processes", "2", "--port", taken]) == 2
     assert [p.returncode for p in runs] == [2, 2]
@@ -401,7 +409,7 @@ def test_more_processes_than_devices(workspace, capfd):
 
 def machines(workspace, nb, **env):
     "Two launchers of accelerate, as two machines would have one each, over the loopback device"
-    port = free_port()
+    port = quiet_port()
     def one(rank):
         options = ["--multi_gpu", "--num_machines", 2, "--num_processes", 2, "--machine_rank", rank, "--main_process_ip", "127.0.0.1", "--main_process_port", port,
                    "--mixed_precision", "no", "--dynamo_backend", "no"]

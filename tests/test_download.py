@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings as hyp, strategies as st
 from PIL import Image
+from process_state import Refusing
 
 import vitnb.data.download as transfer
 import vitnb.data.sets as room
@@ -150,8 +151,7 @@ def test_a_server_that_refuses(server, tmp_path, status, asked):
     assert len(server.asked) == asked and visible(tmp_path) == []
 
 def test_offline(tmp_path):
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    with pytest.raises(ConnectionError, match=r"set.zip could not be fetched from http://127.0.0.1:\d+/set.zip: .*refused.* put it at .*set.zip"):
+    with Refusing() as port, pytest.raises(ConnectionError, match=r"set.zip could not be fetched from http://127.0.0.1:\d+/set.zip: .*refused.* put it at .*set.zip"):
         download(f"http://127.0.0.1:{port}/set.zip", tmp_path/"set.zip", tries=1)
 
 def test_a_url_that_is_none(tmp_path):

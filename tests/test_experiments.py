@@ -10,15 +10,15 @@ import pytest
 
 from vitnb.core import settings
 from vitnb.experiment.cli import notebook_params, read_notebook
-from vitnb.experiment.recipes import FIELDS, callback_args, learner_args, loader_args, recipes, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in notebook_params(read_notebook(p))]
 
 
 def vitnb(*args, out, **env):
-    "Run the command with its outputs in `out`"
-    env = {**os.environ, "VITNB_OUTPUTS_PATH":str(out), "OMP_NUM_THREADS":"1", **env}
+    "Run the command with all that it writes in `out`, or beside it"
+    beside = {f"VITNB_{k}_PATH":str(out.with_name(f"{out.name}_{k.lower()}")) for k in ("DATA", "CACHE")}
+    env = {**os.environ, "VITNB_OUTPUTS_PATH":str(out), **beside, "OMP_NUM_THREADS":"1", **env}
     return subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
 
 
@@ -79,31 +79,6 @@ def test_a_dry_run_trains_nothing(ran):
 def test_an_unknown_parameter_runs_nothing(tmp_path):
     p = vitnb(ROOT/"nbs"/"train_swin.ipynb", "-p", "epoch", "3", out=tmp_path)
     assert p.returncode == 2 and "did you mean 'epochs'" in p.stderr and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("family", recipes)
-def test_recipes_are_whole_and_resolve(family):
-    for name,r in recipes[family].items():
-        assert r.keys() == FIELDS.keys(), name
-        full = resolve(family, name, {})
-        assert learner_args(full)["arch"] == r["arch"] and loader_args(full)["bs"] == r["bs"] and callback_args(full)["mixup"] == r["mixup"]
-
-
-@pytest.mark.parametrize("family", recipes)
-def test_each_recipe_field_of_a_notebook_is_a_recipe_field(family):
-    "A parameter whose default is None means `as the recipe says`, so the recipe must have it"
-    own = {k for k,v in notebook_params(read_notebook(ROOT/"nbs"/f"train_{family}.ipynb")).items() if v is None}
-    assert own - FIELDS.keys() == {"max_hours", "more"} # `more` takes the fields that have no parameter
-
-
-def test_the_guides_numbers():
-    r = resolve("swin", "tiny_imagenet", {})
-    assert (r.bs, r.lr, r.weight_decay, r.epochs, r.clip, r.img_size, r.drop_path, r.label_smoothing) == (64, 3e-4, .05, 100, 1., 224, .1, .1)
-    assert (r.warmup_epochs, r.warmup_lr, r.min_lr) == (5, 1e-6, 1e-5)
-    d = resolve("densenet", "cifar10", {})
-    assert (d.bs, d.lr, d.momentum, d.weight_decay, d.epochs, d.optimizer) == (64, .1, .9, 1e-4, 200, "sgd")
-    i = resolve("densenet", "imagenet", {})
-    assert (i.epochs, i.bs, i.lr, i.schedule, i.step_size, i.gamma) == (90, 256, .1, "step", 30, .1)
 
 
 def test_settings_act(monkeypatch, tmp_path):

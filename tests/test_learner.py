@@ -19,7 +19,8 @@ from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStop
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.learner.core import load_model, predict_split, run_callbacks, vit_learner
+from vitnb.learner.core import load_model, run_callbacks, vit_learner
+from vitnb.learner.predict import predict_split
 
 
 def make(seed=3, cbs=(), dls_kw=None, **kw):

@@ -15,15 +15,13 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, predict_split, run_callbacks, train_callbacks
-from vitnb.learner.spectral import (SPECTRAL_FIELDS, Baseline, between_bands, cube_args, evaluate_model, find_checkpoint, spectral_args, spectral_learner,
-                                    spectral_recipe, spectral_recipes, stored_recipe)
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks
+from vitnb.learner.predict import predict_split
+from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint, spectral_learner
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
-
-torch.set_num_threads(1)
 
 
 class Masks(Callback):
@@ -103,11 +101,14 @@ def test_a_killed_run_ends_with_the_same_bits():
     assert counts["kills"] == 3 and counts["identical"] >= 1 and not counts["corrupt"]
 
 def test_accumulated_batches_are_the_large_batch():
-    a,b = tiny(bs=4, n=24),tiny(bs=2, n=24, engine=dict(accumulate=2))
+    "With SGD: Adam makes a whole step of a gradient that is nothing but rounding, such as that of the bias of a key"
+    kw = dict(n=24, optimizer="sgd", lr=.05)
+    a,b,first = tiny(bs=4, **kw),tiny(bs=2, engine=dict(accumulate=2), **kw),tiny(bs=4, **kw).model.state_dict()
     for o in (a, b): o.fit(1)
-    n = a.opt_steps
-    assert n == b.opt_steps
-    for (k,p),q in zip(a.model.state_dict().items(), b.model.state_dict().values()): assert torch.allclose(p, q, atol=3e-3), k
+    assert a.opt_steps == b.opt_steps == 3
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-5), k
 
 def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
     plain,shown = tiny(),tiny()
@@ -256,27 +257,6 @@ def test_interpolation_between_bands_by_numpy():
         w = seen[b,:,i,j].numpy()
         want = np.interp(nm, np.array(nm)[w], x[b,:,i,j].numpy()[w]) if w.any() else np.full(7, -1.)
         assert np.allclose(got[b,:,i,j], want, atol=1e-5)
-
-
-# recipes
-
-def test_the_guides_settings():
-    r = spectral_recipe("retina", dict(data="catalogue.csv"))
-    assert (r.arch, r.epochs, r.bs, r.patch_size, r.mask_ratio, r.mask_mode, r.accumulate) == ("spectral_mae_medium", 200, 6, (25, 5), .8, "random", 1)
-    assert (r.mse_weight, r.sam_weight, r.variance_weight, r.range_penalty_weight) == (1., .1, .01, .001) and "cosine" in r.schedule
-    with pytest.raises(ValueError, match="needs data"): spectral_recipe("retina", {})
-
-@pytest.mark.parametrize("name", spectral_recipes)
-def test_recipes_are_whole(name):
-    r = spectral_recipe(name, dict(data="x", epochs=3, unknown=1, bs=None))
-    assert r.keys() == SPECTRAL_FIELDS.keys() and r.epochs == 3 and r.bs == spectral_recipes[name]["bs"]
-    assert spectral_args(r)["arch"] == r.arch and cube_args(r)["normalize"] == r.normalize
-
-def test_a_stored_recipe_is_the_recipe(tmp_path):
-    r = spectral_recipe("scene", dict(bs=3))
-    (tmp_path/"recipe.json").write_text(json.dumps(r))
-    assert {k:(tuple(v) if isinstance(v, list) else v) for k,v in stored_recipe(tmp_path).items()} == dict(r)
-    with pytest.raises(FileNotFoundError, match="written by pretrain_spectral"): stored_recipe(tmp_path/"x")
 
 
 # ---------------------------------------------------------------------------------------------- a class for each pixel

@@ -22,7 +22,6 @@ from vitnb.models.protocol import (PROTOCOL, check_model, create_model, list_mod
                                    register_model)
 from vitnb.models.swin import choose_window, fitting_windows, swin, swin_micro, token_maps
 
-torch.set_num_threads(1)
 NAMES = list_models()
 SMALL = dict(embed_dim=8, depths=(2, 2), num_heads=(1, 2), patch_size=2, img_size=16, num_classes=5)
 DENSE = dict(growth_rate=4, block_config=(2, 2), img_size=16, num_classes=5)
@@ -87,8 +86,15 @@ def test_head_dim_is_32_everywhere():
 
 OWN = {n: dict(in_chans=3, patch_size=(8, 1)) for n in NAMES if n.startswith("spectral")} # cubes of three bands are images
 
+def small(name): return dict(name=name, img_size=32, num_classes=10, **OWN.get(name, {}))
+
 @pytest.fixture(scope="module", params=NAMES)
-def tiny(request): return request.param,meta(request.param, img_size=32, num_classes=10, **OWN.get(request.param, {}))
+def tiny(request): return request.param,meta(**small(request.param))
+
+@pytest.fixture(params=NAMES)
+def own(request):
+    "As `tiny`, for a test that changes the model"
+    with torch.device("meta"): return request.param,create_model(**small(request.param))
 
 def test_registration_on_first_use():
     "A user who imports the protocol alone sees every family"
@@ -115,8 +121,8 @@ def test_intermediates(tiny):
     some = model.forward_intermediates(torch.empty(2, 3, 32, 32, device="meta"), indices=[0, 2], intermediates_only=True)
     assert [tuple(o.shape) for o in some] == [want[0], want[2]]
 
-def test_reset_classifier(tiny):
-    name,model = tiny
+def test_reset_classifier(own):
+    name,model = own
     model.reset_classifier(3)
     assert model.num_classes == model.get_classifier().out_features == 3
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 3)
@@ -134,14 +140,30 @@ def test_group_matcher(tiny):
     head = next(n for n,m in model.named_modules() if m is model.get_classifier()) + ".weight"
     assert head in groups[max(groups)] and next(n for n,_ in model.named_parameters()) in groups[min(groups)]
 
+@pytest.mark.parametrize("coarse", [True, False])
+def test_the_classifier_alone_lies_deepest(tiny, coarse):
+    "So that freezing all but the head trains what is new, and not the last norm of pre-trained weights"
+    name,model = tiny
+    depth = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+    head = next(n for n,m in model.named_modules() if m is model.get_classifier())
+    assert {n for n,d in depth.items() if d == max(depth.values())} == {f"{head}.weight", f"{head}.bias"}
+    assert {depth[n] for n in depth if n.startswith("patch_embed") or "conv0" in n} == {0}
+    assert sorted(set(depth.values())) == list(range(max(depth.values())+1)) and max(depth.values()) >= 2
+
+def test_the_decoder_lies_as_deep_as_its_head():
+    model = create_model("spectral_mae_micro")
+    for coarse in (True, False):
+        depth = group_parameters(model, model.group_matcher(coarse=coarse), reverse=True)
+        assert {n for n,d in depth.items() if d == max(depth.values())} == {n for n in depth if n.startswith(("decoder", "head"))}
+
 def test_no_weight_decay(tiny):
     name,model = tiny
     tables = {n for n,_ in model.named_parameters() if n.endswith(("relative_position_bias_table", "pos.spatial", "pos.spectral"))}
     assert set(model.no_weight_decay()) == tables and bool(tables) == name.startswith(("swin", "spectral"))
     if name == "swin_tiny": assert len(tables) == 12
 
-def test_grad_checkpointing_switch(tiny):
-    name,model = tiny
+def test_grad_checkpointing_switch(own):
+    name,model = own
     model.set_grad_checkpointing()
     model.train()(torch.empty(2, 3, 32, 32, device="meta")).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -174,11 +196,11 @@ def test_check_model_names_what_is_missing():
     with pytest.raises(ValueError, match="lacks group_matcher of the model protocol"): check_model(model)
     for o in PROTOCOL: assert callable(getattr(swin_micro(img_size=8), o))
 
-def test_register_refuses_a_taken_name():
+def test_register_refuses_a_taken_name(monkeypatch):
+    monkeypatch.setitem(models, "swin_tiny", models["swin_tiny"]) # put back, also where this fails
     with pytest.raises(ValueError, match="'swin_tiny' is registered already"): register_model("swin_tiny", densenet)
     assert models["swin_tiny"].build is swin
     assert register_model("swin_tiny", swin, **swin_module.SWIN_SIZES["swin_tiny"]).preset == swin_module.SWIN_SIZES["swin_tiny"] # a module that is reloaded
-    models["swin_tiny"] = swin_module.swin_tiny
 
 
 # every option acts

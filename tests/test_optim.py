@@ -7,21 +7,29 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelBatchException, CancelStepException
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import even_mults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitnb.learner.optim import (GradClip, GroupOptim, ScheduleLR, check_groups, decays, make_optimizer, make_schedule, optimizers, param_groups, scale_lr,
-                                 schedule_options, schedules, steps_per_epoch)
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import vit_learner
+from vitnb.learner.freeze import FrozenNorms, frozen_norms
+from vitnb.learner.optim import (GradClip, GroupOptim, ScheduleLR, check_groups, decays, make_optimizer, make_schedule, optimizers, param_depths,
+                                 param_groups, scale_lr, schedule_options, schedules, steps_per_epoch)
+from vitnb.models.protocol import create_model
+from vitnb.task import Column
 
 PURE = ["constant", "cosine", "warmup_cosine", "step", "multistep", "one_cycle"]
+PLATEAU_MODE = dict(plateau=dict(mode="min")) # outside a fit nobody has declared the column
 
 
 class Net(nn.Module):
@@ -188,7 +196,7 @@ def test_optimizer_bad_input():
     with pytest.raises(ValueError, match="sgd has no option 'betas'"): make_optimizer(net, "sgd", betas=(.9, .99))
     with pytest.raises(ValueError, match="in no parameter group"): make_optimizer(net, groups=[dict(params=[net.head.weight])])
     with pytest.raises(ValueError, match="unknown hyper-parameter 'lrr'.*did you mean 'lr'"): make_optimizer(net).set_hyper("lrr", 1.)
-    with pytest.raises(ValueError, match="not early and late layers"): make_optimizer(net).freeze_to(-1)
+    with pytest.raises(ValueError, match="does not say which parameters lie deep"): make_optimizer(net).freeze_to(-1)
     own = make_optimizer(net, groups=[dict(params=list(net.parameters()), weight_decay=.01)])
     assert own.opt.param_groups[0]["weight_decay"] == .01
 
@@ -197,6 +205,344 @@ def test_fused_is_chosen_where_it_is_supported():
     assert make_optimizer(Net()).opt.param_groups[0]["fused"] is True
     assert make_optimizer(Net(), fused=False).opt.param_groups[0]["fused"] is False
     assert make_optimizer(nn.Linear(2, 2, device="meta")).opt.param_groups[0]["fused"] is False
+
+
+# ---------------------------------------------------------------- depth
+
+class Deep(nn.Sequential):
+    "Four depths with weights and biases each, and batch norms in two of them"
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3, padding=1), nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
+                         nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), nn.Flatten(), nn.Linear(32, 3))
+    def group_matcher(self, coarse=False): return dict(stem=r"^0", blocks=r"^([12])\.")
+
+DEPTH = {"0":0, "1":1, "2":2, "4":3} # of Deep, by the beginning of the name
+
+def deep_learner(name="adamw", n=6, **kw):
+    learn = learner(Deep(), n=n, cbs=FrozenNorms())
+    learn.opt_func = make_optimizer(learn.model, name, **kw)
+    return learn
+
+def rates(learn):
+    "Learning rate of each parameter by name"
+    rate = {p:g["lr"] for g in learn.opt.opt.param_groups for p in g["params"]}
+    return {n:rate[p] for n,p in learn.model.named_parameters()}
+
+def depth_rates(learn):
+    "One rate a depth; all parameters of a depth must have it"
+    found = {}
+    for n,r in rates(learn).items(): found.setdefault(DEPTH[n[0]], set()).add(r)
+    assert all(len(v) == 1 for v in found.values()), found
+    return [found[d].pop() for d in sorted(found)]
+
+class Rates(Callback):
+    "The rate of each depth at each step"
+    order = 100
+    def __init__(self): self.seen = []
+    def before_step(self): self.seen.append(depth_rates(self.learn))
+
+
+def test_depth_comes_from_the_group_matcher():
+    assert param_depths(Deep()) == {n:DEPTH[n[0]] for n,_ in Deep().named_parameters()}
+    assert set(param_depths(Net()).values()) == {0}
+
+
+@settings(max_examples=30, deadline=None)
+@given(low=st.floats(1e-7, 1e-2), high=st.floats(1e-7, 1.))
+def test_a_slice_is_geometric_from_the_stem_to_the_head(low, high):
+    learn = deep_learner(); learn.create_opt()
+    learn.opt.set_hyper("lr", slice(low, high))
+    got = depth_rates(learn)
+    assert got[0] == pytest.approx(low) and got[-1] == high
+    np.testing.assert_allclose(got, np.geomspace(low, high, 4), rtol=1e-9)
+    assert {g["weight_decay"] for g in learn.opt.opt.param_groups if "no_decay" in g["name"]} == {0.}
+
+
+def test_what_else_fastai_takes_for_a_rate():
+    learn = deep_learner(); learn.create_opt()
+    learn.opt.set_hyper("lr", slice(1e-2))
+    assert depth_rates(learn) == [1e-3, 1e-3, 1e-3, 1e-2]
+    learn.opt.set_hyper("lr", [1e-4, 2e-4, 3e-4, 4e-4])
+    assert depth_rates(learn) == [1e-4, 2e-4, 3e-4, 4e-4]
+    learn.opt.set_hyper("lr", np.array([5e-4]*2)) # what `fit_one_cycle` makes of two equal groups
+    assert depth_rates(learn) == [5e-4]*4
+    learn.opt.set_hyper("lr", 1e-3)
+    assert depth_rates(learn) == [1e-3]*4
+    for bad in (slice(0, 1e-3), slice(-1e-3), slice(1e-3, None), slice(1e-4, 1e-3, 2)):
+        with pytest.raises(ValueError, match="must have positive ends and no step"): learn.opt.set_hyper("lr", bad)
+    with pytest.raises(ValueError, match="3 values for 4 depths"): learn.opt.set_hyper("lr", [1., 2., 3.])
+    with pytest.raises(ValueError, match="goes by depth, and this model does not say"): make_optimizer(Net()).set_hyper("lr", slice(1e-5, 1e-3))
+    assert [h["lr"] for h in make_optimizer(Deep(), lr=slice(1e-4, 1e-1)).hypers][::2] == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+
+
+def test_without_a_wish_there_are_two_groups():
+    learn = deep_learner(); fit(learn, 1, lr=1e-3, cbs=ScheduleLR("cosine"))
+    assert [g["name"] for g in learn.opt.opt.param_groups] == ["decay", "no_decay"]
+    fit(learn, 1, lr=slice(1e-5, 1e-3), cbs=ScheduleLR("cosine"))
+    assert [g["name"] for g in learn.opt.opt.param_groups] == [f"depth{d}.{k}" for d in range(4) for k in ("decay", "no_decay")]
+    assert check_groups(learn.opt.opt.param_groups, learn.model)
+
+
+def test_own_groups_are_in_order_of_depth():
+    net = Deep()
+    opt = make_optimizer(net, groups=[dict(params=[p for n,p in net.named_parameters() if n[0] != "4"]), dict(params=list(net[4].parameters()))])
+    opt.set_hyper("lr", slice(1e-5, 1e-3))
+    assert [g["lr"] for g in opt.opt.param_groups] == [1e-5, 1e-3]
+    opt.freeze()
+    assert [p.requires_grad for p in net.parameters()] == [False]*10 + [True]*2
+
+
+@pytest.mark.parametrize("name", list(REFERENCE))
+def test_a_slice_trains_as_torch_with_groups_by_hand(name):
+    cls,kw = REFERENCE[name]
+    learn = deep_learner(name, **kw)
+    twin = pickle.loads(pickle.dumps(learn.model)).train()
+    fit(learn, 2, lr=slice(1e-4, 1e-1))
+    rest = {k:v for k,v in kw.items() if k not in ("weight_decay", "lr")}
+    lr = [*even_mults(1e-4, 1e-1, 4)[:3], 1e-1]
+    ref = cls([dict(params=[p], lr=lr[DEPTH[n[0]]], weight_decay=.1*(p.ndim > 1)) for n,p in twin.named_parameters()], **rest, fused=True)
+    for _ in range(2):
+        for x,y in batches():
+            nn.functional.cross_entropy(twin(x), y).backward()
+            ref.step(); ref.zero_grad()
+    for (n,p),q in zip(learn.model.named_parameters(), twin.parameters()): assert torch.equal(p, q), n
+
+
+@pytest.mark.parametrize("kind", [*PURE, "plateau"])
+def test_every_schedule_keeps_the_ratio_of_the_depths(kind):
+    learn,spy = deep_learner(),Rates()
+    cb = ScheduleLR(kind, warmup_steps=3, **PLATEAU_MODE.get(kind, {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(learn, 2, lr=slice(1e-5, 1e-2), cbs=[cb, spy])
+    seen = np.array(spy.seen)
+    np.testing.assert_allclose(seen[:,3], cb.plan.curve()[:12]) # the plan is that of the head
+    np.testing.assert_allclose(seen/seen[:,3:], np.tile([1e-3, 1e-2, 1e-1, 1], (12, 1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("call,kw", [("fit_one_cycle", dict(lr_max=slice(1e-5, 1e-2))), ("fit_flat_cos", dict(lr=slice(1e-5, 1e-2))),
+                                     ("fit_one_cycle", dict(lr_max=slice(1e-5, 1e-2), reset_opt=True)), ("fit_sgdr", dict(n_cycles=1, cycle_len=2, lr_max=slice(1e-5, 1e-2)))])
+def test_fastais_own_schedules_go_by_depth(call, kw):
+    learn,spy = deep_learner(),Rates()
+    if "reset_opt" in kw: learn.opt_func = lambda _,lr: make_optimizer(learn.model, lr=lr) # `fit` makes another, after the rates were counted
+    with learn.no_bar(), learn.no_logging(): getattr(learn, call)(*(() if "n_cycles" in kw else (2,)), **kw, cbs=spy)
+    seen = np.array(spy.seen)
+    np.testing.assert_allclose(seen.min(1)/seen.max(1), 1e-3, rtol=1e-6)
+    assert seen.max() == pytest.approx(1e-2, rel=.1)
+
+
+def test_fine_tune_trains_the_head_and_then_all_by_depth():
+    learn,spy = deep_learner(),Rates()
+    class Keep(Callback):
+        "Weights and statistics at the end of each fit"
+        def __init__(self): self.states = []
+        def after_fit(self): self.states.append({k:v.clone() for k,v in self.model.state_dict().items()})
+    keep,before = Keep(),{k:v.clone() for k,v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging(): learn.fine_tune(2, 1e-2, cbs=[spy, keep])
+    moved = lambda a, b: {k for k in a if not torch.equal(a[k], b[k])}
+    assert moved(before, keep.states[0]) == {"4.weight", "4.bias"}
+    assert moved(*keep.states) == set(before)
+    late = np.array(spy.seen[6:])
+    np.testing.assert_allclose(late.min(1)/late.max(1), .01, rtol=1e-6)
+
+
+@given(n=st.integers(-4, 3))
+@settings(max_examples=8, deadline=None)
+def test_freeze_to_counts_depths(n):
+    learn = deep_learner()
+    learn.freeze_to(n)
+    first = n % 4 if n else 0
+    assert {k:p.requires_grad for k,p in learn.model.named_parameters()} == {k:DEPTH[k[0]] >= first for k,_ in learn.model.named_parameters()}
+    learn.unfreeze()
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+
+def test_freezing_everything_is_refused():
+    for n in (4, -5):
+        with pytest.raises(ValueError, match=rf"freeze_to\({n}\): there are 4 depths; give a number from -4 to 3"): make_optimizer(Deep()).freeze_to(n)
+
+
+def test_lr_find_with_frozen_depths_leaves_no_trace(tmp_path):
+    learn = deep_learner(n=20); learn.path = tmp_path
+    fit(learn, 1, lr=slice(1e-5, 1e-3)) # the optimiser is split, and has a state
+    learn.freeze()
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with learn.no_bar(): learn.lr_find(num_it=30, show_plot=False)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    assert [k for k,p in learn.model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
+    assert np.ptp(learn.recorder.lrs) > 0
+
+
+def test_layer_decay_is_timms():
+    "timm's own function is the second implementation"
+    timm = pytest.importorskip("timm")
+    from timm.optim import param_groups_layer_decay
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=3)
+    want = {id(p):g["lr_scale"] for g in param_groups_layer_decay(vit, .05, layer_decay=.7) for p in g["params"]}
+    got = {id(p):g["lr_scale"] for g in param_groups(vit, .05, lr_decay=.7) for p in g["params"]}
+    assert got == pytest.approx(want) and len(set(want.values())) == 14
+
+
+def test_layer_decay_acts_with_every_number_and_refuses_a_slice():
+    learn,spy = deep_learner(lr_decay=.5),Rates()
+    assert [h["lr"] for h in learn.opt_func.hypers][::2] == [1e-3/8, 1e-3/4, 1e-3/2, 1e-3]
+    cb = ScheduleLR("cosine")
+    fit(learn, 2, lr=1e-2, cbs=[cb, spy])
+    seen = np.array(spy.seen)
+    np.testing.assert_allclose(seen.max(1), cb.plan.curve()[:12])
+    np.testing.assert_allclose(seen.min(1)/seen.max(1), 1/8)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2, cbs=spy)
+    np.testing.assert_allclose(np.array(spy.seen).min(1)/np.array(spy.seen).max(1), 1/8, rtol=1e-6)
+    with pytest.raises(ValueError, match="two answers to one question"): fit(learn, 1, lr=slice(1e-5, 1e-3))
+    for bad in (0, 1.5, -1):
+        with pytest.raises(ValueError, match="lr_decay=.* must be above 0 and at most 1"): make_optimizer(Deep(), lr_decay=bad)
+    with pytest.raises(ValueError, match="leave one of groups and lr_decay out"): make_optimizer(Deep(), groups=[dict(params=list(Deep().parameters()))], lr_decay=.5)
+    learn.freeze() # by stages, whatever the groups are
+    assert [k for k,p in learn.model.named_parameters() if p.requires_grad] == ["4.weight", "4.bias"]
+
+
+@pytest.mark.parametrize("name", list(REFERENCE))
+@pytest.mark.parametrize("split", [(False, False), (False, True), (True, False), (True, True)], ids=lambda s: f"saved {s[0]} here {s[1]}")
+def test_a_state_loads_whether_groups_are_split_or_not(name, split):
+    def steps(net, opt, part):
+        for x,y in part: nn.functional.cross_entropy(net(x), y).backward(); opt.step(); opt.zero_grad()
+    torch.manual_seed(0)
+    a = Deep(); opt = make_optimizer(a, name, lr=1e-2)
+    b = pickle.loads(pickle.dumps(a)); new = make_optimizer(b, name, lr=.5)
+    if split[0]: opt.set_hyper("lr", slice(1e-4, 1e-2))
+    if split[1]: new.set_hyper("lr", slice(1e-3, .5))
+    steps(a, opt, batches()[:3])
+    b.load_state_dict(a.state_dict())
+    new.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert new.hypers == opt.hypers
+    for net,o in ((a, opt), (b, new)): steps(net, o, batches()[3:])
+    assert all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+
+
+def test_splitting_in_mid_training_loses_no_momentum():
+    nets = []
+    for split in (False, True):
+        torch.manual_seed(0)
+        net = Deep(); opt = make_optimizer(net, "adamw", lr=1e-2, fused=False)
+        for i,(x,y) in enumerate(batches()):
+            if split and i == 3: opt.regroup(by_depth=True)
+            if split and i == 5: opt.regroup(by_depth=False)
+            nn.functional.cross_entropy(net(x), y).backward(); opt.step(); opt.zero_grad()
+        nets.append(net)
+    assert all(torch.equal(p, q) for p,q in zip(nets[0].parameters(), nets[1].parameters()))
+    twin = pickle.loads(pickle.dumps(opt))
+    twin.set_hyper("lr", slice(1e-5, 1e-3))
+    assert sum(len(g["params"]) for g in twin.opt.param_groups) == len(list(net.parameters()))
+
+
+def test_a_resumed_slice_keeps_its_ratios():
+    learn,cb,spy = deep_learner(),ScheduleLR("cosine"),Rates()
+    class Keep(Callback):
+        order = 100
+        def after_epoch(self):
+            if self.epoch == 1: self.learn.kept = copy.deepcopy((cb.state_dict(), self.opt.state_dict()))
+    fit(learn, 4, lr=slice(1e-5, 1e-2), cbs=[cb, spy, Keep()])
+    state,opt = learn.kept
+    fresh,again,rest = deep_learner(),ScheduleLR("cosine"),Rates()
+    class Restore(Callback):
+        order = 70
+        def before_fit(self): self.opt.load_state_dict(opt); again.load_state_dict(state)
+    fit(fresh, 2, lr=7., cbs=[again, Restore(), rest])
+    assert rest.seen == spy.seen[12:]
+
+
+class Kill(Callback):
+    "Keep the state after so many steps, and end"
+    order = 150
+    def __init__(self, steps): self.steps = steps
+    def after_batch(self):
+        if not self.training or self.learn.opt_steps != self.steps: return
+        self.learn.kept = copy.deepcopy(self.learn.training_state())
+        raise CancelFitException
+
+@pytest.mark.parametrize("kw,lr,n,groups", [({}, slice(1e-5, 1e-3), 0, 10), ({}, slice(1e-4, 1e-3), -2, 10), (dict(opt_kw=dict(lr_decay=.7)), 1e-3, 0, 14)],
+                         ids=["slice", "slice and frozen", "layer decay"])
+def test_a_run_with_depths_resumes_bit_for_bit(kw, lr, n, groups, tmp_path):
+    images = load_set("digits", limit=6)
+    def make():
+        learn = vit_learner(image_loaders(images, bs=16, augment="shift", device="cpu"), "swin_micro", precision="fp32", device="cpu", path=tmp_path, **kw)
+        learn.freeze_to(n)
+        return learn
+    whole,killed,resumed = make(),make(),make()
+    whole.fit(3, lr=lr)
+    killed.fit(3, lr=lr, cbs=Kill(5))
+    resumed.fit(3, lr=lr, resume=killed.kept)
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
+    assert len(resumed.opt.opt.param_groups) == groups
+
+
+# ---------------------------------------------------------------- norms that are frozen
+
+def statistics(model): return {k:v.clone() for k,v in model.named_buffers() if "running" in k or "batches" in k}
+
+def image_batches(n=4): return [(torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(i)), torch.arange(6)%3) for i in range(n)]
+
+def dense_learner():
+    torch.manual_seed(0)
+    model = create_model("densenet_micro", img_size=8, num_classes=3)
+    dls = DataLoaders(Loader(image_batches()), Loader(image_batches(1))); dls.n_inp = 1
+    return Learner(dls, model, nn.CrossEntropyLoss(), opt_func=make_optimizer(model), cbs=FrozenNorms())
+
+def moved(learn, epochs=1):
+    before = statistics(learn.model)
+    fit(learn, epochs, lr=1e-3)
+    return {k.rpartition(".")[0] for k,v in statistics(learn.model).items() if not torch.equal(v, before[k])}
+
+@pytest.mark.parametrize("how", ["freeze", "by hand"])
+def test_a_frozen_batch_norm_does_not_move(how):
+    learn = dense_learner()
+    norms = {n for n,m in learn.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    if how == "freeze": learn.freeze()
+    else:
+        for n,p in learn.model.named_parameters(): p.requires_grad_(n.startswith("classifier"))
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    assert moved(learn, 2) == set()
+    assert {k for k,v in learn.model.state_dict().items() if not torch.equal(v, before[k])} == {"classifier.weight", "classifier.bias"}
+    if how == "freeze": learn.freeze_to(-2) # the last block and the norm behind it
+    else: learn.model.features.denseblock3.requires_grad_(True)
+    last = {n for n in norms if "denseblock3" in n or (how == "freeze" and n == "features.norm5")}
+    assert moved(learn) == last
+    learn.unfreeze()
+    assert moved(learn) == norms # they come back
+
+def test_freezing_in_the_middle_of_a_fit_counts_from_the_next_epoch():
+    learn,seen = dense_learner(),[]
+    class ByEpoch(Callback):
+        order = 50
+        def before_train(self):
+            self.model.features.requires_grad_(self.epoch != 1)
+            seen.append(statistics(self.model))
+    fit(learn, 3, lr=1e-3, cbs=ByEpoch())
+    seen.append(statistics(learn.model))
+    same = [all(torch.equal(a[k], b[k]) for k in a) for a,b in zip(seen, seen[1:])]
+    assert same == [False, True, False]
+
+def test_norms_of_a_part_that_is_partly_trained_move():
+    model = Deep()
+    model[1][0].weight.requires_grad_(False) # the bias still learns
+    assert frozen_norms(model) == []
+    model[1][0].bias.requires_grad_(False)
+    assert frozen_norms(model) == [model[1][0]]
+    shared = nn.BatchNorm1d(2, affine=False)
+    pair = nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2), shared), b=nn.Linear(2, 2)))
+    assert frozen_norms(pair) == [] # `a` trains
+    pair["a"].requires_grad_(False)
+    assert frozen_norms(pair) == [shared] # nothing of what surrounds it trains
+    assert frozen_norms(nn.Sequential(nn.LayerNorm(2)).requires_grad_(False)) == [] # it gathers nothing
+
+def test_mode_is_as_before_after_the_fit():
+    learn = dense_learner(); learn.freeze()
+    class Modes(Callback):
+        order = 95
+        def before_train(self): self.learn.inside = [m.training for m in self.model.modules()]
+        def after_train(self): self.learn.after = {m.training for m in self.model.modules()}
+    fit(learn, 1, cbs=Modes())
+    assert not all(learn.inside) and any(learn.inside) and learn.after == {True}
 
 
 # ---------------------------------------------------------------- state, and the Learner around it
@@ -330,10 +676,10 @@ def test_one_cycle_against_fastai_and_torch():
     np.testing.assert_allclose([s.hypers(i)["lr"] for i in range(101)], lr, rtol=1e-6)
     np.testing.assert_allclose([s.hypers(i)["mom"] for i in range(101)], mom, rtol=1e-6)
 
-@pytest.mark.parametrize("mode,opts", [("min", {}), ("max", dict(monitor="accuracy")), ("min", dict(cooldown=2)), ("min", dict(min_lr=.05)),
-                                       ("min", dict(threshold=.2)), ("min", dict(factor=.3, patience=0)), ("max", dict(mode="max"))])
+@pytest.mark.parametrize("mode,opts", [("min", {}), ("max", dict(monitor="accuracy")), ("min", dict(monitor="accuracy")), ("min", dict(cooldown=2)), ("min", dict(min_lr=.05)),
+                                       ("min", dict(threshold=.2)), ("min", dict(factor=.3, patience=0)), ("max", {})])
 def test_plateau_against_torch(mode, opts):
-    opts = dict(factor=.5, patience=2) | opts
+    opts = dict(factor=.5, patience=2, mode=mode) | opts
     opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
     ref = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, mode=mode, **{k:v for k,v in opts.items() if k not in ("monitor", "mode")})
     s,rng,seen = make_schedule("plateau", 1., 400, 10, **opts),np.random.default_rng(0),[]
@@ -349,7 +695,7 @@ def test_plateau_against_torch(mode, opts):
     assert len(set(seen)) > 2
 
 def test_plateau_state_is_plain(tmp_path):
-    s = make_schedule("plateau", 1., 40, 10); s.listen(.5, 10)
+    s = make_schedule("plateau", 1., 40, 10, mode="min"); s.listen(.5, 10)
     torch.save(s.state_dict(), tmp_path/"s.pth")
     assert torch.load(tmp_path/"s.pth", weights_only=True) == s.state_dict()
 
@@ -363,7 +709,7 @@ warm = st.integers(0, 30)
 def test_rates_stay_between_zero_and_the_peak(name, lr, total, per, w):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        s = make_schedule(name, lr, total, per, warmup_steps=w)
+        s = make_schedule(name, lr, total, per, warmup_steps=w, **PLATEAU_MODE.get(name, {}))
     y = s.curve()
     assert (y >= 0).all() and (y <= lr*(1+1e-12)).all() and np.isfinite(y).all()
     assert s.hypers(-5) == s.hypers(0) and s.hypers(total+100) == s.hypers(total)
@@ -379,7 +725,7 @@ def test_smooth_schedules_are_continuous_and_end_where_they_say(name, total, w):
 
 @pytest.mark.parametrize("name", PURE+["plateau"])
 def test_every_schedule_takes_a_warmup(name):
-    lrs = lambda *a, **kw: make_schedule(name, 1., 200, 10, **({"step_size":8} if name == "step" else {}), **kw).curve()
+    lrs = lambda *a, **kw: make_schedule(name, 1., 200, 10, **({"step_size":8} if name == "step" else {}), **PLATEAU_MODE.get(name, {}), **kw).curve()
     plain,y = lrs(name, 200, 10),lrs(name, 200, 10, warmup_epochs=3, warmup_lr=1e-3)
     goal = 1/25 if name == "one_cycle" else 1
     np.testing.assert_allclose(y[:31], np.linspace(1e-3, goal, 31), rtol=1e-9)
@@ -392,14 +738,15 @@ ACTS = dict(cosine=dict(min_lr=.2), warmup_cosine=dict(min_lr=.2), step=dict(ste
 @pytest.mark.parametrize("name", schedules.names())
 def test_each_schedule_option_acts(name):
     assert set(ACTS[name]) == set(schedule_options(name)) # a new option needs its line here
-    base = dict(step_size=8) if name == "step" else {}
+    base = dict(step=dict(step_size=8), plateau=dict(mode="min")).get(name, {})
     def run(**kw):
         s,out = make_schedule(name, 1., 300, 10, **base | kw),[]
         for i in range(301):
             if i and i%10 == 0: s.listen(2. - .3*min(i/10, 3), i)
             out.append(list(s.hypers(i).values()))
         return np.array(out)
-    for k,v in ACTS[name].items(): assert not np.allclose(run(), run(**{k:v})), k
+    for k,v in ACTS[name].items(): assert k == "monitor" or not np.allclose(run(), run(**{k:v})), k
+    if "monitor" in ACTS[name]: assert make_schedule(name, 1., 300, 10, **base, monitor="accuracy").monitor == "accuracy" # which number a fit hands on
     w = dict(warmup_epochs=2)
     assert not np.allclose(run(**w), run(**w, warmup_lr=.01))
 
@@ -416,6 +763,7 @@ def test_a_drop_that_never_acts_is_said():
     with pytest.warns(UserWarning, match="never acts"): make_schedule("step", .1, 20)
     with pytest.raises(ValueError, match="did you mean 'monitor'"): make_schedule("plateau", .1, 90, monitr="x")
     with pytest.raises(ValueError, match="unknown mode"): make_schedule("plateau", .1, 90, mode="least")
+    with pytest.raises(ValueError, match="whether less or more of 'valid_loss' is better; give mode"): make_schedule("plateau", .1, 90)
 
 def test_none_is_the_default():
     assert np.array_equal(lrs("multistep", 40, milestones=None, gamma=None), lrs("multistep", 40))
@@ -484,7 +832,7 @@ def test_a_skipped_step_does_not_count():
 
 def test_plateau_listens_to_the_recorder():
     learn = learner(); learn.opt_func = make_optimizer(learn.model, "sgd", lr=.5)
-    spy,cb = MidTraining(),ScheduleLR("plateau", .5, patience=0, threshold=.99, factor=.1) # the loss never falls by 99 %
+    spy,cb = MidTraining(),ScheduleLR("plateau", .5, mode="min", patience=0, threshold=.99, factor=.1) # the loss never falls by 99 %
     fit(learn, 4, cbs=[cb, spy])
     np.testing.assert_allclose([s[0][2] for s in spy.seen], np.repeat([.5, .5, .05, .005], 6))
     state = cb.state_dict()["schedule"]
@@ -492,7 +840,32 @@ def test_plateau_listens_to_the_recorder():
     assert cb.state_dict() == {} or cb.state_dict()["schedule"] == state # a validation is no epoch of training
     with pytest.raises(ValueError, match="unknown metric to monitor 'accuracyy'"): run(ScheduleLR("plateau", .1, monitor="accuracyy"))
 
-@pytest.mark.parametrize("kind,kw", [("warmup_cosine", dict(warmup_steps=5)), ("one_cycle", {}), ("plateau", dict(patience=0, threshold=.99))])
+@pytest.mark.parametrize("name,better", [("mse_masked", "min"), ("valid_loss_ema", "min"), ("sam_degrees", "min"), ("accuracy", "max"), ("valid_loss", "min")])
+def test_a_plateau_goes_by_what_the_column_declares(name, better):
+    "An error that grows is no improvement, whatever it is called; one that falls is"
+    def drops(values):
+        learn = learner(); learn.opt_func = make_optimizer(learn.model, "sgd", lr=.5)
+        learn.columns = {name:Column(name, better)}
+        class Write(Callback):
+            order = ScheduleLR.order-1
+            def after_epoch(self): self.learn.recorder.metric_names = ["epoch", name]; self.learn.final_record = [values[self.epoch]]
+        spy = MidTraining()
+        fit(learn, 4, cbs=[ScheduleLR("plateau", .5, monitor=name, patience=0, factor=.1), Write(), spy])
+        return len({s[0][2] for s in spy.seen}) > 1
+    rising,falling = [1., 2., 3., 4.],[4., 3., 2., 1.]
+    assert drops(rising) == (better == "min") and drops(falling) == (better == "max")
+
+def test_a_plateau_needs_a_declared_column_or_a_mode():
+    with pytest.raises(ValueError, match="this Learner declares no columns; give mode='min' or 'max'"): run(ScheduleLR("plateau", .1))
+    for columns,message in (({"lr":Column("lr")}, "does not say whether less or more is better"), ({"valid_los":Column("valid_los", "min")}, "it is no column of this history")):
+        learn = learner(); learn.opt_func = make_optimizer(learn.model, "sgd"); learn.columns = columns
+        with pytest.raises(ValueError, match=message): fit(learn, 1, cbs=ScheduleLR("plateau", .1, monitor="lr" if "lr" in columns else "valid_loss"))
+    learn = learner(); learn.opt_func = make_optimizer(learn.model, "sgd"); learn.columns = {"valid_loss":Column("valid_loss", "min")}
+    cb = ScheduleLR("plateau", .1, mode="max")
+    fit(learn, 1, cbs=cb)
+    assert cb.plan.rule.rule.mode == "max" # what is asked for wins
+
+@pytest.mark.parametrize("kind,kw", [("warmup_cosine", dict(warmup_steps=5)), ("one_cycle", {}), ("plateau", dict(mode="min", patience=0, threshold=.99))])
 @pytest.mark.parametrize("when", ["before_fit", "late"])
 def test_resume_goes_on_from_the_state(kind, kw, when):
     whole,first = MidTraining(),MidTraining()
@@ -524,7 +897,7 @@ def test_lr_find_has_the_last_word(tmp_path):
 
 def test_callbacks_pickle_and_check_early():
     for cb in (ScheduleLR("plateau", .1), ScheduleLR("step", step_size=3), GradClip(2.)): pickle.loads(pickle.dumps(cb))
-    cb = ScheduleLR("plateau", .1); run(cb); pickle.loads(pickle.dumps(cb.plan))
+    cb = ScheduleLR("plateau", .1, mode="min"); run(cb); pickle.loads(pickle.dumps(cb.plan))
     with pytest.raises(ValueError, match="unknown schedule"): ScheduleLR("cosinus")
     with pytest.raises(ValueError, match="no option 'min_lrr'"): ScheduleLR("cosine", min_lrr=1)
 

@@ -255,8 +255,7 @@ class Script(Callback):
     order = 52 # after the average's columns
     def __init__(self, values, name="valid_loss"): self.values,self.column = values,name
     def after_epoch(self):
-        rec = self.learn.recorder
-        rec.log[rec.metric_names.index(self.column)] = self.values[self.epoch]
+        self.learn.recorder.rows[-1][self.column] = self.values[self.epoch]
     def state_dict(self): return {}
     def load_state_dict(self, s): pass
 
@@ -358,16 +357,23 @@ def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum):
 
 # ---------------------------------------------------------------------------------------------- vitnb run
 
-PARAMS = "tag = ''  # folder\nseed = 3  # of all\nepochs = 3  # passes\nmax_hours = None  # limit\nwait = 0.  # seconds a step\nresume = 'auto'  # or never"
+PARAMS = "tag = ''  # folder\nseed = 3  # of all\nepochs = 3  # passes\nmax_hours = None  # limit\nresume = 'auto'  # or never"
 RUN = "from vitnb.experiment.run import Run\nrun = Run('train_tiny', globals(), tag, resume)"
 TRAIN = """
 import hashlib, time
+from pathlib import Path
 from fastai.callback.core import Callback
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.testing import tiny_fit
-class Wait(Callback):
-    def after_pred(self): time.sleep(wait)
-learn = tiny_fit(run.dir, epochs=epochs, seed=seed, engine=dict(mixup=.8, ema_decay=.9), cbs=[Wait()], run_kw=dict(max_hours=max_hours),
+class Hold(Callback):
+    "In the sixth batch of this process, as long as the file `hold` is there and no signal came"
+    n = 0
+    def after_pred(self):
+        self.n += self.training
+        while self.n > 5 and Path("hold").exists() and not any(getattr(cb, "got", None) for cb in self.learn.cbs): time.sleep(.02)
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+learn = tiny_fit(run.dir, epochs=epochs, seed=seed, engine=dict(mixup=.8, ema_decay=.9), cbs=[Hold()], run_kw=dict(max_hours=max_hours),
                  resume="auto" if run.resumed else "never")
 """
 SCORE = "bits = b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())\nrun.finish(weights=hashlib.sha256(bits).hexdigest(), steps=learn.opt_steps)"
@@ -419,14 +425,16 @@ def finish(workspace, p, code):
 
 def test_stopped_and_called_again(workspace, tmp_path):
     "SIGTERM, then the same command: one folder, one history, the bits of a run that nobody touched"
-    p = start(workspace, ("wait", .05))
+    (workspace/"hold").touch() # or a machine that is busy with other things sends the signal when all is done
+    p = start(workspace)
     wait_for(checkpointed(workspace), p)
     p.send_signal(signal.SIGTERM)
     out,status = finish(workspace, p, 143)
     assert "SIGTERM received" in out and "run the same command again" in out and status["status"] == "stopped"
     assert (the_run(workspace)/"checkpoints/checkpoint_time_limit.pth").is_file() and (the_run(workspace)/"train_tiny.ipynb").is_file()
-    out,status = finish(workspace, start(workspace, ("wait", .05)), 0)
-    assert "going on after" in out and status["status"] == "finished"
+    (workspace/"hold").unlink()
+    out,status = finish(workspace, start(workspace), 0)
+    assert "resuming after" in out and status["status"] == "finished"
     whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
     assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
     assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])
@@ -435,20 +443,22 @@ def test_stopped_and_called_again(workspace, tmp_path):
 @pytest.mark.slow
 def test_interrupted_and_killed(workspace, tmp_path):
     "SIGINT, a time limit, SIGKILL of the training process, then to the end"
-    p = start(workspace, ("wait", .05))
+    (workspace/"hold").touch()
+    p = start(workspace)
     wait_for(checkpointed(workspace), p)
     p.send_signal(signal.SIGINT)
     out,status = finish(workspace, p, 130)
     assert "SIGINT received" in out and status["status"] == "stopped"
-    out,status = finish(workspace, start(workspace, ("wait", .05), ("max_hours", 1e-6)), 75)
-    assert "going on after" in out and "time limit" in out and status["status"] == "stopped"
+    out,status = finish(workspace, start(workspace, ("max_hours", 1e-6)), 75)
+    assert "resuming after" in out and "time limit" in out and status["status"] == "stopped"
     now = time.time()
-    p = start(workspace, ("wait", .05))
+    p = start(workspace)
     wait_for(checkpointed(workspace, now), p)
     os.kill(read_json(the_run(workspace)/"status.json")["pid"], signal.SIGKILL)
     out,status = finish(workspace, p, 1)
     assert status["status"] == "failed"
-    out,status = finish(workspace, start(workspace, ("wait", .05)), 0)
+    (workspace/"hold").unlink()
+    out,status = finish(workspace, start(workspace), 0)
     whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
     assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
     assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])

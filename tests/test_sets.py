@@ -16,7 +16,6 @@ from vitnb.data.image import UnreadableImage, as_rgb, read_image, readers
 from vitnb.data.sets import STATS, ImageSet, Split, carve, folder_set, load_pickle, load_set, sets
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
-rng = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
@@ -29,7 +28,7 @@ def need_data(name):
 
 def picture(path, h=8, w=8, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    a = rng.integers(0, 256, (h,w,3), dtype=np.uint8)
+    a = np.random.randint(0, 256, (h,w,3), dtype=np.uint8) # conftest seeds it for each test
     Image.fromarray(a).convert(mode).save(path)
     return path
 
@@ -131,7 +130,7 @@ def test_telephone_picture_stands_upright(tmp_path):
     assert read_image(tmp_path/"side.png")[...,0].tolist() == [[3,0],[4,1],[5,2]]
 
 def test_reading_arrays():
-    grey = ImageSet("g", ["a", "b"], dict(train=Split(rng.integers(0, 255, (2,4,5), dtype=np.uint8), [0,1])))
+    grey = ImageSet("g", ["a", "b"], dict(train=Split(np.random.randint(0, 255, (2,4,5), dtype=np.uint8), [0,1])))
     one = ImageSet("o", ["a", "b"], dict(train=Split(grey.splits["train"].items[...,None], [0,1])))
     assert (grey.read("train", 1) == one.read("train", 1)).all() and grey.read("train", 0).shape == (4,5,3)
     assert grey.path("train", 0) is None
@@ -301,7 +300,7 @@ def cifar(root, n=30, k=10, name="cifar-10-batches-py", protocol=2):
     files,key,meta,names = ([f"data_batch_{i}" for i in range(1,6)]+["test_batch"], "labels", "batches.meta", "label_names") if k == 10 \
         else (["train", "test"], "fine_labels", "meta", "fine_label_names")
     for i,f in enumerate(files):
-        d = {"data": rng.integers(0, 256, (n,3072), dtype=np.uint8), key: [j%k for j in range(n)], "coarse_labels": [0]*n}
+        d = {"data": np.random.randint(0, 256, (n,3072), dtype=np.uint8), key: [j%k for j in range(n)], "coarse_labels": [0]*n}
         (root/name/f).write_bytes(pickle.dumps(d, protocol=protocol))
     (root/name/meta).write_bytes(pickle.dumps({names: [f"c{i:02}" for i in range(k)]}, protocol=protocol))
     return root/name
@@ -320,7 +319,7 @@ def test_cifar100_and_all_ways_to_name_it(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_pickled_arrays_of_all_protocols(tmp_path, protocol):
-    a = rng.integers(0, 256, (3,4), dtype=np.uint8)
+    a = np.random.randint(0, 256, (3,4), dtype=np.uint8)
     (tmp_path/"b").write_bytes(pickle.dumps(dict(data=a, labels=[1,2]), protocol=protocol))
     assert (load_pickle(tmp_path/"b")["data"] == a).all()
 

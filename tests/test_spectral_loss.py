@@ -6,12 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitnb.losses.base import add_terms, divide
 from vitnb.losses.spectral import (SpectralMAELoss, masked_mse, patchify, range_penalty, reconstruct, removed, spectral_angle, spectral_std, token_stats,
                                    unpatchify, voxel_mask)
 
-torch.set_num_threads(1)
 PATCH,SHAPE = (2, 3),(6, 4, 8) # 2 band groups, 2x4 places: 16 tokens of 12 values
 
+
+def means(loss, *args): return {k: float(divide(*o).detach()) for k,o in loss.terms(*args).items()}
 
 def gen(seed): return torch.Generator().manual_seed(seed)
 
@@ -68,7 +70,8 @@ def test_terms_equal_the_slow_reference(seed, kind, every, norm):
     out = answer(cube, seed, every=every)
     loss = SpectralMAELoss(norm_target=norm)
     total,(want,_) = loss(out, cube, valid).detach(),slow_terms(out, cube, valid, norm_target=norm)
-    for k,v in want.items(): assert float(loss.terms[k]) == pytest.approx(v, rel=2e-4, abs=2e-5), k
+    got = means(loss, out, cube, valid)
+    for k,v in want.items(): assert got[k] == pytest.approx(v, rel=2e-4, abs=2e-5), k
     assert float(total) == pytest.approx(sum(w*want[k] for k,w in dict(mse=1., sam=.1, variance=.01, range=.001).items()), rel=2e-4, abs=2e-5)
 
 def test_default_weights_are_the_guides():
@@ -79,11 +82,9 @@ def test_each_weight_acts_and_every_term_is_kept(k, arg):
     cube,_ = case(1, "all")
     out = answer(cube)
     alone = SpectralMAELoss(**{**dict(mse_weight=0., sam_weight=0., variance_weight=0., range_penalty_weight=0.), arg:2.})
-    value = alone(out, cube)
-    assert float(value) == pytest.approx(2*float(alone.terms[k])) and value.requires_grad and set(alone.terms) == set(alone.weights)
-    whole = SpectralMAELoss()
-    whole(out, cube)
-    for n in whole.terms: assert float(whole.terms[n]) == pytest.approx(float(alone.terms[n]), rel=1e-6)
+    value,terms = alone(out, cube),means(alone, out, cube)
+    assert float(value) == pytest.approx(2*terms[k]) and value.requires_grad and set(terms) == set(alone.weights)
+    for n,v in means(SpectralMAELoss(), out, cube).items(): assert v == pytest.approx(terms[n], rel=1e-6)
 
 def test_the_gradient_reaches_removed_tokens_only():
     cube,_ = case(2, "all")
@@ -110,21 +111,19 @@ def test_group_term_is_of_means_over_groups():
     cube,_ = case(4, "all")
     out = answer(cube)
     loss = SpectralMAELoss(group_weight=1.)
-    loss(out, cube)
     _,made = slow_terms(out, cube)
     gone = voxel_mask(out, SHAPE).any(1)
-    means = lambda c: c.unflatten(1, (2, 3)).mean(1)
-    want = (means(made) - means(cube.double())).square().mean(1)[gone].mean()
-    assert float(loss.terms["group"]) == pytest.approx(float(want), rel=1e-4)
+    groups = lambda c: c.unflatten(1, (2, 3)).mean(1)
+    want = (groups(made) - groups(cube.double())).square().mean(1)[gone].mean()
+    assert means(loss, out, cube)["group"] == pytest.approx(float(want), rel=1e-4)
 
 @pytest.mark.parametrize("low,high", [(-1., 2.), ([-.1*i for i in range(6)], [.5 + .1*i for i in range(6)])])
 def test_bounds_are_the_normalisers(low, high):
     cube,_ = case(5, "all")
     out = answer(cube, off=2.)
     loss = SpectralMAELoss(low=low, high=high)
-    loss(out, cube)
     want,_ = slow_terms(out, cube, low=low, high=high)
-    assert float(loss.terms["range"]) == pytest.approx(want["range"], rel=1e-4)
+    assert means(loss, out, cube)["range"] == pytest.approx(want["range"], rel=1e-4)
     with pytest.raises(ValueError, match="do not fit cubes of 6 bands"): SpectralMAELoss(low=[0.]*4)(out, cube)
 
 def test_range_penalty_by_hand():
@@ -219,3 +218,15 @@ def test_std_by_hand():
                                         (dict(mse_weight=0, sam_weight=0, variance_weight=0, range_penalty_weight=0), "nothing to learn")])
 def test_bad_settings(kw, message):
     with pytest.raises(ValueError, match=message): SpectralMAELoss(**kw)
+
+
+@pytest.mark.parametrize("kind", ["all", "pixels", "voxels"])
+def test_two_parts_are_the_whole_and_counts_need_no_answer(kind):
+    cube,valid = case(8, kind)
+    out,loss = answer(cube),SpectralMAELoss(group_weight=.5)
+    rows = lambda i: ({k: v[i:i+1] if torch.is_tensor(v) else v for k,v in out.items()}, cube[i:i+1], None if valid is None else valid[i:i+1])
+    joined = add_terms(*(loss.terms(*rows(i)) for i in range(2)))
+    for k,(total,n) in loss.terms(out, cube, valid).items():
+        assert float(joined[k][0]) == pytest.approx(float(total), rel=1e-5, abs=1e-6) and int(joined[k][1]) == int(n), k
+    masks = {k: v for k,v in out.items() if k != "pred"}
+    assert {k: int(n) for k,n in loss.counts(masks, 6, valid).items()} == {k: int(n) for k,(_,n) in loss.terms(out, cube, valid).items()}

@@ -14,7 +14,6 @@ from vitnb.losses.spectral import patchify, reconstruct, voxel_mask
 from vitnb.metrics.classify import bootstrap_interval
 from vitnb.metrics.spectral import (WHERE, SpectralScores, compare_cubes, cube_scores, make_spectral_metrics, scored_cube, summarise, to_reflectance)
 
-torch.set_num_threads(1)
 PATCH = (4, 3)
 LOG = make_normalizer("log")
 

@@ -14,7 +14,6 @@ from vitnb.models.protocol import create_model, load_weights, model_info, models
 from vitnb.models.spectral import (SPECTRAL_SIZES, SpectralBlock, encode_wavelengths, fit_state, mae_counts, mask_order, n_visible, seeded_noise,
                                    spectral_mae, take_tokens, token_grid)
 
-torch.set_num_threads(1)
 SMALL = dict(img_size=8, in_chans=6, patch_size=(2, 3), embed_dim=16, depth=2, num_heads=2, decoder_depth=2)
 RETINA = [450. + 10*i for i in range(29)] + [850.]
 

@@ -13,6 +13,7 @@ import matplotlib
 import pytest
 import torch
 from fastai.callback.core import Callback
+from process_state import Refusing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitnb.callback import track
@@ -24,7 +25,6 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
 
-matplotlib.use("agg")
 STORES = ["tensorboard", "mlflow", "wandb"]
 EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
 
@@ -83,9 +83,9 @@ def read_wandb(folder, uri):
     out = {}
     ids = {p.stem for p in folder.glob("wandb/*run-*_*/run-*.wandb")}
     assert len(ids) == 1, "all resumes are one run"
-    n,end = json.loads((folder/"tracker.json").read_text())["wandb"].get("n", 0),time.time() + 20
+    n,end = json.loads((folder/"tracker.json").read_text())["wandb"].get("n", 0),time.monotonic() + 200
     while sum(1 for _ in wandb_history(folder, min(ids).removeprefix("run-"))) < n: # W&B writes its file for a while after the run was closed
-        assert time.time() < end, "W&B's file stays behind"
+        assert time.monotonic() < end, "W&B's file stays behind"
         time.sleep(.05)
     for h in wandb_history(folder, ids.pop().removeprefix("run-")):
         for k,v in h.items():
@@ -281,8 +281,8 @@ def test_mlflow_that_cannot_start(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     learn = make()
-    with pytest.raises(RuntimeError, match=r"the mlflow tracker could not start \(MlflowException.*127.0.0.1.*tracker = none"):
-        learn.fit(1, cbs=make_tracker("mlflow", tmp_path, "http://127.0.0.1:9"))
+    with Refusing() as port, pytest.raises(RuntimeError, match=r"the mlflow tracker could not start \(MlflowException.*127.0.0.1.*tracker = none"):
+        learn.fit(1, cbs=make_tracker("mlflow", tmp_path, f"http://127.0.0.1:{port}"))
     assert learn.opt_steps == 0 and learn.recorder.listeners == []
     learn.fit(1, cbs=make_tracker("tensorboard", tmp_path, ""))
 

@@ -7,7 +7,8 @@ from torch import nn
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.learner.core import predict_split, vit_learner
+from vitnb.learner.core import vit_learner
+from vitnb.learner.predict import predict_split
 from vitnb.learner.tta import TTA, apply_view, log_mean, mean_nll, pick_views, predict_tta, tta_mode, view_scores, view_sets, views
 
 SWAP = [1, 0, 3, 2, 5, 4]

@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -10,16 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from process_state import quiet_port
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {'"n": 96, "size": 32': '"n": 24, "size": 48', "epochs     = 40": "epochs     = 12", "ratios     = [0.5, 0.75, 0.9]": "ratios     = [0.75]"}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture
@@ -35,7 +29,7 @@ def lab(tmp_path):
             c["source"] = text
     (tmp_path/"nb").mkdir()
     (tmp_path/"nb"/"explore.ipynb").write_text(json.dumps(nb))
-    port,token = free_port(),"seen"
+    port,token = quiet_port(),"seen"
     env = {**os.environ, "JUPYTER_CONFIG_DIR":str(tmp_path/"config"), "JUPYTER_DATA_DIR":str(tmp_path/"data"), "PATH":f"{Path(sys.executable).parent}:{os.environ['PATH']}",
            "VITNB_OUTPUTS_PATH":str(tmp_path/"outputs"), "VITNB_CACHE_PATH":str(tmp_path/"cache"), "VITNB_WORKSPACE":str(ROOT)}
     env.pop("VITNB_HEADLESS", None)

@@ -103,7 +103,7 @@ def make_task(
         if k not in known: raise ValueError(f"a task of kind {config['kind']!r} has no field {k!r}: {nearest(k, known)}")
     return cls(**own)
 
-# %% ../nbs/library/050_task.ipynb #6bef0417
+# %% ../nbs/library/050_task.ipynb #e9e45b2b
 @patch
 def known(self:Task,
     target:Tensor, # As the loader gives it, or mixed
@@ -112,7 +112,22 @@ def known(self:Task,
     if self.unknown is None or target.is_floating_point(): return None
     return target != self.unknown
 
-# %% ../nbs/library/050_task.ipynb #216593cd
+@patch
+def rows(self:Task,
+    pred:Tensor, # Prediction of a batch
+    target:Tensor, # Its target
+)->Tensor: # Predictions, one row an entry
+    "What a loss takes of a prediction"
+    return pred
+
+@patch
+def entries(self:Task,
+    target:Tensor, # Indices, masses or values
+)->tuple: # Targets, one row an entry, and which count (None: all)
+    "What a loss takes of a target"
+    return target, self.known(target)
+
+# %% ../nbs/library/050_task.ipynb #70ca29b1
 class Categorical(Task):
     "A task whose entries are one of several things"
     @property
@@ -136,7 +151,9 @@ class Categorical(Task):
         masses = self.encode(target)
         return torch.lerp(masses.flip(0), masses, plan.share(masses))
 
-    def hard(self, target:Tensor)->tuple:
+    def hard(self,
+        target:Tensor, # Indices or masses
+    )->tuple: # Indices (B,...), and which are known (None: all)
         "Indices of the largest masses, and which entries have any"
         if not target.is_floating_point(): return target, self.known(target)
         return target.argmax(-1), None if self.unknown is None else target.sum(-1) > 0
@@ -166,7 +183,7 @@ class Categorical(Task):
         y = np.asarray(targets)
         return np.bincount(y[y != self.unknown].ravel() if self.unknown is not None else y.ravel(), minlength=self.n)
 
-# %% ../nbs/library/050_task.ipynb #04a54c0d
+# %% ../nbs/library/050_task.ipynb #48a1678d
 def _log_mean(preds, log_prob):
     "Logarithm of the mean of probabilities that are given by their logarithms"
     return torch.stack([log_prob(o.float()) for o in preds]).logsumexp(0) - np.log(len(preds))
@@ -187,7 +204,6 @@ class OneClass(Categorical):
     def activation(self, pred:Tensor)->Tensor: return pred.float().softmax(-1)
     def decode(self, pred:Tensor)->Tensor: return pred.argmax(-1)
     def average(self, preds:Sequence)->Tensor: return _log_mean(preds, lambda o: o.log_softmax(-1))
-    def rows(self, pred:Tensor, target:Tensor)->tuple: return pred, target
     def move(self, target:Tensor, view:str)->Tensor: return target
     def move_back(self, pred:Tensor, view:str)->Tensor: return pred
 
@@ -207,7 +223,7 @@ class OneClass(Categorical):
         y = np.asarray(targets)
         return 1/self.counts(y)[y]
 
-# %% ../nbs/library/050_task.ipynb #5d37f642
+# %% ../nbs/library/050_task.ipynb #97e45873
 @tasks.register("labels")
 @dataclass(frozen=True)
 class MultiLabel(Categorical):
@@ -228,9 +244,6 @@ class MultiLabel(Categorical):
     def average(self, preds:Sequence)->Tensor:
         "Logits of the mean probability: log p - log(1-p)"
         return _log_mean(preds, F.logsigmoid) - _log_mean(preds, lambda o: F.logsigmoid(-o))
-
-    def rows(self, pred:Tensor, target:Tensor)->tuple:
-        return pred.flatten(), target.flatten(0, 1) # (B*K,) and (B*K,) or (B*K,2)
 
     def move(self, target:Tensor, view:str)->Tensor: return target
     def move_back(self, pred:Tensor, view:str)->Tensor: return pred
@@ -253,7 +266,7 @@ class MultiLabel(Categorical):
         "Refused: a label is there or not, and has no class"
         raise ValueError("class_weights=True weighs classes, and a task of labels has none; weigh labels with loss_kw=dict(pos_weight=[...])")
 
-# %% ../nbs/library/050_task.ipynb #843c0d12
+# %% ../nbs/library/050_task.ipynb #8630be66
 @tasks.register("ordinal")
 @dataclass(frozen=True)
 class Ordinal(Categorical):
@@ -283,6 +296,13 @@ class Ordinal(Categorical):
 
     @property
     def n(self)->int: return self.levels + self.abstain
+    def encode(self, target:Tensor)->Tensor:
+        if self.abstain and not target.is_floating_point(): target = torch.where(target == self.unknown, self.levels, target)
+        return super().encode(target)
+    def hard(self, target:Tensor)->tuple:
+        truth,known = super().hard(target)
+        if not self.abstain or not target.is_floating_point(): return truth, known
+        return torch.where(truth == self.levels, self.unknown, truth), truth < self.levels
     @property
     def width(self)->int:
         "Numbers that the model gives for one zone"
@@ -290,7 +310,7 @@ class Ordinal(Categorical):
     @property
     def outputs(self)->int|tuple: return (len(self.names), self.width) if self.names else self.width
 
-# %% ../nbs/library/050_task.ipynb #ce167a06
+# %% ../nbs/library/050_task.ipynb #b990cdc8
 def _level_probs(
     pred:Tensor, # Logits of "above level j", (...,L-1)
 )->Tensor: # Probability of each level, (...,L)
@@ -321,10 +341,14 @@ def expected(self:Ordinal, pred:Tensor)->Tensor:
     return (probs*torch.arange(self.levels, device=pred.device)).sum(-1)/probs.sum(-1)
 
 @patch
-def rows(self:Ordinal, pred:Tensor, target:Tensor)->tuple:
+def rows(self:Ordinal, pred:Tensor, target:Tensor)->Tensor: return pred.flatten(0, 1) if self.names else pred # (B*Z,W)
+
+@patch
+def entries(self:Ordinal, target:Tensor)->tuple:
+    known = None if self.abstain else self.known(target)
     if self.abstain and not target.is_floating_point(): target = torch.where(target == self.unknown, self.levels, target)
-    zones = 1 if self.names else 0
-    return pred.flatten(0, zones), target.flatten(0, zones) # (B*Z,W) and (B*Z,)
+    if not self.names: return target, known
+    return target.flatten(0, 1), None if known is None else known.flatten()
 
 # %% ../nbs/library/050_task.ipynb #804da277
 def _order(self:Ordinal, view:str):
@@ -373,7 +397,7 @@ def balance(self:Ordinal, targets:np.ndarray)->np.ndarray:
     _,stratum,counts = np.unique(self.strata(targets), return_inverse=True, return_counts=True)
     return 1/counts[stratum]
 
-# %% ../nbs/library/050_task.ipynb #bb1660de
+# %% ../nbs/library/050_task.ipynb #0e9c3d1d
 @tasks.register("map")
 @dataclass(frozen=True)
 class ClassMap(Categorical):
@@ -391,9 +415,12 @@ class ClassMap(Categorical):
         "Answers for patches as answers for pixels"
         return pred if tuple(pred.shape[-2:]) == tuple(size) else F.interpolate(pred, tuple(size)) # nearest
 
-    def rows(self, pred:Tensor, target:Tensor)->tuple:
-        size = target.shape[1:3]
-        return self.full(pred, size).movedim(1, -1).flatten(0, 2), target.flatten(0, 2) # (B*H*W,K) and (B*H*W,)
+    def rows(self, pred:Tensor, target:Tensor)->Tensor:
+        return self.full(pred, target.shape[1:3]).movedim(1, -1).flatten(0, 2) # B*H*W,K
+
+    def entries(self, target:Tensor)->tuple:
+        known = self.known(target)
+        return target.flatten(0, 2), None if known is None else known.flatten()
 
     def score(self, pred:Tensor, target:Tensor)->tuple: return super().score(self.full(pred, target.shape[1:3]), target)
     def mix(self, target:Tensor, plan:object)->Tensor:
@@ -425,7 +452,7 @@ def _moved(x, view, back):
     if view not in MOVES: raise ValueError(f"view {view!r} cannot be taken back from a map; use one of identity, {', '.join(MOVES)}")
     return MOVES[view][back](x)
 
-# %% ../nbs/library/050_task.ipynb #792187c6
+# %% ../nbs/library/050_task.ipynb #e63fc887
 @tasks.register("value")
 @dataclass(frozen=True)
 class Value(Task):
@@ -444,7 +471,10 @@ class Value(Task):
     def activation(self, pred:Tensor)->Tensor: return pred.float()
     def decode(self, pred:Tensor)->Tensor: return pred
     def average(self, preds:Sequence)->Tensor: return torch.stack([o.float() for o in preds]).mean(0)
-    def rows(self, pred:Tensor, target:Tensor)->tuple: return pred.flatten(), target.flatten()
+    def rows(self, pred:Tensor, target:Tensor)->Tensor: return pred.flatten()
+    def entries(self, target:Tensor)->tuple:
+        known = self.known(target)
+        return target.flatten(), None if known is None else known.flatten()
     def move(self, target:Tensor, view:str)->Tensor: return target
     def move_back(self, pred:Tensor, view:str)->Tensor: return pred
 
@@ -455,8 +485,8 @@ class Value(Task):
 
     def score(self, pred:Tensor, target:Tensor)->tuple:
         "Sum of absolute errors, and how many"
-        guess,truth = self.rows(pred.detach(), target)
-        known = self.known(truth)
+        guess = self.rows(pred.detach(), target)
+        truth,known = self.entries(target)
         error = (guess - truth).abs()
         return (error.sum(), error.numel()) if known is None else (torch.where(known, error, 0.).sum(), known.sum())
 

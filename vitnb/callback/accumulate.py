@@ -5,136 +5,29 @@
 # %% auto #0
 __all__ = ['Accumulate']
 
-# %% ../../nbs/library/420_callback.accumulate.ipynb #d238fe63
-from contextlib import ExitStack
+# %% ../../nbs/library/420_callback.accumulate.ipynb #0cc53887
+from .base import TrainCallback
 
-import torch
-from fastai.callback.core import Callback, CancelBatchException, CancelStepException
-from fastai.callback.fp16 import MixedPrecision
-from fastai.torch_core import find_bs, to_detach
-from fastcore.basics import patch
-from torch import Tensor
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #6ea65916
-class Accumulate(Callback):
+# %% ../../nbs/library/420_callback.accumulate.ipynb #a1cd1384
+class Accumulate(TrainCallback):
     "Make one optimiser step of `n_batches` batches"
-    order,run_valid = MixedPrecision.order-4,False # its steps must end before a scaler or a clipping sees them
-    _stateattrs = ("group", "stack") # of one group; not pickled
+    order = -20 # before anybody plans the steps of an epoch
+    phases = ("fit", "lr_find")
+    resume_fields = ("n_batches",)
     def __init__(self,
         n_batches:int, # Batches in a step, at least 1
     ):
         if isinstance(n_batches, bool) or not isinstance(n_batches, int) or n_batches < 1:
             raise ValueError(f"n_batches={n_batches!r} must be a whole number of at least 1 (1: no accumulation)")
         self.n_batches = n_batches
-        self._init_state()
 
-    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
+    def before_fit(self):
+        objective = self.learn.objective
+        if self.n_batches > 1 and objective.whole_batch:
+            raise ValueError(f"the loss of a sample depends on the whole batch here ({type(objective).__name__}), so a step of {self.n_batches} batches would be "
+                             "another loss; leave Accumulate out, and lower memory with gradient checkpointing or bf16")
+        if self.n_batches > 1 and getattr(objective, "uneven", ""):
+            raise ValueError(f"this loss is no mean over samples ({objective.uneven}), so its batches do not add up; take vitnb's, make_loss('cross_entropy', weight=...)")
+        self.learn.group_size = self.n_batches
 
-    def _init_state(self): self.group,self.stack,self.phase = [],ExitStack(),None
-
-    @property
-    def pending(self)->int:
-        "Batches whose gradients wait for a step; 0 right after a step"
-        return len(self.group)
-
-    def before_train(self): self.drop() # an interrupted fit may have left gradients
-    def after_cancel_train(self): self.drop()
-    def after_cancel_epoch(self): self.drop()
-    def after_cancel_fit(self): self.drop()
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #3980ce4b
-@patch
-def closing(self:Accumulate)->bool:
-    "Whether the batch at hand ends a group"
-    return self.pending + 1 >= self.n_batches or self.iter + 1 >= self.n_iter
-
-@patch
-def before_batch(self:Accumulate):
-    "Silence the exchange of gradients on small batches"
-    self.phase = None
-    no_sync = getattr(self.learn, "no_sync", None) # a Learner hands this on to its model
-    if no_sync is not None and not self.closing(): self.stack.enter_context(no_sync())
-
-@patch
-def after_loss(self:Accumulate):
-    "Weigh the loss by the share of this batch"
-    if not len(self.yb): return # without a target fastai takes no step
-    n,k = find_bs(self.yb),self.n_batches
-    full = k*(self.group[0]["n"] if self.group else n)
-    self.group.append(dict(n=n, loss=self.loss.detach(), pred=to_detach(self.pred, cpu=False, gather=False), yb=self.yb))
-    self.learn.loss_grad = self.loss_grad*(n/full)
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #2aa34bf2
-@patch
-def before_step(self:Accumulate):
-    "Step only at the end of a group"
-    if self.pending < self.n_batches and self.iter + 1 < self.n_iter:
-        self.phase = "waiting"
-        raise CancelBatchException()
-    self.close()
-
-@patch
-def close(self:Accumulate):
-    "Bring the gradients of a group to its true size"
-    sizes = [o["n"] for o in self.group]
-    full = self.n_batches*sizes[0]
-    if sum(sizes) != full:
-        torch._foreach_mul_([p.grad for p in _params(self.learn) if p.grad is not None], full/sum(sizes))
-    self.phase = "stepped"
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #6a95c3ff
-def _join(parts):
-    "Concatenate tensors, or trees of them, along the samples"
-    o = parts[0]
-    if isinstance(o, Tensor): return torch.cat(parts) if o.ndim else torch.stack(parts).mean()
-    if isinstance(o, dict): return {k:_join([p[k] for p in parts]) for k in o}
-    if isinstance(o, (tuple, list)): return type(o)(_join(list(p)) for p in zip(*parts))
-    return o
-
-@patch
-def after_batch(self:Accumulate):
-    "Show recorders the large batch, once"
-    self.stack.close()
-    if self.phase == "waiting": self.learn.yb = ()
-    elif self.phase == "stepped":
-        n = sum(o["n"] for o in self.group)
-        self.learn.loss = sum(o["loss"]*(o["n"]/n) for o in self.group)
-        self.learn.pred,self.learn.yb = (_join([o[k] for o in self.group]) for k in ("pred", "yb"))
-        self.group = []
-    self.phase = None
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #6857f9e9
-@patch
-def drop(self:Accumulate):
-    "Forget a group and its gradients"
-    self.stack.close()
-    if self.pending and self.opt is not None: self.opt.zero_grad()
-    self._init_state()
-
-@patch
-def after_train(self:Accumulate):
-    "Make the step that a loader of a wrong length left over"
-    if not self.pending: return
-    if getattr(self.learn, "no_sync", None) is not None:
-        raise RuntimeError(f"the loader ended after {self.iter+1} of {self.n_iter} batches, so {self.pending} gradients were never exchanged "
-                           "between processes; correct its length")
-    self.learn.iter = self.n_iter-1
-    self.learn._with_events(self.learn._step, "step", CancelStepException)
-    self.opt.zero_grad()
-    self.group = []
-
-# %% ../../nbs/library/420_callback.accumulate.ipynb #587e64e5
-def _params(learn): return [p for g in learn.opt.param_lists for p in g]
-
-@patch
-def state_dict(self:Accumulate)->dict: # Plain values and tensors; empty lists at the boundary of a step
-    "The group that waits for its step"
-    return dict(group=list(self.group), grads=[p.grad for p in _params(self.learn)] if self.pending else [])
-
-@patch
-def load_state_dict(self:Accumulate,
-    state:dict, # From `state_dict()`
-):
-    "Go on in the middle of a group"
-    self.group = [{**o, "yb":tuple(o["yb"])} for o in state["group"]]
-    for p,g in zip(_params(self.learn), state["grads"]): p.grad = None if g is None else g.to(p.device, copy=True)
+    def after_fit(self): self.learn.group_size = 1

@@ -9,13 +9,12 @@ __all__ = ['LiveFigure', 'LiveView', 'MaskedLive']
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
-from fastai.callback.core import Callback
 from fastai.learner import Recorder
 from fastcore.basics import patch
 
+from .base import TrainCallback
 from .masked import VALID_EPOCH, fixed_cubes, masked_view
 from .track import track_figure
 from ..core import atomic_write, headless, in_kernel, is_main
@@ -55,7 +54,7 @@ class LiveFigure:
         else: self.handle.update(bundle, raw=True)
 
 # %% ../../nbs/library/490_callback.live.ipynb #483d2592
-class LiveView(Callback):
+class LiveView(TrainCallback):
     "Draw curves in place and count batches for eyes"
     name,order,remove_on_fetch = "progress",Recorder.order+5,True # fastai's slot for progress; after the recorder and its files
     def __init__(self,
@@ -64,15 +63,13 @@ class LiveView(Callback):
         plot:bool=True, # Draw the figure
         share:float=.02, # Largest share of the time that drawing may take
         shown:Sequence[str]=(), # Which metrics are drawn; all if empty. They share an axis, so they should share a scale
-        loss_name:str="Loss (cross-entropy, nats)", # Title of the first panel
+        loss_name:str|None=None, # Title of the first panel; as the objective says if None
     ): self.file,self.title,self.plot,self.share,self.shown,self.loss_name = path,title,plot,share,shown,loss_name
-
-    def _on(self): return is_main() and not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
 
     def before_fit(self): self.active,self.fig,self.bar = False,None,None
     def before_train(self):
-        "Not in `before_fit`, which `validate()` fires too"
-        if self.active or not self._on(): return
+        "At the first epoch, when the rows of a resumed run are there"
+        if self.active or not is_main(): return
         self.active = True
         if self.plot: self.fig = LiveFigure(self.curves, self.file, self.share)
         if in_kernel() and not headless():
@@ -86,7 +83,7 @@ class LiveView(Callback):
         done = [r for r in rec.rows if r["epoch"]]
         per = done[-1]["step"]/done[-1]["epoch"] if done else len(self.dls.train)
         shown = self.shown or [n for n in rec.metric_names if n not in ("epoch", "train_loss", "valid_loss", "time")]
-        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name)
+        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name or self.learn.objective.title)
 
     def after_batch(self):
         if not self.active or self.bar is None or time.time()-self.drawn < .3: return
@@ -104,7 +101,7 @@ class LiveView(Callback):
         if self.bar is not None: self.bar.update({"text/plain":f"{len(self.recorder.rows)} epochs done"}, raw=True)
 
 # %% ../../nbs/library/490_callback.live.ipynb #15f4dd60
-class MaskedLive(Callback):
+class MaskedLive(TrainCallback):
     "Show what a masked autoencoder makes of a few fixed cubes"
     order,remove_on_fetch = LiveView.order+1,True # after the row of the epoch is whole
     def __init__(self,
@@ -118,22 +115,22 @@ class MaskedLive(Callback):
 
     def before_train(self):
         "Choose the cubes, once: they are a function of the split, their masks of the seed"
-        if self.live or not is_main() or hasattr(self.learn, "lr_finder") or hasattr(self.learn, "gather_preds"): return
+        if self.live or not is_main(): return
         self.x,self.valid = fixed_cubes(self.dls.valid, self.n)
-        self.masks = self.model.seeded_order(getattr(self.learn, "seed", 0), VALID_EPOCH, range(len(self.x)))
+        self.masks = self.model.seeded_order(self.learn.seed, VALID_EPOCH, range(len(self.x)))
         self.live = LiveFigure(self.draw, share=self.share)
 
     def draw(self):
         "The figure as the model stands"
-        d,loss = self.dls,self.learn.loss_func
-        with getattr(self.learn, "autocast", nullcontext)():
+        d,loss = self.dls,self.learn.objective.loss
+        with self.learn.autocast():
             view = masked_view(self.model, self.x, self.valid, self.masks, getattr(d, "normalizer", None), getattr(d, "rgb_bands", (0, 0, 0)),
-                               getattr(d, "wavelengths", None), self.points, getattr(loss, "norm_target", False))
-        self.figure = plot_masked(view, self.recorder.rows, [k for k,w in getattr(loss, "weights", {}).items() if w], self.title)
+                               getattr(d, "wavelengths", None), self.points, loss.norm_target)
+        self.figure = plot_masked(view, self.recorder.rows, [k for k,w in loss.weights.items() if w], self.title)
         return self.figure
 
     def after_epoch(self):
-        if self.live is None or not self.recorder.trained: return
+        if self.live is None: return
         last,every = self.epoch + 1 == self.n_epoch,-(-self.n_epoch//self.keep)
         if (last or (self.epoch + 1) % every == 0) and self.live.update(force=last): self.store()
 
@@ -150,9 +147,3 @@ def store(self:MaskedLive):
             with atomic_write(self.folder/name) as f: f.write_bytes(data)
     track_figure(self.learn, "masked", self.figure)
     self.live.spent += time.time()-t
-
-@patch
-def state_dict(self:MaskedLive): return {} # what it shows is a function of the run
-
-@patch
-def load_state_dict(self:MaskedLive, state:dict): pass

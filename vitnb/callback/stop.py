@@ -9,34 +9,33 @@ __all__ = ['EarlyStop']
 import copy
 import math
 
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import CancelFitException
 from fastai.learner import Recorder
 from fastcore.basics import patch
 
+from .base import TrainCallback
 from .ema import EMACallback
-from ..core import nearest, one_of
+from ..core import one_of
+from ..task import monitored
 
 # %% ../../nbs/library/450_callback.stop.ipynb #32651b6e
-def _goal(monitor, mode):
-    "Whether less or more of `monitor` is better; by its name if `mode` is None"
-    if mode is not None: return one_of(mode, ("min", "max"), "mode")
-    return "min" if any(w in monitor for w in ("loss", "error", "mse", "mae")) else "max"
-
-class EarlyStop(Callback):
+class EarlyStop(TrainCallback):
     "End the fit when `monitor` has not improved for `patience` epochs, and put the best weights back"
+    resume_fields = ("monitor", "patience", "min_delta", "mode")
     order = Recorder.order+4 # the row is closed, the average's columns and the history are there; checkpoints come later
     def __init__(self,
         monitor:str="valid_loss", # Column of the history, such as "accuracy" or "accuracy_ema"
         patience:int=5, # Epochs without improvement that are tolerated; the one after them ends the fit
         min_delta:float=0., # Smaller changes count as none
-        mode:str|None=None, # "min", "max", or None to decide by the name
+        mode:str|None=None, # "min" or "max"; None: as the column is declared
         restore_best:bool=True, # Put the weights of the best epoch back at the end
     ):
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
             raise ValueError(f"patience={patience!r} must be a whole number of epochs from 0; for example 5")
         if not 0 <= min_delta < math.inf: raise ValueError(f"min_delta={min_delta!r} must be a number from 0; the direction comes from mode")
-        self.monitor,self.patience,self.min_delta,self.mode,self.restore_best = monitor,patience,min_delta,_goal(monitor, mode),restore_best
-        self._begin,self.trained = False,False
+        if mode is not None: one_of(mode, ("min", "max"), "mode")
+        self.monitor,self.patience,self.min_delta,self.mode,self.restore_best = monitor,patience,min_delta,mode,restore_best
+        self.column,self._begin = None,False
         self.reset()
 
     def reset(self):
@@ -45,39 +44,24 @@ class EarlyStop(Callback):
 
 # %% ../../nbs/library/450_callback.stop.ipynb #1e1d2149
 @patch
-def before_fit(self:EarlyStop):
-    names = [n for n in self.learn.recorder.metric_names if n not in ("epoch", "time")]
-    self._begin = not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
-    if self._begin and self.monitor not in names: raise ValueError(f"cannot monitor {self.monitor!r}: {nearest(self.monitor, names)}")
+def before_fit(self:EarlyStop): self.column,self._begin = monitored(self.learn.columns, self.monitor, self.mode),True
 
 @patch
 def before_epoch(self:EarlyStop):
-    self.trained = False
     if self.stopped: raise CancelFitException
 
 @patch
 def before_train(self:EarlyStop):
     if self._begin: self.reset()
-    self._begin,self.trained = False,not hasattr(self.learn, "lr_finder")
+    self._begin = False
 
 # %% ../../nbs/library/450_callback.stop.ipynb #df619551
 @patch
-def better(self:EarlyStop,
-    value:float|None, # This epoch's value
-)->bool: # Whether it beats the best so far by more than `min_delta`
-    "Compare with the best so far"
-    if value is None or math.isnan(value): return False
-    if self.best is None: return True
-    return self.best - value > self.min_delta if self.mode == "min" else value - self.best > self.min_delta
-
-@patch
 def after_epoch(self:EarlyStop):
     "Note the epoch, and decide"
-    if not self.trained: return
-    self.trained = False
-    values = dict(zip(self.learn.recorder.metric_names[1:], self.learn.recorder.log[1:]))
-    if self.better(values.get(self.monitor)):
-        self.best,self.best_epoch,self.bad = float(values[self.monitor]),self.epoch+1,0
+    value = self.recorder.rows[-1].get(self.monitor)
+    if self.column.improves(value, self.best, self.min_delta):
+        self.best,self.best_epoch,self.bad = float(value),self.epoch+1,0
         if self.restore_best: self.weights = self.snapshot()
     else: self.bad += 1
     self.ended = self.epoch + 1 >= self.n_epoch
@@ -101,7 +85,7 @@ def after_fit(self:EarlyStop):
     "Put the best weights back, if the fit came to its end"
     if self.weights is not None and (self.stopped or self.ended):
         for k,m in self._parts().items(): m.load_state_dict(self.weights[k])
-    self.weights,self.stopped,self.ended,self.trained = None,False,False,False
+    self.weights,self.stopped,self.ended = None,False,False
 
 # %% ../../nbs/library/450_callback.stop.ipynb #59336739
 @patch

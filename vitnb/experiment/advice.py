@@ -136,7 +136,8 @@ def recommend(
     if b["params"] and params < b["params"]: how += ", higher for a narrower model"
     if pretrained: how += ", a tenth for pretrained weights"
     warm = min(row["warmup_epochs"], max(1., epochs[0]/10)) if epochs[0] > 1 else 0.
-    return Advice(img_size=(img_size, "as given"), augment=augment, epochs=epochs, **batch, optimizer=(b["optimizer"], f"the usual for {family}"),
+    return Advice(family=(family, "as given"), img_size=(img_size, "as given"), augment=augment, epochs=epochs, **batch,
+                  optimizer=(b["optimizer"], f"the usual for {family}"),
                   lr=(lr, how), schedule=("warmup_cosine", "falls to the end of the run, whatever its length"),
                   warmup_epochs=(warm, f"the guide's {row['warmup_epochs']:g} for a {row['name']} set, at most a tenth of the run"),
                   min_lr=(min(b["min_lr"], lr/10), "the guide's floor"), **_regular_fields(family, row, params, augment[0]),

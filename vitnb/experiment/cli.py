@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..core import (PEER_LOST, Ranks, atomic_write, check_params, check_processes, end_tree, fmt_time, free_port, in_kernel, is_main, literal_params,
-                        my_rank, n_ranks, nearest, need, pick_device, repo_root, settings)
+                        my_rank, n_ranks, nearest, need, new_name, pick_device, repo_root, settings, upgrade)
 from .run import mark_status, read_json, release, run_folder
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #878b8d65
@@ -67,10 +67,16 @@ def parse_params(
 )->dict: # Names and values, checked
     "Read and check all parameters of a command line"
     if pairs and not defaults: raise ValueError("this notebook takes no parameters: tag the cell that holds them with `parameters`")
-    given = {k: parse_value(v, defaults.get(k)) for k,v in pairs}
+    given = {k: parse_value(v, defaults.get(k, defaults.get(new_name(k)))) for k,v in pairs}
     twice = sorted(k for k in given if sum(k == o for o,_ in pairs) > 1)
     if twice: raise ValueError(f"parameter {twice[0]!r} is given more than once; give it once")
-    return check_params(defaults, given)
+    return check_params(defaults, _todays(given, defaults))
+
+def _todays(given, defaults):
+    "Old names of parameters brought up to date; one process says so"
+    return upgrade(given, known=defaults, say=_say if is_main() else None)
+
+def _say(*text, **kw): print(*text, file=sys.stderr, flush=True, **kw)
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #6aa57441
 @contextmanager
@@ -155,7 +161,7 @@ def run_notebook(
 )->Path: # The run folder
     "Run a notebook in a kernel of its own; an error in it is raised here, after the notebook was saved"
     defaults,path = notebook_params(read_notebook(path)),Path(path).resolve()
-    params = check_params(defaults, dict(params or {}))
+    params = check_params(defaults, _todays(params or {}, defaults))
     run_dir = Path(run_dir or _run_dir(path, defaults, params)).resolve()
     output = Path(output or run_dir/path.name).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,8 +176,6 @@ def run_notebook(
     return run_dir
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #f1ce149e
-def _say(*text, **kw): print(*text, file=sys.stderr, flush=True, **kw)
-
 def _kernel_pid(run_dir):
     "The process that trains, if it has said so and lives"
     pid = read_json(run_dir/"status.json").get("pid")

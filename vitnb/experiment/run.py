@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from ..core import atomic_write, check_params, is_main, literal_params, my_rank, n_ranks, pick_device, repo_root, settings
+from ..core import atomic_write, check_params, is_main, literal_params, my_rank, n_ranks, pick_device, repo_root, settings, upgrade
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
 def plain(
@@ -72,16 +72,27 @@ def _is_injected(source):
     if not source.startswith("# Parameters\n"): return False
     return sum(t.type == tokenize.COMMENT for t in tokenize.generate_tokens(io.StringIO(source).readline)) == 1
 
-def check_injected(
-    history:list, # Sources of the cells that ran, oldest first: IPython's `In`
-)->dict: # What papermill was given; empty if it gave nothing
-    "Refuse a parameter that the notebook does not have, or of another type"
-    given = {}
+def _injected(history):
+    "Parameters of the cell above and what papermill put below it, for each cell that papermill wrote"
     for before,source in zip(["", *history], history):
         if not _is_injected(source): continue
         if not before.strip(): raise ValueError("no cell above the injected parameters; tag the notebook's parameters cell with `parameters`")
-        given = check_params(literal_params(before), literal_params(source))
+        yield literal_params(before), literal_params(source)
+
+def check_injected(
+    history:list, # Sources of the cells that ran, oldest first: IPython's `In`
+)->dict: # What papermill was given, under the names of today; empty if it gave nothing
+    "Refuse a parameter that the notebook does not have, or of another type"
+    given = {}
+    for defaults,injected in _injected(history): given = check_params(defaults, upgrade(injected, known=defaults))
     return given
+
+def _take_old_names(namespace):
+    "What papermill set under old names stands under those of today from here on"
+    for defaults,injected in _injected(namespace.get("In", [])):
+        given = upgrade(injected, known=defaults, say=None)
+        for k in injected.keys() - given.keys(): namespace.pop(k, None)
+        namespace.update({k:given[k] for k in given.keys() - injected.keys()})
 
 # %% ../../nbs/library/600_experiment.run.ipynb #d095d08f
 def _word(text, what):
@@ -228,6 +239,7 @@ class Run:
         resume:str="never", # "auto": go on with the same run if it did not finish; "never": a new folder; or the folder to go on with
     ):
         check_injected(params.get("In", []))
+        _take_old_names(params)
         self.name,self.tag,self.params = _word(name, "name"),tag,public_params(params)
         env = environment(self.params.get("device")) # before the folder: a device that is not there leaves none behind
         self.dir = run_folder(name, self.params, tag, resume) if is_main() else main_folder()

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['DARK', 'patchify', 'unpatchify', 'spectral_angle', 'masked_mse', 'spectral_std', 'range_penalty', 'token_stats',
-           'removed', 'reconstruct', 'voxel_mask', 'SpectralMAELoss']
+           'removed', 'removed_index', 'reconstruct', 'voxel_mask', 'SpectralMAELoss']
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #e5c92142
 from collections.abc import Sequence
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .base import Loss, divide
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #45ef38b4
 def patchify(
@@ -58,20 +60,19 @@ def masked_mse(
     valid:Tensor|None=None, # Which values count, broadcastable to `pred`; None: all
 )->Tensor: # Scalar
     "Mean over tokens of the mean squared error of their valid values (He et al. 2022, section 3)"
-    return _divide(dict(mse=_squares(pred, target, valid)))["mse"]
-
-def _divide(sums):
-    "Means from sums and numbers"
-    return {k:total/(n.clamp_min(1) if isinstance(n, Tensor) else max(1, n)) for k,(total,n) in sums.items()}
+    w = None if valid is None else valid.expand_as(pred)
+    return divide(_squares(pred, target, valid), _n_tokens(pred[...,0], w))
 
 def _squares(pred, target, valid):
-    "The sum over tokens of their mean squared errors, and how many tokens there are"
+    "The sum over tokens of their mean squared errors"
     off = pred - target.float() # float32 without a copy of half precision predictions
-    if valid is None: # a square would be kept for the way back
-        return torch.linalg.vector_norm(off, dim=-1).square().sum()/off.shape[-1],off.shape[:-1].numel()
+    if valid is None: return torch.linalg.vector_norm(off, dim=-1).square().sum()/off.shape[-1] # a square would be kept for the way back
     w,error = valid.expand_as(off),off.square()
-    n = w.sum(-1) # B,M
-    return (torch.where(w, error, 0.).sum(-1)/n.clamp_min(1)).sum(),(n > 0).sum() # a token without a valid value does not count
+    return (torch.where(w, error, 0.).sum(-1)/w.sum(-1).clamp_min(1)).sum()
+
+def _n_tokens(index, w):
+    "How many tokens count: one without a valid value does not"
+    return index.numel() if w is None else (w.sum(-1) > 0).sum()
 
 def spectral_std(
     x:Tensor, # Spectra
@@ -120,8 +121,14 @@ def removed(
     out:dict, # What the model returned
 )->tuple: # Their values `(B,M,P)` and numbers `(B,M)`
     "The tokens of `out` that had been removed"
-    m = out["mask"].shape[1] - out["n_visible"]
-    return out["pred"][:,-m:],out["index"][:,-m:]
+    index = removed_index(out)
+    return out["pred"][:,-index.shape[1]:],index
+
+def removed_index(
+    out:dict, # What the model returned, or its `index`, `mask` and `n_visible` alone
+)->Tensor: # Numbers of the removed tokens, `(B,M)`
+    "Which tokens had been removed, in the order of the predictions"
+    return out["index"][:,out["n_visible"]-out["mask"].shape[1]:]
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #6f22be7d
 def reconstruct(
@@ -149,9 +156,8 @@ def voxel_mask(
     return unpatchify(out["mask"][...,None].expand(-1, -1, s*p*p), out["patch"], shape)
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #04fcd58b
-class SpectralMAELoss(nn.Module):
+class SpectralMAELoss(Loss):
     "Error, spectral angle, contrast and range of what was filled in; call it with the model's output, the cube and what is valid"
-    means = None # how means come from sums; set while several processes have a part of the batch each (`vitnb.learner.distribute`)
     def __init__(self,
         mse_weight:float=1., # Of the squared error of removed tokens
         sam_weight:float=.1, # Of the spectral angle, radians
@@ -167,7 +173,7 @@ class SpectralMAELoss(nn.Module):
         for k,v in self.weights.items():
             if not v >= 0: raise ValueError(f"{k} weight {v!r} must be at least 0")
         if not any(self.weights.values()): raise ValueError("all weights are 0: there is nothing to learn; mse_weight=1 is usual")
-        self.norm_target,self.terms = norm_target,{}
+        self.norm_target = norm_target
         for k,v in dict(low=low, high=high).items(): self.register_buffer(k, torch.as_tensor(v, dtype=torch.float32).flatten())
         if bool((self.low >= self.high).any()): raise ValueError(f"low={low} must be below high={high}")
 
@@ -181,31 +187,41 @@ def _valid_tokens(valid, patch, bands):
     if c not in (1, bands): raise ValueError(f"valid has {c} bands; it must have 1 (pixels) or {bands} (voxels)")
     return _by_place(patchify(valid, (p, 1 if c == 1 else s)), (p, 1 if c == 1 else s), c)
 
-class _Parts:
+class _Counted:
+    "Which values of removed tokens, and which pixels, count; known before the model has answered"
+    def __init__(self, out, bands, valid):
+        self.patch,self.bands,self.index = out["patch"],bands,removed_index(out)
+        self.valid = _valid_tokens(valid, self.patch, bands) # B,T or 1,places,s or 1,p*p
+        p,s = self.patch
+        self.values = self.index.numel()*s*p*p
+        self.gone = out["mask"].unflatten(1, (bands//s, -1)).any(1)[...,None] # B,places,1
+        shape = (len(self.index), bands//s, self.gone.shape[1], s, p*p)
+        self.w = None if valid is None else _take(self.valid.expand(shape).flatten(3).flatten(1, 2), self.index) # B,M,P
+        self.pixels = self.gone.expand(-1, -1, p*p) if valid is None else self.gone & self.valid.any(3).any(1) # B,places,p*p
+
+    def by_place(self, tokens): return _by_place(tokens, self.patch, self.bands)
+
+    def counts(self)->dict:
+        values,pixels = self.values if self.w is None else self.w.sum(),self.pixels.sum()
+        return dict(mse=_n_tokens(self.index, self.w), sam=pixels, variance=pixels, range=values, group=pixels*self.patch[1])
+
+class _Parts(_Counted):
     "What the terms share"
     def __init__(self, loss, out, cube, valid):
-        self.patch,self.bands = out["patch"],cube.shape[1]
+        super().__init__(out, cube.shape[1], valid)
         self.truth = patchify(cube.detach().float(), self.patch) # B,L,P
-        self.pred,self.index = removed(out)
+        self.pred,_ = removed(out)
         self.target = _take(self.truth, self.index) # B,M,P
-        self.valid = _valid_tokens(valid, self.patch, self.bands)
-        full = None if self.valid is None else self.valid.expand(self.by_place(self.truth).shape).flatten(3).flatten(1, 2)
-        self.w = None if full is None else _take(full, self.index)
         self.compared = self.target
         if loss.norm_target:
             mean,std = token_stats(self.target, self.w)
             self.compared,self.value = (self.target - mean)/std,self.pred*std + mean
         else: self.value = self.pred.float()
-        self.gone = out["mask"].unflatten(1, (self.bands//self.patch[1], -1)).any(1)[...,None] # B,places,1
-
-    def by_place(self, tokens): return _by_place(tokens, self.patch, self.bands)
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #5794b596
 def _over(x, w):
-    "The sum of `x` where `w`, and of how many values"
-    if w is None: return x.sum(),x.numel()
-    w = w.expand_as(x)
-    return torch.where(w, x, 0.).sum(),w.sum()
+    "The sum of `x` where `w`"
+    return x.sum() if w is None else torch.where(w.expand_as(x), x, 0.).sum()
 
 def _bound(o, parts):
     "A bound for each value of the removed tokens"
@@ -216,31 +232,41 @@ def _bound(o, parts):
     return o.view(-1, s)[parts.index//places].repeat_interleave(p*p, -1) # B,M,P
 
 def _spectra(parts):
-    "Composite and true spectra `(B,T,places,s,p*p)`, and which pixels `(B,places,p*p)` count"
-    c = parts.by_place(_paste(parts.truth, parts.index, parts.value))
-    y,v = parts.by_place(parts.truth),parts.valid
-    if v is None: return c,y,parts.gone.expand(-1, -1, c.shape[-1])
-    if v.shape[1]*v.shape[3] > 1: c,v = torch.where(v, c, y),v.any(3).any(1) # invalid voxels of a pixel: as if right
-    else: v = v[:,0,:,0]
-    return c,y,parts.gone & v
+    "Composite and true spectra `(B,T,places,s,p*p)`"
+    c,y,v = parts.by_place(_paste(parts.truth, parts.index, parts.value)),parts.by_place(parts.truth),parts.valid
+    by_voxel = v is not None and v.shape[1]*v.shape[3] > 1
+    return torch.where(v, c, y) if by_voxel else c, y # invalid voxels of a pixel: as if right
 
 # %% ../../nbs/library/320_losses.spectral.ipynb #c02f3809
 DARK = .01 # length of a spectrum, model units, below which its direction fades
 
-def _terms(loss, parts):
-    "Each term, unweighted, in the order of the weights: its name, and a sum with the number of things that are summed"
-    grad = lambda k: torch.set_grad_enabled(torch.is_grad_enabled() and loss.weights[k] > 0)
+def _sums(loss, parts):
+    "Name and sum of each term, unweighted, in the order of the weights"
+    grad = lambda *names: torch.set_grad_enabled(torch.is_grad_enabled() and any(loss.weights[k] for k in names))
     with grad("mse"): yield "mse", _squares(parts.pred, parts.compared, parts.w)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and any(loss.weights[k] for k in ("sam", "variance", "group"))): c,y,pixels = _spectra(parts)
-    with grad("sam"): yield "sam", _over(spectral_angle(c, y, dim=(1, 3), eps=DARK), pixels)
-    with grad("variance"): yield "variance", _over((spectral_std(c, (1, 3)) - spectral_std(y, (1, 3))).square(), pixels)
+    with grad("sam", "variance", "group"): c,y = _spectra(parts)
+    with grad("sam"): yield "sam", _over(spectral_angle(c, y, dim=(1, 3), eps=DARK), parts.pixels)
+    with grad("variance"): yield "variance", _over((spectral_std(c, (1, 3)) - spectral_std(y, (1, 3))).square(), parts.pixels)
     with grad("range"): yield "range", _over(range_penalty(parts.value, _bound(loss.low, parts), _bound(loss.high, parts)), parts.w)
-    with grad("group"): yield "group", _over((c.mean(1) - y.mean(1)).square(), pixels[:,:,None])
+    with grad("group"): yield "group", _over((c.mean(1) - y.mean(1)).square(), parts.pixels[:,:,None])
 
 @patch
-def forward(self:SpectralMAELoss, out:dict, cube:Tensor, valid:Tensor|None=None)->Tensor:
-    "The weighted sum"
+def terms(self:SpectralMAELoss,
+    out:dict, # What the model returned
+    cube:Tensor, # True cubes, `(B,C,H,W)`
+    valid:Tensor|None=None, # Valid pixels `(B,1,H,W)` or voxels `(B,C,H,W)`; None: all
+)->dict: # name -> (sum, count), also of terms of weight 0
+    "Sum and count of each term"
     with torch.autocast(cube.device.type, enabled=False):
-        terms = (self.means or _divide)(dict(_terms(self, _Parts(self, out, cube, valid))))
-        self.terms = {k:v.detach() for k,v in terms.items()}
-        return sum(self.weights[k]*v for k,v in terms.items() if self.weights[k])
+        parts = _Parts(self, out, cube, valid)
+        counts = parts.counts()
+        return {k:(v, counts[k]) for k,v in _sums(self, parts)}
+
+@patch
+def counts(self:SpectralMAELoss,
+    out:dict, # `index`, `mask`, `n_visible` and `patch` of the masks; predictions are not needed
+    bands:int, # Of the cubes
+    valid:Tensor|None=None, # As for `terms`
+)->dict: # name -> count
+    "What the sums are to be divided by"
+    return _Counted(out, bands, valid).counts()

@@ -166,8 +166,8 @@ class _Once:
     def __init__(self, kw): self.kw,self.pred,self.scores = kw,None,None
     def __call__(self, learn):
         if self.pred is not learn.pred:
-            valid = learn.yb[1] if len(learn.yb) > 1 else None
-            self.pred,self.scores = learn.pred,cube_scores(learn.pred, learn.yb[0], valid, **self.kw)
+            batch = learn.batch
+            self.pred,self.scores = learn.pred,cube_scores(learn.pred, batch["image"], batch.get("mask"), **self.kw)
         return self.scores
 
 class CubeMetric(Metric):
@@ -176,7 +176,12 @@ class CubeMetric(Metric):
         label:str, # Name of the column
         score:str, # Name in `cube_scores`
         once:object, # What gives the scores of a batch to all columns
-    ): self.label,self.score,self.once,self.kept = label,score,once,[]
+        better:str="", # "min" or "max"
+        unit:str="", # Such as "degrees"; empty for shares
+    ):
+        self.label,self.score,self.once = label,score,once
+        self.better,self.unit = better,unit
+        self.kept = []
     def reset(self): self.kept = []
     def accumulate(self, learn):
         scores = self.once(learn)
@@ -200,4 +205,5 @@ def make_spectral_metrics(
     unit = "" if normalizer is None else "_reflectance"
     cols = dict(mse_masked="mse_masked", sam_degrees=f"sam_masked{unit}", psnr=f"psnr_all{unit}", ssim=f"ssim_all{unit}")
     once = _Once(dict(normalizer=normalizer, where=("masked", "all"), data_range=data_range, norm_target=norm_target, ssim=ssim, only=list(cols.values())))
-    return [CubeMetric(k, v, once) for k,v in cols.items() if ssim or k != "ssim"]
+    meaning = dict(mse_masked=("min", ""), sam_degrees=("min", "degrees"), psnr=("max", "dB"), ssim=("max", "")) # direction and unit
+    return [CubeMetric(k, v, once, *meaning[k]) for k,v in cols.items() if ssim or k != "ssim"]

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 
 import timm.models.densenet as timm_densenet
 import torch
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -62,6 +63,15 @@ class DenseNet(timm_densenet.DenseNet):
     def no_weight_decay(self)->set: # Names; empty, for norms and biases are found by rule
         "Tables and tokens, of which a DenseNet has none"
         return set()
+
+    def group_matcher(self,
+        coarse:bool=False, # Count blocks; False: layers
+    )->dict: # Regular expressions by group
+        "timm's depths, but the last norm, which comes with pre-trained weights, lies as deep as the last block and not as the classifier"
+        matcher = super().group_matcher(coarse)
+        blocks = matcher["blocks"]
+        matcher["blocks"] = [*([(blocks, None)] if coarse else blocks), (r"^features\.norm5", MATCH_PREV_GROUP)]
+        return matcher
 
 # %% ../../nbs/library/220_models.densenet.ipynb #1ce3b598
 def choose_stem(

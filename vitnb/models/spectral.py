@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
 from timm.models._features import feature_take_indices
+from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -451,8 +452,9 @@ def reset_classifier(self:SpectralMAE,
 def group_matcher(self:SpectralMAE,
     coarse:bool=False, # Put all blocks into one group
 )->dict: # Regular expressions by group
-    "Which parameter lies how deep"
-    return dict(stem=r"^patch_embed|^pos", blocks=r"^blocks" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm|^decoder|^head", (99999,))])
+    "Which parameter lies how deep; the last norm with the blocks, the decoder with the head"
+    blocks = r"^blocks|^norm" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)]
+    return dict(stem=r"^patch_embed|^pos", blocks=blocks)
 
 @patch
 def no_weight_decay(self:SpectralMAE)->set:

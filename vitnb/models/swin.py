@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SWIN_SIZES', 'SWIN_HUB', 'swin_micro', 'swin_tiny', 'swin_small', 'swin_base', 'token_maps', 'fitting_windows',
-           'choose_window', 'swin']
+           'choose_window', 'SwinTransformer', 'swin']
 
 # %% ../../nbs/library/210_models.swin.ipynb #e45c40e1
-from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
+import timm.models.swin_transformer as timm_swin
+from timm.models._manipulate import MATCH_PREV_GROUP
+from timm.models.swin_transformer import checkpoint_filter_fn
 
 from .protocol import register_model
 
@@ -90,6 +92,17 @@ def _check_rates(**rates):
     for k,v in rates.items():
         if not 0 <= v < 1: raise ValueError(f"{k}={v!r} must be at least 0 and below 1")
 
+# %% ../../nbs/library/210_models.swin.ipynb #45936a83
+class SwinTransformer(timm_swin.SwinTransformer):
+    "timm's Swin transformer, whose last norm lies as deep as its last stage"
+    def group_matcher(self,
+        coarse:bool=False, # Count stages; False: blocks
+    )->dict: # Regular expressions by group
+        "Which parameter lies how deep"
+        matcher = super().group_matcher(coarse)
+        if coarse: matcher["blocks"] = [(r"^layers\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)]
+        return matcher
+
 # %% ../../nbs/library/210_models.swin.ipynb #efcb005e
 def swin(
     img_size:int|tuple=224, # Side of the image in pixels, or (height, width)
@@ -106,7 +119,7 @@ def swin(
     attn_drop_rate:float=0., # Dropout of attention weights
     mlp_ratio:float=4., # Hidden width of the MLP, in widths of its stage
     window_near:int=7, # The window wished for where `window_size` is None
-)->SwinTransformer: # timm's network
+)->SwinTransformer: # The network
     "A Swin transformer of any size"
     depths,num_heads = tuple(depths),tuple(num_heads)
     _check_stages(embed_dim, depths, num_heads)

@@ -1,0 +1,32 @@
+"The same process for every test, alone or in the suite: one thread, seeded generators, and nothing that another left"
+import os
+
+import matplotlib
+import pytest
+import torch
+from process_state import left, reseed, shared
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+    matplotlib.use("agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings_and_no_files_from_before(tmp_path_factory):
+    "Variables of the user's shell count for nothing; measurements, caches and runs of an earlier suite are not found"
+    own = tmp_path_factory.mktemp("workspace")
+    with pytest.MonkeyPatch.context() as m:
+        for k in [k for k in os.environ if k.startswith("VITNB_")]: m.delenv(k)
+        m.setenv("VITNB_CACHE_PATH", str(own/"cache"))
+        m.setenv("VITNB_OUTPUTS_PATH", str(own/"outputs"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def the_process_stays_as_it_is():
+    "Set up before all other fixtures of a test and torn down after them"
+    reseed()
+    before = shared()
+    yield
+    if found := left(before, shared()): pytest.fail(f"the test leaves changed what others share: {', '.join(found)}")

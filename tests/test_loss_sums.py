@@ -1,0 +1,108 @@
+"Every loss is a sum and a count: parts of a batch add up to the whole, unknown entries have no part, masses are linear"
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitnb.losses.base import add_terms, divide, weigh
+from vitnb.losses.classify import make_loss
+from vitnb.losses.regress import losses
+
+K = 4
+WEIGHTS = [.5, 1., 2., 4.]
+CASES = dict(
+    cross_entropy = ("cross_entropy", dict(label_smoothing=.1)),
+    weighted      = ("cross_entropy", dict(label_smoothing=.1, weight=WEIGHTS)),
+    focal         = ("focal", dict(weight=WEIGHTS, label_smoothing=.1)),
+    combined      = ("combined", dict(weight=WEIGHTS)),
+    binary        = ("binary_cross_entropy", dict(label_smoothing=.1, pos_weight=[1., 2., 3., .5])),
+    cumulative    = ("cumulative", {}),
+    mse           = ("mse", {}),
+    mae           = ("mae", {}),
+    huber         = ("huber", dict(delta=.7)))
+
+
+def data(case, n, seed=0):
+    "Predictions, targets and what is known, for a case"
+    g = torch.Generator().manual_seed(seed)
+    known = torch.rand(n, generator=g) < .7
+    if case == "binary": return torch.randn(n, K, generator=g), torch.randint(2, (n, K), generator=g), torch.rand(n, K, generator=g) < .7
+    if case in ("mse", "mae", "huber"):
+        y = torch.randn(n, generator=g)
+        return torch.randn(n, generator=g), torch.where(known, y, torch.nan), known
+    width = K - 1 if case == "cumulative" else K
+    return 2*torch.randn(n, width, generator=g), torch.randint(K, (n,), generator=g), known
+
+
+def test_all_losses_are_here(): assert {name for name,_ in CASES.values()} == set(losses.names())
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cut", [1, 5, 12])
+def test_two_parts_are_the_whole(case, cut):
+    "Values and gradients; the mean of the two means is another number where entries are unknown or classes have weights"
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw),data(case, 16)
+    pred.requires_grad_()
+    parts = [loss.terms(pred[s], y[s], known[s]) for s in (slice(0, cut), slice(cut, 16))]
+    whole,joined = loss(pred, y, known),weigh(add_terms(*parts), loss.weights)
+    torch.testing.assert_close(joined, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(o, pred, retain_graph=True)[0] for o in (joined, whole)))
+    halves = sum(weigh(o, loss.weights) for o in parts)/2
+    assert not torch.allclose(halves, whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_unknown_rows_have_no_part(case):
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw),data(case, 16)
+    if case != "binary": torch.testing.assert_close(loss(pred, y, known), loss(pred[known], y[known]))
+    pred.requires_grad_()
+    loss(pred, y, known).backward()
+    assert torch.isfinite(pred.grad).all() and (pred.grad[~known] == 0).all() and (pred.grad[known] != 0).any()
+    nothing = loss(pred.detach(), y, torch.zeros_like(known))
+    assert nothing == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_counts_are_those_of_the_terms(case):
+    "Known before the model has run"
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw),data(case, 16)
+    for mask in (known, torch.ones_like(known)):
+        terms,counts = loss.terms(pred, torch.where(known, y, 0), mask),loss.counts(torch.where(known, y, 0), mask)
+        assert {k: float(n) for k,(_,n) in terms.items()} == {k: float(n) for k,n in counts.items()}
+
+
+@pytest.mark.parametrize("case", [k for k in CASES if k not in ("mse", "mae", "huber")])
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("unknown", [True, False])
+def test_masses_are_linear(case, train, unknown):
+    "The loss of mixed targets is the mixture of the losses, row by row, also with unknown entries"
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw).train(train),data(case, 16)
+    if not unknown: known = torch.ones_like(known)
+    n = 2 if case == "binary" else K
+    masses = F.one_hot(y, n)*known[...,None].float()
+    other,known_other = y.flip(0),known.flip(0)
+    mixed = .3*masses + .7*masses.flip(0)
+    want = .3*loss.each(pred, y, known) + .7*loss.each(pred, other, known_other)
+    torch.testing.assert_close(loss.each(pred, mixed), want)
+    count = float(list(loss.counts(mixed).values())[0])
+    assert count == pytest.approx(float((.3*known + .7*known_other).sum()), rel=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from(sorted(CASES)))
+def test_any_parts_are_the_whole(sizes, seed, case):
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw),data(case, sum(sizes), seed)
+    terms = {}
+    for p,t,k in zip(pred.split(sizes), y.split(sizes), known.split(sizes)): terms = add_terms(terms, loss.terms(p, t, k))
+    torch.testing.assert_close(weigh(terms, loss.weights), loss(pred, y, known), equal_nan=False)
+
+
+def test_nothing_counted_is_nothing_lost():
+    assert divide(torch.tensor(0.), 0) == 0 and divide(torch.tensor(0.), torch.tensor(0)) == 0
+    assert divide(torch.tensor(3.), torch.tensor(.5)) == 6, "a count may be less than 1: class weights are"
