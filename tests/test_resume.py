@@ -434,7 +434,7 @@ def test_stopped_and_called_again(workspace, tmp_path):
     assert (the_run(workspace)/"checkpoints/checkpoint_time_limit.pth").is_file() and (the_run(workspace)/"train_tiny.ipynb").is_file()
     (workspace/"hold").unlink()
     out,status = finish(workspace, start(workspace), 0)
-    assert "going on after" in out and status["status"] == "finished"
+    assert "resuming after" in out and status["status"] == "finished"
     whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
     assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
     assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])
@@ -450,7 +450,7 @@ def test_interrupted_and_killed(workspace, tmp_path):
     out,status = finish(workspace, p, 130)
     assert "SIGINT received" in out and status["status"] == "stopped"
     out,status = finish(workspace, start(workspace, ("max_hours", 1e-6)), 75)
-    assert "going on after" in out and "time limit" in out and status["status"] == "stopped"
+    assert "resuming after" in out and "time limit" in out and status["status"] == "stopped"
     now = time.time()
     p = start(workspace)
     wait_for(checkpointed(workspace, now), p)
