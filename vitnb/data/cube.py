@@ -409,6 +409,26 @@ class CubeDataset(ImageDataset):
         nowhere = CubeSource(None, np.zeros((0,3), np.int64), s.size, s.code)
         return CubeDataset(nowhere, {k:[] for k in self.targets}, self.tasks)
 
+# %% ../../nbs/library/160_data.cube.ipynb #d88eab87
+def _usual_label(cube_set):
+    "What a class means, unless somebody says it: that of the window where a scene is split, else that of the cube"
+    first = cube_set.records[0]
+    return "cube" if first.ground is None or first.truth is None else "window"
+
+@patch
+def entries(self:CubeDataset, task, idx):
+    if task in self.targets: return ImageDataset.entries(self, task, idx)
+    return self.source.windows(idx)["classes"] # a map of classes lies with its cube
+
+@patch
+def class_names(self:CubeDataset)->list: # A name for each window; empty if the set has one class
+    "What is in each window, whether or not it is a target"
+    s,how = self.source,_usual_label(self.source.cube_set)
+    names = s.cube_set.classes if how == "cube" else s.cube_set.pixel_classes
+    if len(names) < 2: return []
+    found = [_label_of(s.cube_set.records[r], t, l, *s.size, s.code, how) for r,t,l in s.where.tolist()]
+    return [names[i] if i >= 0 else "none" for i in found]
+
 # %% ../../nbs/library/160_data.cube.ipynb #7120b627
 def _normalizer(cube_set, normalize, survey):
     "A normaliser from its name, its state or itself"
@@ -504,8 +524,7 @@ def cube_loaders(
     "Loaders of a set of cubes"
     s,size = cube_set.survey(max_bad),_size_of(cube_set, window)
     _check_patch(cube_set, size, patch_size)
-    first = cube_set.records[0]
-    how = one_of(label_of or ("cube" if first.ground is None or first.truth is None else "window"), LABELS, "label_of")
+    how = one_of(label_of or _usual_label(cube_set), LABELS, "label_of")
     kinds = _kinds(label)
     data = _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, how)
     norm,tasks = _normalizer(cube_set, normalize, s),data[0].tasks

@@ -113,6 +113,17 @@ def new_empty(self:ImageDataset)->ImageDataset: # What fastai's `export` stores
     none = {k:np.zeros((0,), np.int64) for k in self.targets}
     return ImageDataset(ArraySource(np.zeros((0,1,1,3), np.uint8)), none, self.tasks)
 
+# %% ../../nbs/library/130_data.loader.ipynb #5a7b75d4
+@patch
+def class_counts(self:ImageDataset,
+    task:str, # Name of a task
+    n:int=64, # Label maps that are read at a time
+)->np.ndarray: # Entries of each class, (K,)
+    "How often each class of a task occurs, for class weights"
+    if isinstance(self.targets.get(task), np.ndarray): return self.tasks[task].counts(self.targets[task])
+    maps = (o for i in range(0, len(self), n) for o in self.entries(task, np.arange(i, min(i+n, len(self)))))
+    return sum(self.tasks[task].counts(o) for o in maps)
+
 # %% ../../nbs/library/130_data.loader.ipynb #008a21cc
 @contextmanager
 def _one_thread():
