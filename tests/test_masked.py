@@ -15,9 +15,9 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, run_callbacks, vit_learner
-from vitnb.learner.predict import predict_split
-from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
+from vitnb.learner.predict import find_checkpoint, predict_split
+from vitnb.learner.spectral import Baseline, between_bands, evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
@@ -275,23 +275,60 @@ def test_maps_of_classes_are_learnt(head):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["accuracy"] == pytest.approx(slow_accuracy(learn), abs=1e-6)
     probs,y = predict_split(learn, "valid")
-    assert probs.shape == (len(y), learn.dls.c) and probs.sum(1).allclose(torch.ones(len(y)))
-    assert float((probs.argmax(1) == y).float().mean()) == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+    task = learn.tasks.only
+    assert probs.shape[:2] == (len(y), learn.dls.c) and probs.sum(1).allclose(torch.ones(()))
+    known = y != task.unknown
+    assert float((task.full(probs, y.shape[1:]).argmax(1) == y)[known].float().mean()) == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+
+def epoch_of(learn):
+    "The training batches of the first epoch"
+    learn.dls.train.set_epoch(0)
+    return list(learn.dls.train)
 
 def test_a_batch_without_a_class_is_passed_over():
-    learn = pixel_learner(bs=2)
-    first = learn.dls.train.batches()[0]
+    learn = pixel_learner(bs=2, weight_decay=0.)
+    seen,before = [],copy.deepcopy(learn.model.state_dict())
     class Blank(Callback):
         order = 0
         def before_batch(self):
             if self.training and self.iter == 0: self.learn.batch = self.learn.batch.replace(target=torch.full_like(self.learn.batch["target"], -100))
+        def after_step(self):
+            if self.iter == 0: seen.append(copy.deepcopy(self.model.state_dict()))
+        def after_batch(self):
+            if self.training and self.iter > 0: losses.append(self.loss.item())
+    losses = []
     learn.fit(1, cbs=Blank())
-    assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(learn.recorder.rows[0]["train_loss"])
-    assert learn.opt_steps == len(learn.dls.train) - 1 and len(first) == 2
+    assert not differences(before, seen[0]), "its step has no gradient and changes nothing"
+    assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(losses).all() and min(losses) > 0
+    shares = [(y >= 0).sum().item() for _,y in epoch_of(learn)][1:]
+    assert learn.recorder.rows[0]["train_loss"] == pytest.approx(np.average(losses, weights=shares), rel=1e-5), "nor does it count in the mean"
 
 def test_maps_need_a_head_for_maps():
     with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)
 
 def test_what_maps_do_not_have():
-    with pytest.raises(ValueError, match="count its pixels and give loss_kw"): pixel_learner(class_weights=True)
-    with pytest.raises(ValueError, match="use predict_split"): predict_tta(pixel_learner(), "valid", "flip")
+    with pytest.raises(ValueError, match="a map has many classes and cannot be balanced"): pixel_learner().tasks.only.balance(np.zeros((2, 4, 4)))
+
+def test_class_weights_of_maps_count_pixels():
+    "By loops over the training windows; and they act as a loss with these weights given outright does"
+    weighted,plain = (pixel_learner(class_weights=o, lr=3e-3) for o in (True, False))
+    n = np.zeros(4)
+    for y in (weighted.dls.train.dataset.read(np.array([i]))["target"] for i in range(len(weighted.dls.train.dataset))):
+        for k in y.flatten().tolist():
+            if k >= 0: n[k] += 1
+    want = torch.tensor(n.sum()/(4*n)).float()
+    assert torch.allclose(weighted.objective.loss_of("").weight, want)
+    given = pixel_learner(loss_kw=dict(weight=want.tolist()), lr=3e-3)
+    for o in (weighted, plain, given): o.fit(2)
+    assert not differences(state(weighted), state(given)) and differences(state(weighted), state(plain))
+    with pytest.raises(ValueError, match="weigh the classes twice"): pixel_learner(class_weights=True, loss_kw=dict(weight=[1.]*4))
+
+def test_weighted_maps_in_parts_are_the_whole_batch():
+    "Parts have other numbers of known pixels of each class, so only sums and counts give this"
+    kw = dict(n=24, optimizer="sgd", lr=.05, class_weights=True)
+    a,b = pixel_learner(bs=4, **kw),pixel_learner(bs=2, cbs=train_callbacks(accumulate=2), **kw)
+    first = copy.deepcopy(a.model.state_dict())
+    for o in (a, b): o.fit(1)
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-3
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k
