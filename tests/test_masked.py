@@ -64,6 +64,43 @@ def test_the_terms_are_in_the_history_and_add_up():
     for part,loss in (("train", "train_loss"), ("valid", "valid_loss")):
         assert sum(w[k]*row[f"{part}_{k}"] for k in w) == pytest.approx(row[loss], rel=1e-4)
 
+def test_masks_may_have_a_seed_of_their_own(tmp_path):
+    "Training, live pictures and evaluation ask what the seed of the masks says, whatever the seed of the run is"
+    pretext = dict(name="masked", seed=7)
+    spies = [Masks() for _ in range(2)]
+    learns = [tiny(seed=seed, n=12, cbs=[spy], pretext=pretext, metrics=None) for seed,spy in zip((1, 2), spies)]
+    live = MaskedLive(share=1.)
+    for o in learns: o.fit(1, cbs=[live, *run_callbacks(tmp_path/str(o.seed), tracker="none")])
+    first,other = ([m for t,_,m in spy.seen] for spy in spies)
+    assert all(torch.equal(a, b) for a,b in zip(first, other))
+    assert torch.equal(live.masks, learns[1].model.seeded_order(7, VALID_EPOCH, range(2)))
+    got = evaluate_model(tmp_path/"2", learns[1].dls.valid, device="cpu", ssim=False)
+    assert got["scores"]["mse_masked"]["mean"] == pytest.approx(learns[1].recorder.rows[0]["mse_masked"], rel=1e-5)
+
+def test_the_error_of_masked_voxels_is_watched_and_minimised(tmp_path):
+    learn = tiny(metrics=None)
+    assert learn.monitor == "mse_masked" and learn.columns["mse_masked"].better == "min"
+    assert {f"{part}_{k}" for part in ("train", "valid") for k in ("mse", "sam", "variance", "range", "group")} < set(learn.columns)
+    learn.fit(3, cbs=run_callbacks(tmp_path, tracker="none"))
+    best = load_checkpoint(tmp_path/"checkpoints"/"best_model.pth")["metrics"]["mse_masked"]
+    assert best == min(r["mse_masked"] for r in learn.recorder.rows)
+
+class Error(torch.nn.Module):
+    "A loss of one's own: the absolute error of removed values"
+    weights = dict(mae=1.)
+    def terms(self, out, cube, valid):
+        gone = voxel_mask(out, cube.shape[1:]) & valid
+        return dict(mae=(torch.where(gone, (reconstruct(out, cube) - cube).abs(), 0.).sum(), gone.sum()))
+    def counts(self, out, bands, valid): return dict(mae=(voxel_mask(out, (bands, *valid.shape[2:])) & valid).sum())
+
+def test_a_loss_of_ones_own():
+    whole,parts = tiny(bs=4, n=24, pretext=Masked(Error())),tiny(bs=2, n=24, pretext=Masked(Error()), engine=dict(accumulate=2))
+    for o in (whole, parts): o.fit(2)
+    a,b = (o.recorder.rows for o in (whole, parts))
+    assert a[1]["train_mae"] < a[0]["train_mae"] == pytest.approx(b[0]["train_mae"], rel=1e-4) and a[0]["train_loss"] == a[0]["train_mae"]
+    assert whole.config["pretext"] == dict(name="masked", norm_target=False, loss="Error")
+    with pytest.raises(ValueError, match="loss='Error' must be an object with `terms`"): tiny(pretext=whole.config["pretext"])
+
 def test_a_model_that_does_not_mask_is_an_error():
     dls = tiny().dls
     dls.model_kw = dict(img_size=16, in_chans=10)
@@ -105,6 +142,31 @@ def test_accumulated_batches_are_the_large_batch():
     a,b = a.model.state_dict(),b.model.state_dict()
     assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
     for k in a: assert torch.allclose(a[k], b[k], atol=2e-5), k
+
+class Uneven(Callback):
+    "Few pixels of every third cube are valid"
+    order = -10 # before the masks are drawn
+    def before_batch(self):
+        batch = self.learn.batch
+        few = torch.from_numpy(batch["index"] % 3 == 0)[:,None,None,None] & (torch.arange(16) > 2)
+        self.learn.batch = batch.replace(mask=batch["mask"] & ~few)
+
+def test_accumulated_batches_with_masks_of_other_sizes_are_the_large_batch():
+    "The mean of the parts' means would be another number: a part divides by the valid voxels of the whole"
+    kw = dict(n=24, optimizer="sgd", lr=.05, pretext=dict(name="masked", sam_weight=.5, group_weight=.5, norm_target=True))
+    a,b,first = tiny(bs=4, cbs=[Uneven()], **kw),tiny(bs=2, cbs=[Uneven()], engine=dict(accumulate=2), **kw),tiny(bs=4, **kw).model.state_dict()
+    counts = []
+    class Spy(Callback):
+        def after_pred(self):
+            if self.training: counts.append(int(self.learn.objective.counts(self.learn.batch)["range"]))
+    b.add_cb(Spy())
+    for o in (a, b): o.fit(1)
+    assert max(max(counts[i:i+2])/min(counts[i:i+2]) for i in range(0, len(counts), 2)) > 1.2
+    rows = [o.recorder.rows[0] for o in (a, b)]
+    for k in ("train_loss", "train_mse", "train_sam", "train_group"): assert rows[0][k] == pytest.approx(rows[1][k], rel=1e-5), k
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k
 
 def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
     plain,shown = tiny(),tiny()
@@ -305,6 +367,14 @@ def test_a_batch_without_a_class_is_passed_over():
 
 def test_maps_need_a_head_for_maps():
     with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)
+
+def test_flipped_views_of_maps_are_brought_back_and_averaged():
+    learn = pixel_learner()
+    probs,y = predict_tta(learn, "valid", "flip")
+    x = torch.cat([b["image"] for b in learn.dls.valid])
+    model = learn.model.eval()
+    with torch.no_grad(): want = (model(x).softmax(1) + model(x.flip(-1)).flip(-1).softmax(1))/2
+    assert torch.allclose(probs, want, atol=1e-6) and len(y) == len(x)
 
 def test_what_maps_do_not_have():
     with pytest.raises(ValueError, match="a map has many classes and cannot be balanced"): pixel_learner().tasks.only.balance(np.zeros((2, 4, 4)))
