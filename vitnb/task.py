@@ -498,6 +498,9 @@ class ClassMap(Categorical):
 
     def full(self, pred:Tensor, size:Sequence)->Tensor:
         "Answers for patches as answers for pixels"
+        if pred.ndim != 4:
+            raise ValueError(f"a class for each pixel needs predictions (B,K,h,w), and the model gives {tuple(pred.shape)}; "
+                             "create the model with head='pixel' or 'patch'")
         return pred if tuple(pred.shape[-2:]) == tuple(size) else F.interpolate(pred, tuple(size)) # nearest
 
     def rows(self, pred:Tensor, target:Tensor)->Tensor:

@@ -49,7 +49,7 @@ def _model_kw(dls, tasks, pretext, given):
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    found = {k:dict(weight=count_weights(t.counts(dls.train.dataset.targets[k]))) for k,t in tasks.items()}
+    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k))) for k in tasks}
     own = {"":given} if tasks.only else given
     for k in found:
         twice = own.get(k, {}).keys() & {"weight", "alpha"}
