@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelBatchException, CancelStepException
+from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
@@ -19,6 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import vit_learner
 from vitnb.learner.freeze import FrozenNorms, frozen_norms
 from vitnb.learner.optim import (GradClip, GroupOptim, ScheduleLR, check_groups, decays, make_optimizer, make_schedule, optimizers, param_depths,
                                  param_groups, scale_lr, schedule_options, schedules, steps_per_epoch)
@@ -446,6 +449,31 @@ def test_a_resumed_slice_keeps_its_ratios():
         def before_fit(self): self.opt.load_state_dict(opt); again.load_state_dict(state)
     fit(fresh, 2, lr=7., cbs=[again, Restore(), rest])
     assert rest.seen == spy.seen[12:]
+
+
+class Kill(Callback):
+    "Keep the state after so many steps, and end"
+    order = 150
+    def __init__(self, steps): self.steps = steps
+    def after_batch(self):
+        if not self.training or self.learn.opt_steps != self.steps: return
+        self.learn.kept = copy.deepcopy(self.learn.training_state())
+        raise CancelFitException
+
+@pytest.mark.parametrize("kw,lr,n,groups", [({}, slice(1e-5, 1e-3), 0, 10), ({}, slice(1e-4, 1e-3), -2, 10), (dict(opt_kw=dict(lr_decay=.7)), 1e-3, 0, 14)],
+                         ids=["slice", "slice and frozen", "layer decay"])
+def test_a_run_with_depths_resumes_bit_for_bit(kw, lr, n, groups, tmp_path):
+    images = load_set("digits", limit=6)
+    def make():
+        learn = vit_learner(image_loaders(images, bs=16, augment="shift", device="cpu"), "swin_micro", precision="fp32", device="cpu", path=tmp_path, **kw)
+        learn.freeze_to(n)
+        return learn
+    whole,killed,resumed = make(),make(),make()
+    whole.fit(3, lr=lr)
+    killed.fit(3, lr=lr, cbs=Kill(5))
+    resumed.fit(3, lr=lr, resume=killed.kept)
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
+    assert len(resumed.opt.opt.param_groups) == groups
 
 
 # ---------------------------------------------------------------- norms that are frozen

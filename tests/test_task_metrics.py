@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 
 from vitnb.metrics.base import EpochMetric, make_task_metrics, metric_columns, metrics
 from vitnb.metrics.classify import bootstrap_interval
-from vitnb.metrics.scores import Score, answers, drawn_weights, hits, intervals, n_classes, ratio
+from vitnb.metrics.scores import Score, answers, drawn_weights, intervals, n_classes, right_answers, sum_ratio
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Task, Tasks, Value
 
 ZONES = tuple(f"zone {i}" for i in range(6))
@@ -161,6 +161,15 @@ def test_zones_are_no_soft_labels():
     said[0, 0] = 5
     got = feed(task, 9.*one_hot(said, 6), target)
     assert got["accuracy"] == 11/12 and got["mae"] == pytest.approx(5/12)
+
+def test_targets_may_be_of_any_whole_type():
+    "255 is -1 in 8 bits: an unknown pixel must not become a known one, nor the other way round"
+    task = KINDS["map"]
+    pred,target = sample(task, 20)
+    assert feed(task, pred, target.to(torch.uint8)) == feed(task, pred, target.to(torch.int16)) == feed(task, pred, target)
+    labels = MultiLabel("abc")
+    pred,target = sample(MultiLabel("abc", unknown=-1), 20, unknown=0)
+    assert feed(labels, pred, target.bool()) == feed(labels, pred, target.to(torch.uint8)) == feed(labels, pred, target)
 
 def test_a_rougher_map_is_compared_pixel_by_pixel():
     task = KINDS["map"]
@@ -344,7 +353,7 @@ def test_a_kind_of_ones_own_has_the_metrics_of_its_base_and_registers_others():
         return torch.where((said - true).abs() <= 1, true, -2), true
 
     @metrics.register("within_one")
-    def _(task, taskname=""): return EpochMetric(Score("within_one", within_one, hits, ratio), task, taskname)
+    def _(task, taskname=""): return EpochMetric(Score("within_one", within_one, right_answers, sum_ratio), task, taskname)
 
     try:
         task = Grade(levels=4, unknown=-1, metrics=("accuracy", "within_one"))

@@ -154,6 +154,12 @@ def begin(self:EMACallback):
     if self._loaded is not None: self.load_state_dict(self._loaded)
 
 @patch
+def settle(self:EMACallback):
+    "Make the average from a loaded state, outside of a fit; the next fit starts over, as after any fit"
+    if self.avg is None and self._loaded: self.begin()
+    self._loaded = None
+
+@patch
 def before_train(self:EMACallback):
     "Begin at the first epoch, when it is known whether a state is restored"
     if self._begin: self.begin()

@@ -204,7 +204,10 @@ def epoch_line(
     return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {vals}  {fmt_time(row['seconds'])}"
 
 # %% ../../nbs/library/480_callback.track.ipynb #f0c03a68
-def _plain(v): return v.item() if hasattr(v, "item") else v
+def _plain(v):
+    "A plain number; None where a score is not defined, for JSON has no NaN"
+    v = v.item() if hasattr(v, "item") else v
+    return None if isinstance(v, float) and math.isnan(v) else v
 
 @patch
 def after_epoch(self:StepRecorder):

@@ -6,8 +6,9 @@
 __all__ = ['frozen_norms', 'FrozenNorms']
 
 # %% ../../nbs/library/502_learner.freeze.ipynb #5b56193f
-from fastai.callback.core import Callback
 from torch import nn
+
+from ..callback.base import TrainCallback
 
 # %% ../../nbs/library/502_learner.freeze.ipynb #a1f1a068
 def _frozen(module):
@@ -29,7 +30,7 @@ def frozen_norms(
     return list(dict.fromkeys(found)) # a shared layer once
 
 # %% ../../nbs/library/502_learner.freeze.ipynb #28d7bd04
-class FrozenNorms(Callback):
+class FrozenNorms(TrainCallback):
     "In training, keep norm layers whose parameters are all frozen in evaluation mode"
     order,run_valid = 90,False # after the mode switch, and after a callback that freezes by epoch
     phases = ("fit", "lr_find")

@@ -221,7 +221,7 @@ def _is_late(self:VitLearner, cb, name):
     if name == "before_fit": self._not_begun = [o for o in self._not_begun if o is not cb]
     return late and name in ("after_cancel_fit", "after_fit")
 
-# %% ../../nbs/library/506_learner.loop.ipynb #47c71fc9
+# %% ../../nbs/library/506_learner.loop.ipynb #68e4654c
 class SingleProcess:
     "The answers of a process that trains alone"
     world = 1
@@ -236,9 +236,9 @@ class SingleProcess:
     def forward(self, learn:VitLearner)->object:
         "Predictions for the batch at hand"
         return learn.model(*learn.xb)
-    def total(self, terms:dict)->dict:
-        "Sums and counts of all processes"
-        return terms
+    def total(self, *named:dict)->tuple:
+        "Dictionaries of sums and counts, over all processes"
+        return named
     def gather(self, learn:VitLearner):
         "Let a loss that needs the whole batch see it"
     def backward(self, learn:VitLearner, loss:Tensor):
@@ -388,7 +388,7 @@ def _report_evaluation(self:VitLearner):
     self.loss = weigh(terms, objective.weights)
     self.report = SimpleNamespace(terms=terms, scores={}, n=len(self.batch[0]))
 
-# %% ../../nbs/library/506_learner.loop.ipynb #dab1ce57
+# %% ../../nbs/library/506_learner.loop.ipynb #2c4cbd02
 @patch
 def train_step(self:VitLearner, group:list):
     "One optimiser step from the batches of a group: (number, batch) pairs"
@@ -409,7 +409,8 @@ def whole_counts(self:VitLearner, batches:list)->dict|None:
     if objective.whole_batch or len(batches) == 1 and self.parallel.world == 1: return None
     terms = {}
     for b in batches: terms = add_terms(terms, {k:(0, n) for k,n in objective.counts(b).items()})
-    return {k:n for k,(_,n) in self.parallel.total(terms).items()}
+    (terms,) = self.parallel.total(terms)
+    return {k:n for k,(_,n) in terms.items()}
 
 @patch
 def train_batch(self:VitLearner, whole:dict|None, last:bool):
@@ -423,7 +424,7 @@ def train_batch(self:VitLearner, whole:dict|None, last:bool):
     self._with_events(self._backward, "backward", CancelBackwardException)
     if last: self.finish_step()
 
-# %% ../../nbs/library/506_learner.loop.ipynb #3fbe004e
+# %% ../../nbs/library/506_learner.loop.ipynb #00affec4
 @patch
 def measure(self:VitLearner, whole:dict|None):
     "The loss of a batch as its share of the step, and what there is to report of it"
@@ -438,7 +439,8 @@ def measure(self:VitLearner, whole:dict|None):
 
 @patch
 def _backward(self:VitLearner):
-    loss = self.loss_grad*self.parallel.world if not self.objective.whole_batch and self.parallel.world > 1 else self.loss_grad # gradients are averaged over processes
+    loss,world = self.loss_grad,self.parallel.world
+    if world > 1 and not self.objective.whole_batch: loss = loss*world # gradients are averaged over processes
     self.parallel.backward(self, self.scaler.scale(loss) if self.scaler else loss)
 
 @patch
@@ -447,7 +449,8 @@ def finish_step(self:VitLearner):
     self._with_events(self._step, "step", CancelStepException)
     self.opt.zero_grad()
     self.stepped = True
-    sums,scores = (self.parallel.total(o) for o in (self.sums, self.scores))
+    sums,scores = self.sums,self.scores
+    if not self.objective.whole_batch: sums,scores = self.parallel.total(sums, scores)
     if len(self.sums) > 1 or self.group_size > 1 or self.parallel.world > 1: self.loss = weigh(sums, self.objective.weights)
     self.report = SimpleNamespace(terms=sums, scores=scores, n=len(self.batch[0]))
 

@@ -91,17 +91,22 @@ def param_groups(
     model:nn.Module, # Any model
     weight_decay:float=0.05, # Decay of the groups "decay"; the others have 0
     lr_decay:float|None=None, # Factor of the learning rate from each block to the one below it; None: one rate for all
-)->list: # Dicts `name`, `params`, `weight_decay`, with `lr_decay` also `lr_scale`; a group without parameters is left out
+)->list: # Dicts `name`, `params`, `weight_decay`, with `lr_decay` also `lr_scale`; no group is empty
     "Two groups, `decay` and `no_decay`, or two of each block; disjoint and complete"
-    if lr_decay is not None and not 0 < lr_decay <= 1: raise ValueError(f"lr_decay={lr_decay!r} must be above 0 and at most 1; for example 0.75")
-    decay,depths,found = decays(model),param_depths(model, coarse=False),{}
+    if lr_decay is not None and not 0 < lr_decay <= 1:
+        raise ValueError(f"lr_decay={lr_decay!r} must be above 0 and at most 1; for example 0.75")
+    decay = decays(model)
+    depths = param_depths(model, coarse=False)
+    found = {} # (depth, undecayed) -> parameters
     for name,p in model.named_parameters():
         depth = 0 if lr_decay is None else depths[name]
         found.setdefault((depth, not decay[name]), []).append(p)
-    groups,deepest = [],max(depths.values())
+    deepest = max(depths.values())
+    groups = []
     for (depth,undecayed),params in sorted(found.items(), key=lambda o: o[0]):
         group = dict(name=_group_name(not undecayed), params=params, weight_decay=0. if undecayed else weight_decay)
-        if lr_decay is not None: group.update(name=_group_name(not undecayed, depth), lr_scale=lr_decay**(deepest - depth))
+        if lr_decay is not None:
+            group.update(name=_group_name(not undecayed, depth), lr_scale=lr_decay**(deepest - depth))
         groups.append(group)
     return check_groups(groups, model)
 
@@ -110,8 +115,8 @@ class GroupOptim(OptimWrapper):
     "An `OptimWrapper` whose slices and freezing go by depth, and whose groups `no_decay` stay undecayed"
     def __init__(self,
         opt:torch.optim.Optimizer, # Torch's optimiser
-        depths:dict|None=None, # Parameter -> depth, in the order of the model; None: the groups of `opt` are in order of depth
-        fixed:bool=True, # Keep the groups as they are; False: `decay` and `no_decay`, to be split by depth when that is asked
+        depths:dict|None=None, # Parameter -> depth, in the order of the model; None: each group of `opt` is a depth
+        fixed:bool=True, # Keep the groups; False: they are `decay` and `no_decay`, to be split by depth when that is asked
     ):
         super().__init__(opt=opt)
         self.depths = depths or {p:i for i,pg in enumerate(opt.param_groups) for p in pg["params"]}
@@ -135,15 +140,15 @@ def regroup(self:GroupOptim,
     now = self.opt.param_groups
     if self.fixed or self.n_depths == 1 or by_depth == ("depth" in now[0]): return
     home = {p:pg for pg in now for p in pg["params"]}
-    found = {}
+    found = {} # (depth, undecayed) -> parameters, in the order of the model
     for p,depth in self.depths.items():
         key = (depth if by_depth else 0, not _decayed(home[p]))
         found.setdefault(key, []).append(p)
     groups = []
     for (depth,undecayed),params in sorted(found.items(), key=lambda o: o[0]):
         hypers = {k:v for k,v in home[params[0]].items() if k not in ("params", "depth")}
-        place = dict(depth=depth) if by_depth else {}
-        groups.append({**hypers, **place, "name":_group_name(not undecayed, depth if by_depth else None), "params":params})
+        place = dict(depth=depth, name=_group_name(not undecayed, depth)) if by_depth else dict(name=_group_name(not undecayed))
+        groups.append({**hypers, **place, "params":params})
     self.opt.param_groups = groups
 
 @patch
@@ -154,8 +159,8 @@ def load_state_dict(self:GroupOptim,
     saved = sd["param_groups"]
     self.regroup(by_depth=any("depth" in g for g in saved))
     mine = self.opt.param_groups
-    if len(mine) == len(saved):
-        sd = {**sd, "param_groups": [{**g, **{k:m[k] for k in ("fused", "foreach") if k in m}} for g,m in zip(saved, mine)]}
+    kernels = [{k:g[k] for k in ("fused", "foreach") if k in g} for g in mine]
+    if len(mine) == len(saved): sd = {**sd, "param_groups":[{**g, **kernel} for g,kernel in zip(saved, kernels)]}
     self.opt.load_state_dict(sd)
 
 # %% ../../nbs/library/500_learner.optim.ipynb #7bcb18c8
@@ -164,24 +169,28 @@ def spread(self:GroupOptim,
     v:slice, # From the stem to the head
 )->list: # One value a depth
     "The values that a slice means"
-    n,ends = self.n_depths,[o for o in (v.start, v.stop) if o is not None]
+    n = self.n_depths
+    ends = [end for end in (v.start, v.stop) if end is not None]
     if v.stop is None or v.step is not None or not all(o > 0 for o in ends):
         raise ValueError(f"{v} must have positive ends and no step, such as slice(1e-5, 1e-3)")
     if v.start is None: return [v.stop/10]*(n-1) + [v.stop]
-    if n == 1: raise ValueError(f"{v} goes by depth, and this model does not say which parameters lie deep; give it timm's group_matcher, or one number here")
+    if n == 1: raise ValueError(f"{v} goes by depth, and this model does not say which parameters lie deep; "
+                                "give it timm's group_matcher, or one number here")
     return [*even_mults(v.start, v.stop, n)[:-1], v.stop] # exact at both ends
 
 @patch
 def _per_group(self:GroupOptim, values):
     "One value a group of torch's from one a depth or one a group"
     if len(set(values)) == 1: return values[:1]*len(self.opt.param_groups)
-    if any("lr_scale" in pg for pg in self.opt.param_groups) and len(values) != len(self.opt.param_groups):
+    layered = any("lr_scale" in pg for pg in self.opt.param_groups)
+    if layered and len(values) != len(self.opt.param_groups):
         raise ValueError("lr_decay and a slice (or list) of values are two answers to one question; give one")
     self.regroup(by_depth=True)
     groups = self.opt.param_groups
     if len(values) == len(groups): return values
     if len(values) == self.n_depths: return [values[pg["depth"]] for pg in groups]
-    raise ValueError(f"{len(values)} values for {self.n_depths} depths in {len(groups)} groups; give one number, a slice or one value a depth")
+    raise ValueError(f"{len(values)} values for {self.n_depths} depths in {len(groups)} groups; "
+                     "give one number, a slice or one value a depth")
 
 @patch
 def set_hyper(self:GroupOptim,
@@ -189,14 +198,16 @@ def set_hyper(self:GroupOptim,
     v:float|slice|list, # A number, a slice from the stem to the head, or a list
 ):
     "Set `k`; a number for `lr` counts times each group's `lr_scale`"
-    if k not in self.bwd_map: raise ValueError(f"unknown hyper-parameter {k!r} of {type(self.opt).__name__}: {nearest(k, self.bwd_map)}")
+    if k not in self.bwd_map:
+        raise ValueError(f"unknown hyper-parameter {k!r} of {type(self.opt).__name__}: {nearest(k, self.bwd_map)}")
     if isinstance(v, slice): v = self.spread(v)
     if isinstance(v, (int, float)) or getattr(v, "ndim", 1) == 0: # each step comes through here
         values = [v*pg.get("lr_scale", 1.) if k == "lr" else v for pg in self.opt.param_groups]
     else: values = self._per_group(list(v))
     for pg,x in zip(self.opt.param_groups, values):
         if k == "wd" and not _decayed(pg): continue
-        set_item_pg(pg, self.bwd_map[k], x.item() if hasattr(x, "item") else x) # fastai sends np.float64, which a checkpoint should not hold
+        x = x.item() if hasattr(x, "item") else x # fastai sends np.float64, which a checkpoint should not hold
+        set_item_pg(pg, self.bwd_map[k], x)
 
 # %% ../../nbs/library/500_learner.optim.ipynb #2c15b5cb
 @patch
@@ -206,9 +217,11 @@ def freeze_to(self:GroupOptim,
     "Train only what lies at depth `n` and deeper"
     total = self.n_depths
     if n and total == 1:
-        raise ValueError(f"freeze_to({n}): this model does not say which parameters lie deep; give it timm's group_matcher, "
-                         "or freeze with p.requires_grad_(False) on the parameters meant")
-    if not -total <= n < total: raise ValueError(f"freeze_to({n}): there are {total} depths; give a number from {-total} to {total-1}, or nothing is trained")
+        raise ValueError(f"freeze_to({n}): this model does not say which parameters lie deep; give it timm's "
+                         "group_matcher, or freeze with p.requires_grad_(False) on the parameters meant")
+    if not -total <= n < total:
+        raise ValueError(f"freeze_to({n}): there are {total} depths; give a number from {-total} to {total-1}, "
+                         "or nothing is trained")
     self.frozen_idx = n if n >= 0 else total + n
     for p,depth in self.depths.items(): p.requires_grad_(depth >= self.frozen_idx)
 
@@ -233,13 +246,14 @@ def make_optimizer(
     lr:float|slice|None=None, # Learning rate, or a slice from the stem to the head; the optimiser's own default if None
     weight_decay:float|None=None, # Decay of the groups "decay"; the optimiser's own default if None
     fused:bool|str="auto", # One kernel for all parameters: True, False, or "auto" (where torch has it)
-    groups:list|None=None, # Own parameter groups from the stem to the head, checked to be disjoint and complete; `param_groups` if None
+    groups:list|None=None, # Own parameter groups from the stem to the head, disjoint and complete; `param_groups` if None
     lr_decay:float|None=None, # Factor of the learning rate from each block to the one below it; None: one rate for all
     **options, # betas, eps (adamw, adam); momentum, nesterov (sgd)
 )->GroupOptim: # For a `Learner`; the torch optimiser is its `.opt`
     "Torch's optimiser `name` over the parameter groups of `model`"
     cls,defaults = optimizers[name]
-    if groups and lr_decay is not None: raise ValueError(f"lr_decay={lr_decay} makes its own groups; leave one of groups and lr_decay out")
+    if groups and lr_decay is not None:
+        raise ValueError(f"lr_decay={lr_decay} makes its own groups; leave one of groups and lr_decay out")
     rate = lr
     if isinstance(lr, slice): lr = lr.stop # what torch is told; the slice goes over the groups below
     given = {k:v for k,v in dict(lr=lr, weight_decay=weight_decay, **options).items() if v is not None}
@@ -249,8 +263,8 @@ def make_optimizer(
     if fused == "auto": fused = _can_fuse(model.parameters())
     own = check_groups(groups, model) if groups else param_groups(model, kw["weight_decay"], lr_decay)
     depths = param_depths(model)
-    opt = GroupOptim(cls(own, fused=bool(fused), **kw), None if groups else {p:depths[n] for n,p in model.named_parameters()},
-                     fixed=lr_decay is not None)
+    by_parameter = None if groups else {p:depths[n] for n,p in model.named_parameters()}
+    opt = GroupOptim(cls(own, fused=bool(fused), **kw), by_parameter, fixed=lr_decay is not None)
     if isinstance(rate, slice) or lr_decay is not None: opt.set_hyper("lr", kw["lr"] if rate is None else rate)
     return opt
 
@@ -370,7 +384,8 @@ class Plateau:
         cooldown:int=0, # Epochs after a drop in which nothing is counted
         min_lr:float=0., # Never below this
     ):
-        if mode is None: raise ValueError(f"a plateau must know whether less or more of {monitor!r} is better; give mode='min' or 'max'")
+        if mode is None:
+            raise ValueError(f"a plateau must know whether less or more of {monitor!r} is better; give mode='min' or 'max'")
         one_of(mode, ("min", "max"), "mode")
         self.monitor,self.span = monitor,span
         self.opt = torch.optim.SGD([torch.zeros(1)], lr=lr)
@@ -504,7 +519,7 @@ class ScheduleLR(Callback):
     __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
     def __init__(self,
         kind:str="warmup_cosine", # One of `schedules.names()`
-        peak:float|slice|None=None, # Peak learning rate, or a slice from the stem to the head; what was given to `fit` if None
+        peak:float|slice|None=None, # Peak learning rate, or a slice from the stem to the head; that of `fit` if None
         per_epoch:int|None=None, # Optimiser steps in an epoch; counted if None
         **options, # As for `make_schedule`
     ):
@@ -533,12 +548,13 @@ class ScheduleLR(Callback):
 @patch
 def _mode(self:ScheduleLR, monitor):
     "Whether less or more of `monitor` is better, from whoever declares the column"
-    mode,columns = self.options.get("mode"),getattr(self.learn, "columns", None)
+    mode = self.options.get("mode")
+    columns = getattr(self.learn, "columns", None)
     if columns is not None: return monitored(columns, monitor, mode).better
     one_of(monitor, self.recorder.metric_names[1:], "metric to monitor")
     if mode is None:
-        raise ValueError(f"schedule {self.kind!r} must know whether less or more of {monitor!r} is better, and this Learner declares no columns; "
-                         "give mode='min' or 'max'")
+        raise ValueError(f"schedule {self.kind!r} must know whether less or more of {monitor!r} is better, "
+                         "and this Learner declares no columns; give mode='min' or 'max'")
     return mode
 
 @patch
@@ -551,12 +567,14 @@ def _run_options(self:ScheduleLR):
 @patch
 def _build(self:ScheduleLR):
     "Make the schedule of this fit, or that of the restored state"
-    if self.peak is not None: self.opt.set_hyper("lr", self.peak)
-    rates,sd = [h["lr"] for h in self.opt.hypers],self.restored or {}
+    sd = self.restored or {}
+    if self.peak is not None and not sd: self.opt.set_hyper("lr", self.peak) # a restored rate stays: no batch may be left to set it
+    rates = [h["lr"] for h in self.opt.hypers]
     ratios = [rate/rates[-1] for rate in rates] if len(set(rates)) > 1 else None
     self.ratios = sd.get("ratios", ratios)
     per_epoch = sd.get("per_epoch") or self.per_epoch or steps_per_epoch(self.learn)
-    self.plan = make_schedule(self.kind, sd.get("peak") or rates[-1], sd.get("total") or self.n_epoch*per_epoch, per_epoch, **self._run_options())
+    total = sd.get("total") or self.n_epoch*per_epoch
+    self.plan = make_schedule(self.kind, sd.get("peak") or rates[-1], total, per_epoch, **self._run_options())
     if sd:
         self.done = sd["done"]
         self.plan.load_state_dict(sd["schedule"])
@@ -580,7 +598,8 @@ def state_dict(self:ScheduleLR)->dict: # Plain numbers, strings and lists
     "Where the schedule stands"
     s = self.plan
     if s is None: return {}
-    return dict(done=self.done, peak=s.lr, ratios=self.ratios, total=s.span.total, per_epoch=s.span.per_epoch, schedule=s.state_dict())
+    return dict(done=self.done, peak=s.lr, ratios=self.ratios, total=s.span.total, per_epoch=s.span.per_epoch,
+                schedule=s.state_dict())
 
 @patch
 def load_state_dict(self:ScheduleLR,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['metrics', 'batch_target', 'EpochMetric', 'new_metric', 'make_task_metrics', 'metric_columns']
 
-# %% ../../nbs/library/340_metrics.base.ipynb #7177670f
+# %% ../../nbs/library/340_metrics.base.ipynb #72c59142
 from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
 
@@ -15,10 +15,9 @@ from fastai.learner import Metric
 from fastcore.basics import patch
 
 from ..core import Registry
-from .scores import (Score, answers, class_counts, count_accuracy, defined_mean, f1_macro, hits, intervals, label_counts,
-                                  label_precision, level_moments, levels_apart, mean_iou, n_classes, named, pixel_counts,
-                                  quadratic_kappa, r_squared, ranks, ratio, root_ratio, top_hits, value_errors, value_moments, values,
-                                  weighted)
+from .scores import (Score, answers, class_counts, count_accuracy, defined_mean, f1_macro, intervals, label_counts,
+    label_precision, label_ranks, level_moments, levels_apart, mean_iou, n_classes, pixel_counts, quadratic_kappa,
+    r_squared, right_answers, root_ratio, sum_ratio, top_hits, value_errors, value_moments, value_pairs, weighted_sums)
 from ..task import ClassMap, Column, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column
 
 # %% ../../nbs/library/340_metrics.base.ipynb #17978aeb
@@ -70,7 +69,7 @@ def interval(self:EpochMetric,
     kept = self.arrays()
     return intervals(dict(only=self.score.at(kept)), len(kept[0]), **kw)["only"]
 
-# %% ../../nbs/library/340_metrics.base.ipynb #dc162679
+# %% ../../nbs/library/340_metrics.base.ipynb #644a9e8d
 metrics = Registry("metric")
 
 def new_metric(
@@ -80,68 +79,89 @@ def new_metric(
     @singledispatch
     def factory(task, taskname=""):
         kinds = [cls.__name__ for cls in factory.registry if cls is not object]
-        raise ValueError(f"metric {name!r} is not defined for {type(task).__name__}, only for {', '.join(kinds)}; choose others with "
-                         f"metrics=(...), or add it with metrics[{name!r}].register({type(task).__name__})")
+        mine = type(task).__name__
+        raise ValueError(f"metric {name!r} is not defined for {mine}, only for {', '.join(kinds)}; choose others "
+                         f"with metrics=(...), or add it with metrics[{name!r}].register({mine})")
     return metrics.register(name)(factory)
 
-# %% ../../nbs/library/340_metrics.base.ipynb #ca77d7ea
+# %% ../../nbs/library/340_metrics.base.ipynb #9968bf68
 _accuracy,_f1,_top5 = map(new_metric, ("accuracy", "f1_macro", "top5"))
 
 @_accuracy.register(OneClass)
 @_accuracy.register(MultiLabel)
 @_accuracy.register(Ordinal)
-def _(task, taskname=""): return EpochMetric(Score("accuracy", answers, hits, ratio), task, taskname)
+def _(task, taskname=""):
+    score = Score("accuracy", answers, right_answers, sum_ratio)
+    return EpochMetric(score, task, taskname)
 
 @_accuracy.register
-def _(task:ClassMap, taskname=""): return EpochMetric(Score("accuracy", pixel_counts, weighted, count_accuracy), task, taskname)
+def _(task:ClassMap, taskname=""):
+    score = Score("accuracy", pixel_counts, weighted_sums, count_accuracy)
+    return EpochMetric(score, task, taskname)
 
 @_top5.register
 def _(task:OneClass, taskname=""):
     if task.n <= 5: return None # the class is always among five
-    return EpochMetric(Score("top5", top_hits, named, ratio), task, taskname)
+    score = Score("top5", top_hits, right_answers, sum_ratio)
+    return EpochMetric(score, task, taskname)
 
-# %% ../../nbs/library/340_metrics.base.ipynb #ccd0a36e
+# %% ../../nbs/library/340_metrics.base.ipynb #d4ce1c88
 @_f1.register(OneClass)
 @_f1.register(Ordinal)
 def _(task, taskname=""):
-    return EpochMetric(Score("f1_macro", answers, partial(class_counts, n=n_classes(task)), f1_macro), task, taskname)
+    score = Score("f1_macro", answers, partial(class_counts, n=n_classes(task)), f1_macro)
+    return EpochMetric(score, task, taskname)
 
 @_f1.register
-def _(task:MultiLabel, taskname=""): return EpochMetric(Score("f1_macro", answers, label_counts, f1_macro), task, taskname)
+def _(task:MultiLabel, taskname=""):
+    score = Score("f1_macro", answers, label_counts, f1_macro)
+    return EpochMetric(score, task, taskname)
 
 @_f1.register
-def _(task:ClassMap, taskname=""): return EpochMetric(Score("f1_macro", pixel_counts, weighted, f1_macro), task, taskname)
+def _(task:ClassMap, taskname=""):
+    score = Score("f1_macro", pixel_counts, weighted_sums, f1_macro)
+    return EpochMetric(score, task, taskname)
 
-# %% ../../nbs/library/340_metrics.base.ipynb #3b3dce09
+# %% ../../nbs/library/340_metrics.base.ipynb #bffc452f
 _precision,_iou,_kappa = map(new_metric, ("average_precision", "iou", "kappa"))
 
 @_precision.register
 def _(task:MultiLabel, taskname=""):
-    return EpochMetric(Score("average_precision", ranks, label_precision, defined_mean), task, taskname)
+    score = Score("average_precision", label_ranks, label_precision, defined_mean)
+    return EpochMetric(score, task, taskname)
 
 @_iou.register
-def _(task:ClassMap, taskname=""): return EpochMetric(Score("iou", pixel_counts, weighted, mean_iou), task, taskname)
+def _(task:ClassMap, taskname=""):
+    score = Score("iou", pixel_counts, weighted_sums, mean_iou)
+    return EpochMetric(score, task, taskname)
 
 @_kappa.register
 def _(task:Ordinal, taskname=""):
-    return EpochMetric(Score("kappa", answers, partial(level_moments, n=task.levels), quadratic_kappa), task, taskname)
+    score = Score("kappa", answers, partial(level_moments, n=task.levels), quadratic_kappa)
+    return EpochMetric(score, task, taskname)
 
-# %% ../../nbs/library/340_metrics.base.ipynb #7c0e7245
+# %% ../../nbs/library/340_metrics.base.ipynb #875059d9
 _mae,_rmse,_r2 = map(new_metric, ("mae", "rmse", "r2"))
 
 @_mae.register
 def _(task:Ordinal, taskname=""):
-    return EpochMetric(Score("mae", answers, partial(levels_apart, n=task.levels), ratio, "min", "levels"), task, taskname)
+    score = Score("mae", answers, partial(levels_apart, n=task.levels), sum_ratio, "min", "levels")
+    return EpochMetric(score, task, taskname)
 
 @_mae.register
-def _(task:Value, taskname=""): return EpochMetric(Score("mae", values, value_errors, ratio, "min", task.unit), task, taskname)
+def _(task:Value, taskname=""):
+    score = Score("mae", value_pairs, value_errors, sum_ratio, "min", task.unit)
+    return EpochMetric(score, task, taskname)
 
 @_rmse.register
 def _(task:Value, taskname=""):
-    return EpochMetric(Score("rmse", values, partial(value_errors, power=2), root_ratio, "min", task.unit), task, taskname)
+    score = Score("rmse", value_pairs, partial(value_errors, power=2), root_ratio, "min", task.unit)
+    return EpochMetric(score, task, taskname)
 
 @_r2.register
-def _(task:Value, taskname=""): return EpochMetric(Score("r2", values, value_moments, r_squared), task, taskname)
+def _(task:Value, taskname=""):
+    score = Score("r2", value_pairs, value_moments, r_squared)
+    return EpochMetric(score, task, taskname)
 
 # %% ../../nbs/library/340_metrics.base.ipynb #b0460aac
 def make_task_metrics(
