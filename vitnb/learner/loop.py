@@ -187,7 +187,11 @@ class EventDispatch:
         if name not in self.table: self.table[name] = self.find(cbs, name)
         return self.table[name]
 
-    def find(self, cbs, name):
+    def find(self,
+        cbs:L, # All callbacks
+        name:str, # Of an event
+    )->list: # (callback, what to call, whether it is called for everything)
+        "Look up who is called for an event"
         if not hasattr(event, name): raise ValueError(f"there is no event {name!r}: {nearest(name, vars(event))}")
         own = lambda cb: type(cb).__call__ is not Callback.__call__ # called for everything
         has = lambda cb: name in vars(cb) or hasattr(type(cb), name)
@@ -317,8 +321,11 @@ def one_batch(self:VitLearner,
 
 # %% ../../nbs/library/506_learner.loop.ipynb #02714f6f
 @patch
-def begin_batch(self:VitLearner, i:int, b:tuple)->bool: # Whether it is to be used
-    "Make batch `i` ready"
+def begin_batch(self:VitLearner,
+    i:int, # Number of the batch
+    b:tuple, # As the loader gave it
+)->bool: # Whether it is to be used
+    "Make a batch ready"
     n_inp = getattr(self.dls, "n_inp", None) or max(1, len(b) - 1)
     self.iter,self.report = i,None
     self.batch = Batch.of(b, n_inp).map(self._move)
@@ -336,8 +343,10 @@ def _move(self:VitLearner, t):
     return t if t.device == self.device else t.to(self.device, non_blocking=True)
 
 @patch
-def finish_batch(self:VitLearner, f:Callable):
-    "`f` for the batch at hand, and the events of its end"
+def finish_batch(self:VitLearner,
+    f:Callable, # What is to be done with it
+)->None:
+    "Do something with the batch at hand, and fire the events of its end"
     try: f()
     except CancelBatchException: self("after_cancel_batch")
     except _cancels: raise
@@ -391,8 +400,10 @@ def _report_evaluation(self:VitLearner):
 
 # %% ../../nbs/library/506_learner.loop.ipynb #2c4cbd02
 @patch
-def train_step(self:VitLearner, group:list):
-    "One optimiser step from the batches of a group: (number, batch) pairs"
+def train_step(self:VitLearner,
+    group:list, # (number, batch) pairs: what is accumulated
+)->None:
+    "Make one optimiser step of the batches of a group"
     whole = self.whole_counts([b for _,b in group])
     self.sums,self.scores,self.stepped = {},{},False
     try:
@@ -404,8 +415,10 @@ def train_step(self:VitLearner, group:list):
         if not self.stepped: self.opt.zero_grad() # an interrupted group leaves nothing behind
 
 @patch
-def whole_counts(self:VitLearner, batches:list)->dict|None:
-    "What the terms of a step are divided by: of all its batches, on all processes; None where one batch is all there is"
+def whole_counts(self:VitLearner,
+    batches:list, # Of one step
+)->dict|None: # name -> count, of all batches on all processes; None where one batch is all there is
+    "Count what the terms of a step are divided by"
     objective = self.objective
     if objective.whole_batch or len(batches) == 1 and self.parallel.world == 1: return None
     terms = {}
@@ -414,8 +427,11 @@ def whole_counts(self:VitLearner, batches:list)->dict|None:
     return {k:n for k,(_,n) in terms.items()}
 
 @patch
-def train_batch(self:VitLearner, whole:dict|None, last:bool):
-    "Forward and backward for one batch of a step; the last one makes the step"
+def train_batch(self:VitLearner,
+    whole:dict|None, # Counts of the whole step; None: the batch's own
+    last:bool, # Whether the step is complete with it
+)->None:
+    "Go forward and backward for one batch of a step; the last one makes the step"
     seed_device(hash_seed(self.seed, self.epochs_done, self.iter), self.device)
     self.predict_batch()
     learns = self.objective.has_loss(self.batch)
@@ -427,8 +443,10 @@ def train_batch(self:VitLearner, whole:dict|None, last:bool):
 
 # %% ../../nbs/library/506_learner.loop.ipynb #00affec4
 @patch
-def measure(self:VitLearner, whole:dict|None):
-    "The loss of a batch as its share of the step, and what there is to report of it"
+def measure(self:VitLearner,
+    whole:dict|None, # Counts of the whole step; None: the batch's own
+)->None:
+    "Find the loss of a batch as its share of the step, and what there is to report of it"
     objective = self.objective
     self.parallel.gather(self)
     terms = objective.terms(self.pred, self.batch)
