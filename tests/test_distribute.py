@@ -208,14 +208,14 @@ def test_ranks_that_differ_are_named(two, what, says):
     for o in two[0]: assert says in o["alike"][what], o["alike"][what]
 
 
-def test_cubes_are_shared_evenly():
-    "A mean over processes is the mean of the batch only if each has as many cubes; pictures, whose labels all know, may be shared unevenly"
-    learn,odd = worker.make(**dict(worker.CASES["masked"], bs=8, drop_last=False)),worker.make(bs=32, drop_last=False)
-    for o,n in ((learn, 11), (odd, 35)):
-        data = o.dls.train.dataset
-        o.dls.loaders[0] = o.dls.train.new(type(data)(SubsetSource(data.source, np.arange(n)), {"": data.labels[:n]}, data.tasks))
-    check_batches(odd, 2)
-    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 2 processes; use drop_last=True"): check_batches(learn, 2)
+@pytest.mark.parametrize("case,n", [("masked", 11), ("swin", 35)])
+def test_a_last_batch_may_be_shared_unevenly(case, n):
+    "Sums add up whatever the parts; only partners of mixing must stay together, and each process needs a sample"
+    learn = worker.make(**dict(worker.CASES[case], bs=8, drop_last=False))
+    data = learn.dls.train.dataset
+    learn.dls.loaders[0] = learn.dls.train.new(type(data)(SubsetSource(data.source, np.arange(n)), {k: v[:n] for k,v in data.targets.items()}, data.tasks))
+    check_batches(learn, 2)
+    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 4 processes; use drop_last=True"): check_batches(learn, 4)
 
 
 def test_the_learner_is_as_before(two):
