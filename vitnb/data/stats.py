@@ -74,7 +74,8 @@ cifar100_legacy      .5071 .4867 .4408   .2675 .2565 .2761
 tiny_imagenet        .4802 .4481 .3975   .2770 .2691 .2821
 tiny_imagenet_guide  .4802 .4481 .3975   .2302 .2265 .2262
 """
-for _n,*_v in map(str.split, _t.strip().splitlines()): STATS[_n] = ([float(o) for o in _v[:3]], [float(o) for o in _v[3:]])
+for _name,*_v in map(str.split, _t.strip().splitlines()):
+    STATS[_name] = ([float(o) for o in _v[:3]], [float(o) for o in _v[3:]])
 
 def published_stats(
     name:str, # One of `STATS`
@@ -83,5 +84,6 @@ def published_stats(
     "Published statistics, for images of as many channels"
     mean,std = STATS[name]
     if len(mean) != channels:
-        raise ValueError(f"stats={name!r} are of {len(mean)} channels and the images have {channels}; use stats='train', or give (mean, std) of {channels} numbers each")
+        raise ValueError(f"stats={name!r} are of {len(mean)} channels and the images have {channels}; use "
+            f"stats='train', or give (mean, std) of {channels} numbers each")
     return list(mean), list(std)

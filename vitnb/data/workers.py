@@ -24,7 +24,9 @@ class _At(NamedTuple):
     start: int # First byte
     shape: tuple
     dtype: torch.dtype
-    def of(self, memory): return memory[self.start:self.start + math.prod(self.shape)*self.dtype.itemsize].view(self.dtype).view(self.shape)
+    def of(self, memory):
+        end = self.start + math.prod(self.shape)*self.dtype.itemsize
+        return memory[self.start:end].view(self.dtype).view(self.shape)
 
 class _Packed(NamedTuple):
     "A batch in shared memory"

@@ -321,8 +321,10 @@ def forward(self:Together, learn:VitLearner)->object:
     with self.mode: return self.net(*learn.xb)
 
 @patch
-def valid_turn(self:Together, learn:VitLearner)->object:
-    "Each process runs a batch of the turn; then all have what all predicted, and the fields that are needed to score it"
+def valid_turn(self:Together,
+    learn:VitLearner, # In a validation
+)->object: # Predictions for the batch at hand
+    "Run a batch of the turn, and share what all predicted, with the fields that are needed to score it"
     i = learn.iter % self.world
     if i == 0:
         fields = {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
@@ -392,7 +394,8 @@ def backward(self:Together, learn:VitLearner, loss:Tensor):
 # %% ../../nbs/library/530_learner.distribute.ipynb #b628efac
 class Distribute(TrainCallback):
     "Train a `VitLearner` together with the other processes of the launch"
-    order,phases = 300,("fit", "lr_find") # after `Resume`: what all others have set up is compared; after all who write files, for whom the others wait at the end
+    order = 300 # after `Resume`: what all others have set up is compared; after all who write files, for whom the others wait at the end
+    phases = ("fit", "lr_find")
     def __init__(self,
         accelerator:Accelerator, # From `join_ranks`
     ):

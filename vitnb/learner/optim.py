@@ -567,8 +567,8 @@ def _run_options(self:ScheduleLR):
 @patch
 def _build(self:ScheduleLR):
     "Make the schedule of this fit, or that of the restored state"
-    if self.peak is not None: self.opt.set_hyper("lr", self.peak)
     sd = self.restored or {}
+    if self.peak is not None and not sd: self.opt.set_hyper("lr", self.peak) # a restored rate stays: no batch may be left to set it
     rates = [h["lr"] for h in self.opt.hypers]
     ratios = [rate/rates[-1] for rate in rates] if len(set(rates)) > 1 else None
     self.ratios = sd.get("ratios", ratios)
