@@ -189,7 +189,9 @@ def run_callbacks(
 def _check_arch(name):
     "Refuse a model that nobody has registered"
     known = list_models()
-    if name not in known: raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; if it is yours, import the module that registers it")
+    if name not in known:
+        raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
+                         "if it is yours, import the module that registers it")
 
 def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
