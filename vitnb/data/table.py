@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from ..core import atomic_write, hash_ints, one_of, progress, settings
 from .image import UnreadableImage, read_map, readers
 from .split import group_split
-from .stats import BandStats, moments, pixel_counts, published_stats
+from .stats import BandStats, moments, channel_counts, published_stats
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/112_data.table.ipynb #5ef82032
@@ -370,7 +370,7 @@ def _decode(s, job):
     except UnreadableImage as e: return e.reason, None
     if img.dtype.kind == "f" and not np.isfinite(img).all(): return "it has values that are not finite", None
     if name != "train": return None, None
-    if img.dtype == np.uint8: return None, pixel_counts(img)
+    if img.dtype == np.uint8: return None, channel_counts(img)
     return None, BandStats(img.shape[2]).add(img.reshape(-1, img.shape[2]).T)
 
 def _check_map(s, task, label_map, img):
