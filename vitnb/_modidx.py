@@ -1160,6 +1160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vitnb.data.loader._in_words': ('library/data.loader.html#_in_words', 'vitnb/data/loader.py'),
                                    'vitnb.data.loader._maps': ('library/data.loader.html#_maps', 'vitnb/data/loader.py'),
                                    'vitnb.data.loader._model_kw': ('library/data.loader.html#_model_kw', 'vitnb/data/loader.py'),
+                                   'vitnb.data.loader._one_number': ('library/data.loader.html#_one_number', 'vitnb/data/loader.py'),
                                    'vitnb.data.loader._one_thread': ('library/data.loader.html#_one_thread', 'vitnb/data/loader.py'),
                                    'vitnb.data.loader._own_size': ('library/data.loader.html#_own_size', 'vitnb/data/loader.py'),
                                    'vitnb.data.loader._sample_weights': ( 'library/data.loader.html#_sample_weights',

@@ -343,7 +343,8 @@ def hold_out_missing(
         raise ValueError(f"{s.name} has a validation split of its own, so valid={valid!r} would do nothing; leave it "
             "out")
     if "valid" not in s.splits:
-        size = min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))) if valid is None else valid
+        usual = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))))
+        size = usual if valid is None else valid
         s.splits["train"],s.splits["valid"] = carve(s.splits["train"], size, seed, s.tasks)
     s.splits = {k:s.splits[k] for k in ("train", "valid", "test")}
     s._known = {}
