@@ -250,3 +250,10 @@ def test_pieces_add_up():
     for p in parts: s.add(p)
     x = np.concatenate(parts, 1)
     assert np.allclose(s.mean, x.mean(1)) and np.allclose(s.std, x.std(1))
+
+def test_maps_in_arrays_are_checked_when_a_set_is_made():
+    maps = rng.integers(0, 3, (4,5,5), dtype=np.uint8)
+    of = lambda task, y=maps: ImageSet("s", task, dict(train=Split(np.zeros((4,5,5), np.uint8), y)))
+    assert of(ClassMap(tuple("abc"))).counts("train").sum() == 100
+    with pytest.raises(ValueError, match="target 2 is not in 0..1"): of(ClassMap(tuple("ab")))
+    assert of(ClassMap(tuple("ab"), unknown=2)).counts("train").sum() == (maps < 2).sum()

@@ -135,12 +135,13 @@ def _check_split(s, name, split):
         if both_arrays and v.ndim >= 3 and v.shape[-2:] != split.items.shape[1:3]:
             raise ValueError(f"{name} of {s.name} has maps of {v.shape[-2:]} pixels and images of "
                 f"{split.items.shape[1:3]}; make them one size")
-    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and v.ndim < 3 and len(v)}
+    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and len(v)}
     unknown = [k for k in split.targets if k not in s.tasks]
     if unknown:
         raise ValueError(f"{name} of {s.name} has targets {unknown[0]!r} that no task describes; the tasks are "
             f"{list(s.tasks)}: give the set a task for it, or leave it out")
     for k,v in arrays.items():
+        if v.ndim == 3 and v.dtype.kind in "iu": v = np.unique(v).astype(np.int64)[None,None] # the classes say it all
         try: s.tasks[k].check(torch.from_numpy(v))
         except ValueError as e: raise ValueError(f"{name} of {s.name}{f', task {k!r}' if k else ''}: {e}") from e
 
