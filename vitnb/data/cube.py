@@ -416,7 +416,11 @@ def _usual_label(cube_set):
     return "cube" if first.ground is None or first.truth is None else "window"
 
 @patch
-def entries(self:CubeDataset, task, idx):
+def entries(self:CubeDataset,
+    task:str, # Name of a task
+    idx:np.ndarray, # Positions, (B,)
+)->torch.Tensor: # `int64`, (B,) or (B,H,W)
+    "The targets of one task, where the windows lie without being moved"
     if task in self.targets: return ImageDataset.entries(self, task, idx)
     return self.source.windows(idx)["classes"] # a map of classes lies with its cube
 
