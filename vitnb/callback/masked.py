@@ -82,7 +82,9 @@ class Masked(Pretext):
     def weights(self)->dict: return self.loss.weights
     def columns(self)->list: return [Column(k, "min") for k in self.loss.weights]
     def metrics(self)->list: return make_spectral_metrics(self.normalizer, self.span, self.norm_target)
-    def mask_seed(self, learn:object)->int:
+    def mask_seed(self,
+        learn:object, # The Learner
+    )->int: # Its seed, unless the masks have one of their own
         "The seed of the masks"
         return learn.seed if self.seed is None else self.seed
 
@@ -107,7 +109,10 @@ def unit_bounds(
 
 # %% ../../nbs/library/440_callback.masked.ipynb #fac69cc6
 @patch
-def prepare(self:Masked, learn:object, batch:Batch)->Batch:
+def prepare(self:Masked,
+    learn:object, # The Learner: model, seed, epoch and position of the batch
+    batch:Batch, # `image` and, where pixels are missing, `mask`
+)->Batch: # Inputs `image` and `order`, and what else the batch had, without targets
     "The cube and its masks as inputs; the cube is the target"
     model = bare(learn.model)
     x,valid = known_bands(model, batch["image"], batch.get("mask"))
@@ -128,11 +133,20 @@ def draw(self:Masked,
     return model.seeded_order(self.mask_seed(learn), epoch, at)
 
 @patch
-def terms(self:Masked, pred:dict, batch:Batch)->dict: return self.loss.terms(pred, batch["image"], batch.get("mask"))
+def terms(self:Masked,
+    pred:dict, # What the model returned
+    batch:Batch, # As `prepare` gave it
+)->dict: # name -> (sum, count)
+    "Sum and count of each term of the loss"
+    return self.loss.terms(pred, batch["image"], batch.get("mask"))
 
 @patch
-def counts(self:Masked, batch:Batch)->dict:
-    return self.loss.counts(mask_layout(self.model_layout[0], batch["order"]), batch["image"].shape[1], batch.get("mask"))
+def counts(self:Masked,
+    batch:Batch, # As `prepare` gave it
+)->dict: # name -> count
+    "Counts of the terms, which masks and valid pixels decide"
+    layout = mask_layout(self.model_layout[0], batch["order"])
+    return self.loss.counts(layout, batch["image"].shape[1], batch.get("mask"))
 
 # %% ../../nbs/library/440_callback.masked.ipynb #294fa9ed
 def fixed_cubes(

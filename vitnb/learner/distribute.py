@@ -55,6 +55,7 @@ from ..device import set_rng_state
 from ..figures import plot_curves
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
+from .resume import Resume # noqa: F401, lets a Learner give and take states
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #4805fd58
 def gather_rows(

@@ -67,6 +67,7 @@ class VitLearner(Learner):
         self.phase,self.batch,self.report = "fit",None,None
         self.group_size,self.max_batches,self.size_of_epoch,self.companions = 1,None,None,{}
         self._dispatch,self._not_begun,self._wrapped = EventDispatch(),[],None
+        self.sums,self.scores,self.stepped = {},{},False # of the step in progress
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
         self.run_in(pick_precision(precision, self.device))
