@@ -547,10 +547,10 @@ def _about(cube_set, size, norm, tasks, survey):
     img_size = size[0] if size[0] == size[1] else size
     model_kw = dict(img_size=img_size, in_chans=cube_set.bands)
     if tasks: model_kw["num_classes"] = tasks.outputs
-    if nm is not None: model_kw["wavelengths"] = nm.tolist()
+    hints = {} if nm is None else dict(wavelengths=nm.tolist())
     vocab = list(tasks.only.names) if tasks.only else cube_set.classes
     about = dict(wavelengths=nm, normalizer=norm, img_size=img_size, bands=cube_set.bands, vocab=vocab, n_classes=len(vocab))
-    about |= dict(c=len(vocab) if tasks else cube_set.bands, model_kw=model_kw, mean=survey["mean"], std=survey["std"])
+    about |= dict(c=len(vocab) if tasks else cube_set.bands, model_kw=model_kw, model_hints=hints, mean=survey["mean"], std=survey["std"])
     about |= dict(fingerprint=cube_set.fingerprint, image_set=cube_set, reader=_reader(cube_set))
     return about | dict(rgb_bands=rgb_bands(cube_set.wavelengths, cube_set.bands, cube_set.rgb_nm))
 

@@ -640,7 +640,7 @@ def image_loaders(
     own = dict(train=dict(pipeline=valid if overfit_batches else train, **own))
     dls = [ImageLoader(o, **own.get(k, dict(pipeline=valid, bs=valid_bs or bs)), **kw) for k,o in data.items()]
     about = dict(mean=mean, std=std, img_size=size, image_set=image_set, reader=dict(name=image_set.reader))
-    about["model_kw"] = _model_kw(image_set, size, len(mean))
+    about |= dict(model_kw=_model_kw(image_set, size, len(mean)), model_hints={})
     if image_set.classes: about |= dict(vocab=image_set.classes, c=image_set.n_classes)
     return ImageLoaders(*dls, path=settings().outputs_path, device=pick_device(device), about=about)
 

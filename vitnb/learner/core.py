@@ -36,16 +36,18 @@ from .resume import Resume # noqa: F401, lets a Learner go on from a state
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..models.protocol import create_model, list_models, model_info
+from ..models.protocol import create_model, list_models, model_info, model_options
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
-def _model_kw(dls, tasks, pretext, given):
+def _model_kw(arch, dls, tasks, pretext, given):
     "Arguments of the model: what the data says, under what the caller says"
     own = dict(dls.model_kw)
     if pretext is not None: own.pop("num_classes", None)
     elif tasks: own["num_classes"] = tasks.outputs
-    return {**own, **(given or {})}
+    hints = {**dls.model_hints, **(tasks.only.hints if tasks.only else {})} # for a model that has a use for them
+    taken = model_options(arch)
+    return {**own, **{k:v for k,v in hints.items() if k in taken}, **(given or {})}
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
@@ -101,7 +103,7 @@ def vit_learner(
     device = pick_device(str(device) if device else None)
     pretext = None if pretext is None else make_pretext(pretext)
     tasks = Tasks() if pretext is not None else dls.tasks
-    model_kw = _model_kw(dls, tasks, pretext, model_kw)
+    model_kw = _model_kw(arch, dls, tasks, pretext, model_kw)
     model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
     seed = settings().seed if kw.get("seed") is None else kw["seed"]
     training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
