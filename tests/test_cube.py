@@ -13,11 +13,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from vitnb.data.augment import Draws
-from vitnb.data.cube import (IGNORE, BandDropout, BandModulation, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, Cubes, CubeSet,
-                             LogScale, UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set,
-                             make_normalizer, measured, pixel_windows, rgb_bands, scene_set, synthetic_retina)
+from vitnb.data.cube import (IGNORE, BandDropout, BandModulation, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, CubeSet, LogScale,
+                             UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set, make_normalizer, measured,
+                             pixel_windows, rgb_bands, scene_set, synthetic_retina)
 from vitnb.data.split import shared_groups
 from vitnb.learner.core import vit_learner
+from vitnb.task import ClassMap, Tasks
 
 h5py = pytest.importorskip("h5py")
 CUBE = np.random.default_rng(0).random((6,20,16), dtype=np.float32)
@@ -103,7 +104,7 @@ def test_a_window_reads_only_its_chunks(tmp_path):
     with pytest.raises(UnreadableCube, match="cannot be read"): cube.read(10, 8, 4, 4)
 
 
-def _take(pixels, idx): return pixels.take(np.array(idx)).cube.numpy()
+def _read(source, idx): return source.read(np.array(idx)).numpy()
 
 
 def h5_set(tmp_path, n=6, **kw):
@@ -116,10 +117,11 @@ def h5_set(tmp_path, n=6, **kw):
 def pair():
     "The same loader without and with workers"
     s = load_cube_set("retina_synthetic", n=10, bands=6, size=32)
-    kw = dict(bs=2, window=16, augment="basic", target="rgb", seed=1, device="cpu")
+    kw = dict(bs=2, window=16, augment="basic", label="pixels", rgb=True, seed=1, device="cpu")
     return [cube_loaders(s, workers=w, **kw).train for w in (0, 2)]
 
-def same_batches(a, b): return len(a) == len(b) and all(torch.equal(p, q) for u,v in zip(a, b) for p,q in zip(u, v))
+FIELDS = "image", "mask", "rgb", "target"
+def same_batches(a, b): return len(a) == len(b) and all(torch.equal(u[k], v[k]) for u,v in zip(a, b) for k in FIELDS)
 
 def test_batches_of_workers_keep_their_values_while_somebody_holds_them(pair):
     here,there = pair
@@ -132,7 +134,7 @@ def test_batches_of_workers_keep_their_values_while_somebody_holds_them(pair):
     for _ in range(2): assert sum(1 for _ in there) == len(here)
     assert torch.equal(part, before) and same_batches(kept, list(here)[:2])
 
-def test_the_places_of_batches_are_taken_again(pair):
+def test_the_places_of_batches_are_readn_again(pair):
     here,there = pair
     where = [x.data_ptr() for x,_ in there]
     places = len(there._passes.slots.memory)
@@ -140,36 +142,36 @@ def test_the_places_of_batches_are_taken_again(pair):
     for epoch in (3, 4): # a pass that somebody leaves costs no place
         next(iter(there))
         for dl in pair: dl.set_epoch(epoch)
-        assert same_batches(list(here), [(x.clone(), y.clone()) for x,y in there])
+        assert same_batches(list(here), [b.map(torch.clone) for b in there])
     assert len(there._passes.slots.free) == places and not there._passes.slots.lent
 
 def test_a_batch_too_large_for_its_place_goes_another_way(pair, monkeypatch):
     here,there = pair
-    monkeypatch.setattr(type(there._work), "room", lambda self, n: 64)
+    monkeypatch.setattr(type(there.dataset), "room", lambda self, n: 64)
     assert same_batches(list(here), list(there))
     slots = there._passes.slots
     assert slots.memory.shape[1] == 64 and len(slots.free) == len(slots.memory)
 
 def test_every_target_of_windows_fits_its_place():
     s = load_cube_set("retina_synthetic", n=6, bands=6, size=32)
-    for target in ("valid", "label", "pixels", "rgb"):
-        dl = cube_loaders(s, workers=1, bs=3, window=16, augment="guide", target=target, seed=1, device="cpu").train
-        assert all(np.shares_memory(x.numpy(), dl._passes.slots.memory.numpy()) for x,_ in dl)
+    for kw in (dict(), dict(label="class"), dict(label="pixels"), dict(rgb=True), dict(label=("class", "pixels"), rgb=True)):
+        dl = cube_loaders(s, workers=1, bs=3, window=16, augment="guide", seed=1, device="cpu", **kw).train
+        assert all(np.shares_memory(b["image"].numpy(), dl._passes.slots.memory.numpy()) for b in dl), kw
 
 def test_forked_and_spawned_processes_open_their_own_handles(tmp_path):
     s = h5_set(tmp_path)
     kw = dict(bs=2, window=8, jitter=2, augment="flip", device="cpu", seed=1)
     here = list(cube_loaders(s, **kw).train) # the parent holds handles open
     there = list(cube_loaders(s, workers=2, **kw).train)
-    assert len(here) == len(there) and all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a,b in zip(here, there))
-    pixels = cube_loaders(s, **kw).train.dataset.pixels
-    with multiprocessing.get_context("spawn").Pool(1) as pool: assert np.array_equal(pool.apply(_take, (pixels, [0,3])), _take(pixels, [0,3]))
+    assert len(here) == len(there) and all(torch.equal(a[k], b[k]) for a,b in zip(here, there) for k in ("image", "mask"))
+    source = cube_loaders(s, **kw).train.dataset.source
+    with multiprocessing.get_context("spawn").Pool(1) as pool: assert np.array_equal(pool.apply(_read, (source, [0,3])), _read(source, [0,3]))
 
 
 def test_few_files_are_open_at_a_time(tmp_path):
-    from vitnb.data import cube
+    from vitnb.data import cubefile
     for i in range(40): CubeFile(write_h5(tmp_path/f"c{i}.h5")).read(0, 0, 2, 2)
-    assert len(cube._handles) <= cube._MOST_OPEN
+    assert len(cubefile._handles) <= cubefile._MOST_OPEN
 
 
 # ---- statistics and normalisers
@@ -196,7 +198,7 @@ def test_statistics_are_those_of_the_valid_pixels_of_train(tmp_path):
     got = s.survey()
     assert got["n"] == x.shape[1] and np.allclose(got["mean"], x.mean(1), atol=1e-6) and np.allclose(got["std"], x.std(1), atol=1e-6)
     dls = cube_loaders(s, bs=2, normalize="zscore", device="cpu")
-    flat = torch.cat([c.permute(1,0,2,3)[:,v[:,0]] for c,v in dls.train.new(shuffle=False, drop_last=False)], 1)
+    flat = torch.cat([c.permute(1,0,2,3)[:,v[:,0]] for c,v in ((b["image"], b["mask"]) for b in dls.train.new(shuffle=False, drop_last=False))], 1)
     assert flat.mean(1).abs().max() < 1e-4 and (flat.std(1) - 1).abs().max() < 1e-2
 
 
@@ -231,6 +233,8 @@ def test_the_guides_log_scaling():
 
 # ---- what is valid
 
+def fields(b): return b["image"], b["mask"]
+
 def test_nan_infinity_and_negative_values_are_no_measurements():
     a = CUBE.copy()
     a[2,0,0],a[0,1,1],a[5,2,2] = np.nan,-.1,np.inf
@@ -238,7 +242,7 @@ def test_nan_infinity_and_negative_values_are_no_measurements():
     s = CubeSet("s", [CubeRecord(CubeArray(a), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2]))
     assert s.survey()["not_measured"] == 9
     for kind in ("none", "log", "zscore"):
-        x,valid = cube_loaders(s, bs=1, normalize=kind, device="cpu").one_batch()
+        x,valid = fields(cube_loaders(s, bs=1, normalize=kind, device="cpu").one_batch())
         assert torch.isfinite(x).all() and not valid[0,0,0,0] and not valid[0,0,1,1] and (x[0,:,0,0] == 0).all()
 
 
@@ -258,7 +262,7 @@ def test_no_value_of_another_split_reaches_a_window():
     for augment in ("none", "basic"):
         dls = cube_loaders(s, bs=4, window=10, stride=4, jitter=3, augment=augment, aug_kw=dict(gain=0., offset=0., noise=0.) if augment == "basic" else None, normalize="none", device="cpu")
         for k,dl in enumerate(dls.loaders):
-            for x,valid in dl: assert torch.allclose(x[valid.expand_as(x)], torch.tensor(2. + k), atol=1e-4) and (x[~valid.expand_as(x)] == 0).all()
+            for x,valid in map(fields, dl): assert torch.allclose(x[valid.expand_as(x)], torch.tensor(2. + k), atol=1e-4) and (x[~valid.expand_as(x)] == 0).all()
 
 
 def test_windows_cover_every_pixel():
@@ -271,12 +275,14 @@ def test_windows_cover_every_pixel():
 # ---- augmentation
 
 def batch(seed, B=3, C=4, H=12, W=10, filled=.7):
-    "Random windows with holes, pictures and classes"
+    "Random windows with holes, companion images and classes"
     rng = np.random.default_rng(seed)
     valid = torch.from_numpy(rng.random((B,1,H,W)) < filled)
     cube = torch.from_numpy(rng.uniform(1e-4, 1.2, (B,C,H,W)).astype(np.float32))
     truth = torch.where(valid[:,0], torch.from_numpy(rng.integers(0, 5, (B,H,W))), IGNORE)
-    return Cubes(torch.where(valid, cube, 0.), valid, torch.rand(B,3,H,W), truth)
+    return dict(image=torch.where(valid, cube, 0.), mask=valid, rgb=torch.rand(B,3,H,W), target=truth, tasks=PARTS)
+
+PARTS = Tasks.of(ClassMap(tuple("abcde"), unknown=IGNORE))
 
 
 @given(st.sampled_from(sorted(cube_augments)), st.sampled_from(["none", "log", "zscore"]), st.integers(0, 10**6), st.floats(0, 1))
@@ -284,12 +290,12 @@ def batch(seed, B=3, C=4, H=12, W=10, filled=.7):
 def test_no_augmentation_makes_a_nan(name, kind, seed, filled):
     norm = make_normalizer(kind, **(dict(mean=[.5]*4, std=[.2]*4) if kind == "zscore" else {}))
     x = batch(seed, filled=filled)
-    y = cube_pipeline(name, norm, background=-1., **(dict(wavelengths=[450,500,550,850]) if name == "modulated" else {}))(x, Draws(seed, 0, range(3)))
-    assert torch.isfinite(y.cube).all() and y.cube.shape == x.cube.shape and y.valid.dtype == torch.bool
-    assert (y.cube[~y.valid.expand_as(y.cube)] == -1).all() or name == "missing_bands"
-    assert (y.truth[~y.valid[:,0]] == IGNORE).all() and set(y.truth.unique().tolist()) <= {IGNORE,0,1,2,3,4}
-    if name not in ("basic", "missing_bands", "modulated") and kind == "none" and y.valid.any():
-        v = y.cube[y.valid.expand_as(y.cube)]
+    y = cube_pipeline(name, norm, -1., PARTS, **(dict(wavelengths=[450,500,550,850]) if name == "modulated" else {}))(x, Draws(seed, 0, range(3)))
+    assert torch.isfinite(y["image"]).all() and y["image"].shape == x["image"].shape and y["mask"].dtype == torch.bool
+    assert (y["image"][~y["mask"].expand_as(y["image"])] == -1).all() or name == "missing_bands"
+    assert (y["target"][~y["mask"][:,0]] == IGNORE).all() and set(y["target"].unique().tolist()) <= {IGNORE,0,1,2,3,4}
+    if name not in ("basic", "missing_bands", "modulated") and kind == "none" and y["mask"].any():
+        v = y["image"][y["mask"].expand_as(y["image"])]
         assert name == "guide" or (v.min() >= 1e-4 - 1e-6 and v.max() <= 1.2 + 1e-6)
 
 
@@ -298,14 +304,14 @@ def test_no_augmentation_makes_a_nan(name, kind, seed, filled):
 def test_cube_picture_mask_and_classes_share_one_geometry(seed):
     "Parts that say the same before a transform say the same after it"
     x = batch(seed, filled=1.)
-    level = x.truth[:,None].float()
-    x = Cubes(level.expand(-1,4,-1,-1).contiguous(), x.valid, level.expand(-1,3,-1,-1)/5, x.truth)
+    level = x["target"][:,None].float()
+    x = {**x, "image":level.expand(-1,4,-1,-1).contiguous(), "rgb":level.expand(-1,3,-1,-1)/5}
     flipped = CubeFlip()(x, Draws(seed, 0, range(3)))
-    assert torch.equal(flipped.cube[:,0].long(), flipped.truth) and torch.allclose(flipped.rgb[:,0]*5, flipped.cube[:,0])
+    assert torch.equal(flipped["image"][:,0].long(), flipped["target"]) and torch.allclose(flipped["rgb"][:,0]*5, flipped["image"][:,0])
     moved = CubeAffine(.2, 30, .3, p=1.)(x, Draws(seed, 0, range(3)))
-    inside = (torch.nn.functional.avg_pool2d(moved.valid.float(), 3, 1, 1) > .99)[:,0] # where the picture, too, is not mixed with what is outside
-    assert torch.allclose((moved.rgb[:,0]*5)[inside], moved.cube[:,0][inside], atol=1e-4)
-    assert torch.allclose(moved.cube[:,0], moved.cube[:,3]) and torch.isfinite(moved.cube).all()
+    inside = (torch.nn.functional.avg_pool2d(moved["mask"].float(), 3, 1, 1) > .99)[:,0] # where the picture, too, is not mixed with what is outside
+    assert torch.allclose((moved["rgb"][:,0]*5)[inside], moved["image"][:,0][inside], atol=1e-4)
+    assert torch.allclose(moved["image"][:,0], moved["image"][:,3]) and torch.isfinite(moved["image"]).all()
 
 
 def test_an_affine_move_is_the_one_that_was_asked_for():
@@ -316,34 +322,34 @@ def test_an_affine_move_is_the_one_that_was_asked_for():
     t = Fixed(p=1.)
     t.m = torch.tensor([[1.,0,2*3/10], [0,1,0]])
     y = t(x, Draws(0, 0, [0]))
-    assert torch.allclose(y.cube[...,:7], x.cube[...,3:], atol=1e-4) and not y.valid[...,7:].any() and y.valid[...,:7].all()
+    assert torch.allclose(y["image"][...,:7], x["image"][...,3:], atol=1e-4) and not y["mask"][...,7:].any() and y["mask"][...,:7].all()
     t.m = torch.tensor([[0.,-1,0], [1,0,0]])
-    assert torch.allclose(t(x, Draws(0, 0, [0])).cube, torch.rot90(x.cube, 1, (2,3)), atol=1e-4)
+    assert torch.allclose(t(x, Draws(0, 0, [0]))["image"], torch.rot90(x["image"], 1, (2,3)), atol=1e-4)
 
 
 def test_every_augmentation_acts_and_is_repeated_exactly():
     x,norm = batch(1, filled=1.),LogScale()
     for t in (CubeFlip(1.), CubeAffine(p=1.), CubeGain(), CubeNoise(), BandDropout(.5), CubeNormalize(norm)):
         a,b,c = t(x, Draws(0, 0, range(3))),t(x, Draws(0, 0, range(3))),t(x, Draws(0, 1, range(3)))
-        assert not torch.equal(a.cube, x.cube) and torch.equal(a.cube, b.cube), t
-        if not isinstance(t, (CubeFlip, CubeNormalize)): assert not torch.equal(a.cube, c.cube), t
-        one = t(Cubes(*(o[1:2] for o in x)), Draws(0, 0, [1]))
-        assert torch.equal(one.cube, a.cube[1:2]), f"{t}: a window depends on its neighbours"
+        assert not torch.equal(a["image"], x["image"]) and torch.equal(a["image"], b["image"]), t
+        if not isinstance(t, (CubeFlip, CubeNormalize)): assert not torch.equal(a["image"], c["image"]), t
+        one = t({k:v if k == "tasks" else v[1:2] for k,v in x.items()}, Draws(0, 0, [1]))
+        assert torch.equal(one["image"], a["image"][1:2]), f"{t}: a window depends on its neighbours"
 
 
 def test_band_dropout_keeps_a_band():
-    x = Cubes(torch.ones(64,5,2,2), torch.ones(64,1,2,2, dtype=torch.bool))
-    left = (BandDropout(.95)(x, Draws(0, 0, range(64))).cube.amax((2,3)) > 0).sum(1)
+    x = dict(image=torch.ones(64,5,2,2), mask=torch.ones(64,1,2,2, dtype=torch.bool))
+    left = (BandDropout(.95)(x, Draws(0, 0, range(64)))["image"].amax((2,3)) > 0).sum(1)
     assert left.min() >= 1
-    many = Cubes(torch.ones(400,5,1,1), torch.ones(400,1,1,1, dtype=torch.bool))
-    assert abs((BandDropout(.3)(many, Draws(0, 0, range(400))).cube == 0).float().mean() - .3) < .03
+    many = dict(image=torch.ones(400,5,1,1), mask=torch.ones(400,1,1,1, dtype=torch.bool))
+    assert abs((BandDropout(.3)(many, Draws(0, 0, range(400)))["image"] == 0).float().mean() - .3) < .03
 
 
 @pytest.mark.parametrize("name,option,value", [("flip", "p", 0.), ("basic", "rotate", 0.), ("basic", "shift", 0.), ("basic", "scale", 0.), ("basic", "gain", 0.), ("basic", "noise", 0.), ("basic", "offset", .1),
     ("basic", "p", 1.), ("guide", "rotate", 0.), ("guide", "noise", 0.), ("missing_bands", "drop", .9), ("missing_bands", "flip", 0.)])
 def test_every_option_of_a_recipe_acts(name, option, value):
     x,norm = batch(2, B=8, filled=1.),LogScale()
-    a,b = (cube_pipeline(name, norm, **kw)(x, Draws(5, 0, range(8))).cube for kw in ({}, {option: value}))
+    a,b = (cube_pipeline(name, norm, tasks=PARTS, **kw)(x, Draws(5, 0, range(8)))["image"] for kw in ({}, {option: value}))
     assert not torch.equal(a, b)
 
 
@@ -370,12 +376,12 @@ def test_interpolation_across_bands_is_numpys(seed, bands):
 def test_pixels_are_labelled_by_their_middle():
     s = load_cube_set(n=12, size=32)
     places = {k:pixel_windows(s, k, 9, per_class=5, seed=1) for k in ("train","valid","test")}
-    dls = cube_loaders(s, bs=4, window=9, windows=places, label_of="center", target="label", device="cpu")
+    dls = cube_loaders(s, bs=4, window=9, windows=places, label_of="center", label="class", device="cpu")
     assert dls.vocab == ["tissue","artery","vein","disc"] and np.bincount(dls.train.dataset.labels).tolist() == [5]*4
     for (k,t,l),y in zip(places["test"], dls.test.dataset.labels): assert s.records[k].truth[t+4,l+4] == y
     assert not np.array_equal(pixel_windows(s, "train", 9, 5, 1), pixel_windows(s, "train", 9, 5, 2)) and len(pixel_windows(s, "train", 9)) > 1000
-    assert cube_loaders(s, bs=4, label_of="window", target="label", window=8, device="cpu").c == 4
-    with pytest.raises(ValueError, match="needs a map of classes"): cube_loaders(CubeSet("s", [CubeRecord(CubeArray(CUBE), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2])), bs=1, label_of="center", device="cpu")
+    assert cube_loaders(s, bs=4, label_of="window", label="class", window=8, device="cpu").c == 4
+    with pytest.raises(ValueError, match="needs a map of classes"): cube_loaders(CubeSet("s", [CubeRecord(CubeArray(CUBE), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2])), bs=1, label="class", label_of="center", device="cpu")
 
 
 # ---- loaders and the engine
@@ -383,13 +389,33 @@ def test_pixels_are_labelled_by_their_middle():
 def test_batches_are_as_promised():
     s = load_cube_set(n=12, size=32)
     dls = cube_loaders(s, bs=4, device="cpu")
-    x,valid = dls.one_batch()
+    b = dls.one_batch()
+    x,valid = fields(b)
     assert type(x) is torch.Tensor and (x.shape, x.dtype, valid.shape, valid.dtype) == ((4,30,32,32), torch.float32, (4,1,32,32), torch.bool)
+    assert len(b) == 1 and b.get("target") is None and dls.tasks == {} and set(b["group"]) <= {r.group for r in s.records}
     assert dls.wavelengths.tolist() == [*range(450, 731, 10), 850] and dls.rgb_bands == [12,8,1] and (dls.c, dls.img_size) == (30, 32)
+    assert dls.model_kw == dict(img_size=32, in_chans=30, wavelengths=[*range(450, 731, 10), 850])
     assert dls.fingerprint == s.fingerprint == load_cube_set(n=12, size=32).fingerprint != load_cube_set(n=12, size=32, seed=1).fingerprint
-    assert cube_loaders(s, bs=4, target="label", device="cpu").one_batch()[1].dtype == torch.int64
-    assert cube_loaders(s, bs=4, target="rgb", device="cpu").one_batch()[1].shape == (4,3,32,32)
-    assert cube_loaders(s, bs=4, target="label", device="cpu").c == 6
+    assert cube_loaders(s, bs=4, label="class", device="cpu").one_batch()[1].dtype == torch.int64
+    assert cube_loaders(s, bs=4, rgb=True, device="cpu").one_batch()["rgb"].shape == (4,3,32,32)
+    assert cube_loaders(s, bs=4, label="class", device="cpu").c == 6
+
+
+def test_a_window_has_a_class_and_its_pixels_have_some():
+    s = load_cube_set(n=12, size=32)
+    one,two,both = (cube_loaders(s, bs=4, label=k, augment="flip", seed=3, device="cpu") for k in ("class", "pixels", ("class", "pixels")))
+    assert list(both.tasks) == ["class", "pixels"] and both.model_kw["num_classes"] == {"class":6, "pixels":4}
+    for a,b,c in zip(one.train, two.train, both.train): assert torch.equal(a[1], c["target"]["class"]) and torch.equal(b[1], c["target"]["pixels"]) and torch.equal(a["image"], c["image"])
+
+
+def test_views_of_a_window_lie_apart_and_keep_their_masks():
+    s = load_cube_set(n=12, size=32)
+    dls = cube_loaders(s, bs=3, window=16, jitter=4, views=2, seed=1, label="pixels", device="cpu")
+    b = dls.one_batch()
+    assert (b["image"].shape, b["mask"].shape, b["target"].shape) == ((3,2,30,16,16), (3,2,1,16,16), (3,2,16,16))
+    assert not torch.equal(b["image"][:,0], b["image"][:,1])
+    assert (b["target"][~b["mask"][:,:,0]] == IGNORE).all() and (b["target"][b["mask"][:,:,0]] >= 0).all()
+    assert dls.valid.one_batch()["image"].ndim == 4
 
 
 def test_each_option_of_the_loaders_acts():
@@ -409,7 +435,7 @@ def test_training_goes_on_exactly_where_it_was(tmp_path):
     "The engine's own resume, on cubes"
     s = load_cube_set(n=12, size=16, bands=4)
     def learner(workers=0):
-        dls = cube_loaders(s, bs=2, window=8, stride=8, jitter=2, augment="basic", target="label", device="cpu", seed=4, workers=workers)
+        dls = cube_loaders(s, bs=2, window=8, stride=8, jitter=2, augment="basic", label="class", device="cpu", seed=4, workers=workers)
         return vit_learner(dls, "swin_micro", dict(in_chans=4, embed_dim=16, depths=(1,1), num_heads=(2,2), patch_size=1), seed=4, path=tmp_path, precision="fp32")
     whole,first,second = learner(),learner(),learner(2)
     whole.fit(2)
@@ -489,8 +515,8 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     f = rows(tmp_path, *(f"{o}r{i}.png" for i,o in enumerate(lines)))
     s = load_cube_set(f, axes="chw")
     with pytest.raises(ValueError, match="picture has 20×15 pixels and its cube 20×16"): s.survey()
-    dls = cube_loaders(s, bs=1, target="rgb", device="cpu", max_bad=.3) if 3 in s.splits["train"] else None
-    assert dls is None or dls.one_batch()[1].shape == (1,3,20,16)
+    dls = cube_loaders(s, bs=1, rgb=True, device="cpu", max_bad=.3) if 3 in s.splits["train"] else None
+    assert dls is None or dls.one_batch()["rgb"].shape == (1,3,20,16)
 
 
 @pytest.mark.parametrize("make,says", [
@@ -518,7 +544,7 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     (lambda d: cube_loaders(load_cube_set(n=12, size=16, bands=7), patch_size=(4,5), device="cpu"), "7 bands are no whole number of 5"),
     (lambda d: cube_loaders(load_cube_set(n=12, size=16), augment="flipp", device="cpu"), "did you mean 'flip'"),
     (lambda d: cube_loaders(load_cube_set(n=12, size=16), augment="basic", aug_kw=dict(rotat=3), device="cpu"), "did you mean 'rotate'"),
-    (lambda d: cube_loaders(load_cube_set(n=12, size=16), target="labels", device="cpu"), "did you mean 'label'"),
+    (lambda d: cube_loaders(load_cube_set(n=12, size=16), label="pixel", device="cpu"), "did you mean 'pixels'"),
     (lambda d: make_normalizer("zscore", mean=[0,0], std=[1,0]), r"bands \[1\] do not vary"),
     (lambda d: make_normalizer("zscore", mean=[0], std=[1]).normalize(torch.zeros(1,2,3,3)), "a cube of 2 bands met the statistics of 1"),
     (lambda d: absorbers([400.]), "leave the tables of haemoglobin"),
@@ -569,7 +595,7 @@ def test_diseases_change_what_they_should():
     red,green = list(r.wavelengths).index(660.),list(r.wavelengths).index(560.)
     names = ["control","amd","atrophy","glaucoma","naevus","ischaemia"]
     assert all(np.abs(np.log(mean[i]/mean[0])).max() > .05 for i in range(1, 6)), names
-    from vitnb.data.cube import _anatomy
+    from vitnb.data.retina import _anatomy
     grid = np.stack(np.meshgrid(*2*[np.linspace(-1, 1, 32)]), -1)
     sick = _anatomy(np.random.default_rng(0), grid, "ischaemia")
     assert sick["artery"] < .85 and _anatomy(np.random.default_rng(0), grid, "naevus")["melanin"].max() > _anatomy(np.random.default_rng(0), grid, "control")["melanin"].max() + .3

@@ -15,7 +15,12 @@ from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
+from vitnb.data.cubefile import *
+from vitnb.data.retina import *
+from vitnb.data.cubeaugment import *
 from vitnb.data.cube import *
+from vitnb.data.shard import *
+from vitnb.data.evaluate import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *

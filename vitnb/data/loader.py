@@ -61,26 +61,38 @@ class ImageDataset:
         first = [map_tensors(lambda o: o[0], o if not isinstance(o, list) else o[0][None]) for o in parts]
         return first[0] if len(first) == 1 else tuple(first)
 
-def _entries(o, idx):
-    "Targets at some positions: `int64`, or decimal numbers as they are"
+# %% ../../nbs/library/130_data.loader.ipynb #547a9465
+@patch
+def entries(self:ImageDataset,
+    task:str, # Name of a task
+    idx:np.ndarray, # Positions, (B,)
+)->Tensor|list: # `int64`, or decimal numbers as they are; a list where maps differ in size
+    "The targets of one task"
+    o = self.targets[task]
     if not isinstance(o, np.ndarray): return o.read(idx)
     y = o[idx]
     return torch.from_numpy(y if y.dtype.kind == "f" else y.astype(np.int64, copy=False))
 
-# %% ../../nbs/library/130_data.loader.ipynb #6ae0cd58
+@patch
+def complete(self:ImageDataset,
+    fields:dict, # `image` and what was read with it
+    targets:dict, # Task to targets
+    idx:np.ndarray, # Positions, (B,)
+)->dict: # With `target`, `index`, `group` and `weight`
+    "Put the other fields to the images"
+    if targets: fields["target"] = targets[""] if self.tasks.only else targets
+    fields["index"] = idx
+    if self.groups is not None: fields["group"] = self.groups[idx]
+    if self.weights is not None: fields["weight"] = torch.from_numpy(self.weights[idx])
+    return fields
+
 @patch
 def read(self:ImageDataset,
     idx:np.ndarray, # Positions, (B,)
     draws:Draws|None=None, # Their draws, for a dataset that reads another window in each epoch
 )->dict: # Fields: `image` and `index`, and of `target`, `group` and `weight` what there is
     "The samples at `idx`"
-    fields = dict(image=self.source.read(idx))
-    found = {k:_entries(v, idx) for k,v in self.targets.items()}
-    if found: fields["target"] = found[""] if self.tasks.only else found
-    fields["index"] = idx
-    if self.groups is not None: fields["group"] = self.groups[idx]
-    if self.weights is not None: fields["weight"] = torch.from_numpy(self.weights[idx])
-    return fields
+    return self.complete(dict(image=self.source.read(idx)), {k:self.entries(k, idx) for k in self.targets}, idx)
 
 @patch
 def take(self:ImageDataset,
@@ -422,7 +434,7 @@ def _maps(tasks, target):
     "The label maps of a batch"
     return [y.cpu() for _,_,y in tasks.split(target) if is_map(y)] if target is not None else []
 
-# %% ../../nbs/library/130_data.loader.ipynb #174e893b
+# %% ../../nbs/library/130_data.loader.ipynb #2deed55b
 @patch
 def _norm(self:ImageLoader): return next((t for t in self.pipeline.transforms if hasattr(t, "undo")), None)
 
@@ -439,7 +451,8 @@ def show_batch(self:ImageLoader,
     b = self.one_batch() if b is None else Batch.of(b)
     x,norm = b["image"][:max_n],self._norm()
     views = x.unbind(1) if x.ndim == 5 else [x]
-    shown = np.concatenate([to_picture(norm.undo(o) if norm else o) for o in views], 2) # B,H,V*W,3
+    bands = getattr(self.dataset, "shown", None) or slice(None)
+    shown = np.concatenate([to_picture((norm.undo(o) if norm else o)[:,bands]) for o in views], 2) # B,H,V*W,3
     n,maps = len(shown),_maps(self.tasks, b.get("target"))
     names = titles or _titles(self.tasks, b.get("target"), n)
     fig,axs = plt.subplots(-(-n//cols), min(cols, n), squeeze=False, figsize=(1.1*len(views)*min(cols, n), 1.3*-(-n//cols)), dpi=80)
