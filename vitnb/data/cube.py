@@ -493,7 +493,7 @@ def cube_loaders(
     data = _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, how)
     norm,tasks = _normalizer(cube_set, normalize, s),data[0].tasks
     train,plain = cube_pipeline(augment, norm, background, tasks, **aug_kw or {}),cube_pipeline("none", norm, background, tasks)
-    kw = dict(seed=seed, workers=workers, vocab=list(tasks.only.names) if tasks.only else [], on_device=on_device)
+    kw = dict(seed=seed, workers=workers, on_device=on_device)
     dls = [ImageLoader(data[0], train, bs=bs, shuffle=True, drop_last=drop_last and len(data[0]) >= bs, views=views, **kw)]
     dls += [ImageLoader(o, plain, bs=valid_bs or bs, **kw) for o in data[1:]]
     about = _about(cube_set, size, norm, tasks, s)
