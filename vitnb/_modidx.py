@@ -1854,6 +1854,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vitnb/learner/fastai.py'),
                                       'vitnb.learner.fastai.check_callback': ( 'library/learner.fastai.html#check_callback',
                                                                                'vitnb/learner/fastai.py'),
+                                      'vitnb.learner.fastai.check_fit': ( 'library/learner.fastai.html#check_fit',
+                                                                          'vitnb/learner/fastai.py'),
                                       'vitnb.learner.fastai.fastai_names': ( 'library/learner.fastai.html#fastai_names',
                                                                              'vitnb/learner/fastai.py'),
                                       'vitnb.learner.fastai.follow_columns': ( 'library/learner.fastai.html#follow_columns',

@@ -472,6 +472,7 @@ def show_results(self:ImageLoader,
 ):
     "Show images with what they have and what was predicted"
     b = Batch.of(b)
+    if isinstance(out, tuple): out = out[0] # as fastai's `Interpretation` gives it
     n = min(max_n, len(b["image"]))
     true,predicted = _titles(self.tasks, b.get("target"), n),_titles(self.tasks, out, n)
     self.show_batch(b, max_n, titles=[f"{t} / {p}" for t,p in zip(true, predicted)], **kw)

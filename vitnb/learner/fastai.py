@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['learner_names', 'learner_arguments', 'callback_names', 'loaders_names', 'interpretation_names', 'Support', 'works',
            'refused', 'irrelevant', 'fastai_names', 'refuse', 'check_arguments', 'callback_support', 'check_callback',
-           'follow_columns']
+           'check_fit', 'follow_columns']
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #802e81e0
 from collections.abc import Mapping, Sequence
@@ -79,16 +79,17 @@ _mixing = "train_callbacks(mixup=.2), or MixCallback"
 _tracker = "run_callbacks(folder, tracker='tensorboard'), or 'mlflow', 'wandb'"
 
 callback_names = {
-    **works("TrainEvalCallback CastToTensor VerboseCallback CollectDataCallback FetchPredsCallback GatherPredsCallback MCDropoutCallback"),
+    **works("CastToTensor VerboseCallback CollectDataCallback FetchPredsCallback GatherPredsCallback MCDropoutCallback"),
     **works("HookCallback ActivationStats BnFreeze GradientClip ShortEpochCallback TerminateOnNaNCallback ParamScheduler LRFinder"),
     **works("TrackerCallback SaveModelCallback EarlyStoppingCallback MixHandler MixUp CutMix"),
     **refused("GradientAccumulation", "train_callbacks(accumulate=k), or Accumulate(k)", "the loop divides once a step, by the samples of all its batches"),
     **refused("ReduceLROnPlateau", "vit_learner(..., schedule='plateau')", "the schedule of a Learner would set the rate again at the next step"),
     **refused("MixedPrecision ModelToHalf NonNativeMixedPrecision", _precision, "precision is decided when a Learner is built"),
     **refused("ChannelsLast", "vit_learner(..., channels_last=True)", "the memory format is decided when a Learner is built"),
-    **refused("Recorder", "learn.recorder, a StepRecorder, which every Learner has", "two recorders would write the same columns"),
+    **refused("TrainEvalCallback", "learn.train_eval, which every VitLearner has", "a second one would count each batch twice"),
+    **refused("Recorder", "learn.recorder, a StepRecorder, which every VitLearner has", "two recorders would write the same columns"),
     **refused("CSVLogger", "run_callbacks(folder), which writes history.csv", "it rewrites its file when a run is resumed, and cannot write our epoch lines"),
-    **refused("ProgressCallback ShowGraphCallback", "the LiveView that every Learner has", "it waits for the device at each step, and cannot write our epoch lines"),
+    **refused("ProgressCallback ShowGraphCallback", "the LiveView that every VitLearner has", "it waits for the device at each step, and cannot write our epoch lines"),
     **refused("SkipToEpoch", "fit(n, start_epoch=k)", "it would record the epochs that it skips, and leave the schedule where it was"),
     **refused("TensorBoardBaseCallback TensorBoardCallback TensorBoardProjectorCallback WandbCallback CometCallback AzureMLCallback", _tracker,
               "it begins a new record when a run is resumed"),
@@ -132,7 +133,7 @@ def check_arguments(
     for name in given:
         if name in learner_arguments: refuse(f"{name}={given[name]!r}", learner_arguments[name])
 
-# %% ../../nbs/library/504_learner.fastai.ipynb #c0bf165b
+# %% ../../nbs/library/504_learner.fastai.ipynb #5b4845ba
 def callback_support(
     cb:Callback, # Any callback
 )->Support|None: # None: it is ours, yours or unknown
@@ -152,7 +153,16 @@ def check_callback(
     if isinstance(cb, MixHandler) and isinstance(loss_func, Objective):
         raise ValueError(f"fastai's {name}: it replaces the loss, and that of tasks decides itself how targets are mixed; use {_mixing}")
 
-# %% ../../nbs/library/504_learner.fastai.ipynb #20281f61
+def check_fit(
+    cbs:Sequence, # Callbacks of a fit
+    loss_func:object, # Its loss
+):
+    "Refuse callbacks that cannot act in a fit"
+    for cb in cbs:
+        check_callback(cb, loss_func)
+        if type(cb) is GatherPredsCallback: raise ValueError("fastai's GatherPredsCallback gathers in validation only; use learn.get_preds, or FetchPredsCallback in a fit")
+
+# %% ../../nbs/library/504_learner.fastai.ipynb #db817b05
 def follow_columns(
     cbs:Sequence, # Callbacks of a fit
     columns:Mapping, # Declared columns by name
@@ -160,7 +170,6 @@ def follow_columns(
 ):
     "Give fastai's trackers the direction that their column declares"
     for cb in cbs:
-        if type(cb) is GatherPredsCallback: raise ValueError("GatherPredsCallback gathers in validation only; use learn.get_preds, or FetchPredsCallback in a fit")
         if isinstance(cb, TrackerCallback): _follow(cb, monitored({k:v for k,v in columns.items() if k in shown}, cb.monitor))
 
 def _follow(cb, column):

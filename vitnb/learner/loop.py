@@ -32,7 +32,7 @@ from ..callback.track import StepRecorder, declared
 from ..core import hash_seed, n_ranks, nearest, settings
 from ..data.sample import Batch, map_tensors
 from ..device import rng_state, seed_device, set_rng_state
-from .fastai import check_arguments, check_callback, follow_columns
+from .fastai import check_arguments, check_callback, check_fit, follow_columns
 from .freeze import FrozenNorms
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from .precision import as_float, pick_precision
@@ -77,7 +77,8 @@ class VitLearner(Learner):
         self.tasks = Tasks.of(tasks) if tasks is not None else getattr(self.loss_func, "tasks", Tasks())
         self.logger = partial(print, flush=True) # a log is read while it is written
         own = [Prepare()] if pretext is not None else []
-        self.add_cbs([TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), *own, *L(cbs)])
+        for cb in [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), *own]: Learner.add_cb(self, cb)
+        self.add_cbs(cbs)
 
     def add_cbs(self, cbs:Sequence)->"VitLearner":
         "Add callbacks, once it is known that each of them can act"
@@ -514,7 +515,7 @@ def fit(
         raise ValueError(f"this is one of {n_ranks()} processes, but this Learner would train by itself in each; call distribute(learn) "
                          "of vitnb.learner.distribute first")
     cbs = L(cbs)
-    for cb in cbs: check_callback(cb, self.loss_func) # before anything changes
+    check_fit(cbs, self.loss_func) # before anything changes
     finding = any(isinstance(c, LRFinder) for c in cbs)
     if not any(isinstance(c, (ParamScheduler, ScheduleLR)) for c in cbs): cbs = cbs + [self.schedule_callback(lr)]
     fresh = resume is None or resume == "never"
