@@ -57,6 +57,7 @@ from vitnb.learner.loop import *
 from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
+from vitnb.learner.views import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *

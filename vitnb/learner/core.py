@@ -28,7 +28,7 @@ from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext
 from ..callback.stop import EarlyStop
 from ..callback.track import EventLog, History, make_tracker
-from ..core import hash_seed, pick_device, settings
+from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
@@ -37,7 +37,7 @@ from .tools import answer # noqa: F401, gives a Learner fastai's tools: predict,
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..models.protocol import create_model, model_info
+from ..models.protocol import create_model, list_models, model_info
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
@@ -50,7 +50,7 @@ def _model_kw(dls, tasks, pretext, given):
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    found = {k:dict(weight=count_weights(t.counts(dls.train.dataset.targets[k]))) for k,t in tasks.items()}
+    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k))) for k in tasks}
     own = {"":given} if tasks.only else given
     for k in found:
         twice = own.get(k, {}).keys() & {"weight", "alpha"}
@@ -104,7 +104,9 @@ def vit_learner(
     tasks = Tasks() if pretext is not None else dls.tasks
     model_kw = _model_kw(dls, tasks, pretext, model_kw)
     model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
-    training = dict(seed=settings().seed if kw.get("seed") is None else kw["seed"], loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=_plain_rate(lr), weight_decay=weight_decay,
+    seed = settings().seed if kw.get("seed") is None else kw["seed"]
+    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=_plain_rate(lr),
+                    weight_decay=weight_decay,
                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
     if pretext is not None: objective = _pretext_objective(pretext, dls, model, training, loss_kw)
     else: objective = _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights)
@@ -141,7 +143,9 @@ def _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, cl
 def _pretext_objective(pretext, dls, model, training, loss_kw):
     "The pretext task, once what belongs to labels is refused"
     given = [k for k in ("loss", "label_smoothing", "task_weights", "class_weights") if training[k]] + (["loss_kw"] if loss_kw else [])
-    if given: raise ValueError(f"{given[0]} belongs to targets, and the pretext task {pretext.name!r} has none; give {pretext.name!r} its options: pretext=dict(name={pretext.name!r}, ...)")
+    if given:
+        raise ValueError(f"{given[0]} belongs to targets, and the pretext task {pretext.name!r} has none; "
+                         f"give it options of its own: pretext=dict(name={pretext.name!r}, ...)")
     pretext.setup(dls, model)
     return pretext
 
@@ -188,15 +192,24 @@ def run_callbacks(
             NaNWatch(), StopOnSignal(), *([TimeLimit(max_hours)] if max_hours else [])]
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
+def _check_arch(name):
+    "Refuse a model that nobody has registered"
+    known = list_models()
+    if name not in known:
+        raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
+                         "if it is yours, import the module that registers it")
+
 def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
     device:str|torch.device="cpu", # Where the model shall be
-)->nn.Module: # The model in eval mode, with `config` as an attribute
+    recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
+)->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
     "Build the model a checkpoint describes and fill it"
     ck = load_checkpoint(path, device)
     if "arch" not in (ck.get("config") or {}):
         raise ValueError(f"{path} has no config with an architecture (keys: {', '.join(ck)}); build the model yourself and call load_weights")
-    config = upgrade_config(ck["config"])
+    config = upgrade_config(ck["config"], recipe)
+    _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
     restore_weights(model, ck)
     model.config = config

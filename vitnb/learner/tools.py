@@ -6,6 +6,7 @@
 __all__ = ['NewImages', 'SetItem', 'ChosenSamples', 'answer', 'plot_top_losses']
 
 # %% ../../nbs/library/509_learner.tools.ipynb #ece93fd3
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from pathlib import Path
 import fastai.callback.hook # noqa: F401, gives a Learner `summary`
 import numpy as np
 from fastai.data.transforms import CategoryMap
-from fastcore.basics import patch
+from fastai.learner import Learner
+from fastcore.basics import PrettyString, patch
 from PIL import Image
 from plum import dispatch
 from torch import Tensor
@@ -35,6 +37,16 @@ from ..task import MultiLabel, OneClass, Task, Tasks
 def no_bar(self:VitLearner):
     "Inside this block nothing is drawn"
     with self.removed_cbs(self._grab_cbs(LiveView)): yield self
+
+# %% ../../nbs/library/509_learner.tools.ipynb #c950f512
+@patch
+def summary(self:VitLearner)->PrettyString: # fastai's table of layers
+    "Describe the layers, with the model's own totals"
+    text,n = Learner.summary(self),sum(p.numel() for p in self.model.parameters())
+    trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+    for what,count in (("Total params", n), ("Total trainable params", trained), ("Total non-trainable params", n - trained)):
+        text = re.sub(rf"^{what}: .*$", f"{what}: {count:,}", text, flags=re.M)
+    return PrettyString(text)
 
 # %% ../../nbs/library/509_learner.tools.ipynb #d6bdc315
 def _as_stored(item, reader):
