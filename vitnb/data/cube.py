@@ -534,7 +534,7 @@ def cube_loaders(
     norm,tasks = _normalizer(cube_set, normalize, s),data[0].tasks
     train = cube_pipeline(augment, norm, background, tasks, **aug_kw or {})
     plain = cube_pipeline("none", norm, background, tasks)
-    kw = dict(seed=seed, workers=workers, vocab=list(tasks.only.names) if tasks.only else [], on_device=on_device)
+    kw = dict(seed=seed, workers=workers, on_device=on_device)
     full = drop_last and len(data[0]) >= bs
     dls = [ImageLoader(data[0], train, bs=bs, shuffle=True, drop_last=full, views=views, **kw)]
     dls += [ImageLoader(o, plain, bs=valid_bs or bs, **kw) for o in data[1:]]
