@@ -6,7 +6,7 @@ import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.core import upgrade
-from vitnb.data.augment import augment_ratio, eval_pipeline, make_pipeline
+from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipeline
 from vitnb.data.cube import make_normalizer
 from vitnb.learner.config import upgrade_config
 from vitnb.task import ClassMap, OneClass, make_tasks
@@ -82,10 +82,11 @@ def test_raw_images_of_a_stored_run_become_its_inputs(name):
 @pytest.mark.parametrize("name", ["spectral", "label_map"])
 def test_raw_cubes_of_a_stored_run_become_its_inputs(name):
     new,known = upgrade_config(stored(name)),torch.load(FORMAT1/name/"predictions.pt", weights_only=True)
-    assert new["normalize"] == known["normalizer"] and new["transforms"] == []
-    nm = stored(name)["model_kw"]["wavelengths"]
-    assert new["reader"] == dict(name="cube", wavelengths=nm, rgb_bands=[3, 2, 0] if name == "spectral" else None)
-    assert make_normalizer(**new["normalize"]).state_dict() == new["normalize"]
+    assert new["normalize"] == dict(name="CubeNormalize", normalizer=known["normalizer"], background=0.) and new["transforms"] == []
+    assert new["reader"] == dict(name="cube") and pipeline(new) == [new["normalize"]]
+    valid = (known["inputs"] != 0).any(1, keepdim=True)
+    got = make_pipeline([new["normalize"]])(dict(image=known["raw"], mask=valid), Draws(0, 0, range(len(valid))))["image"]
+    assert torch.allclose(got, known["inputs"], atol=1e-5)
 
 
 @pytest.mark.parametrize("augment", PRINTED)
@@ -115,9 +116,10 @@ def test_the_size_is_the_datas_where_the_model_says_another():
 def test_cubes_that_learnt_classes():
     "Format 1 kept the kind of their normaliser only"
     log = upgrade_config(by_hand(LOG))
-    assert log["normalize"] == make_normalizer("log").state_dict() and log["reader"]["name"] == "cube" and "background" not in log["reader"]
-    assert upgrade_config(by_hand(LOG.replace("LogScale(floor, top, least)", "KeepReflectance()")))["normalize"] == dict(kind="none")
-    assert upgrade_config(by_hand(LOG.replace("background=0.0", "background=-1.0")))["reader"]["background"] == -1.
+    of = lambda augment: upgrade_config(by_hand(augment))["normalize"]
+    assert of(LOG) == dict(name="CubeNormalize", normalizer=make_normalizer("log").state_dict(), background=0.) and log["reader"] == dict(name="cube")
+    assert of(LOG.replace("LogScale(floor, top, least)", "KeepReflectance()"))["normalizer"] == dict(kind="none")
+    assert of(LOG.replace("background=0.0", "background=-1.0"))["background"] == -1., "what invalid pixels hold, in the model's units"
 
 
 def test_weights_of_a_loss_as_it_printed_them():

@@ -2,6 +2,7 @@
 import io
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 
 from vitnb.callback.checkpoint import load_checkpoint, newest_state
-from vitnb.data.cube import make_normalizer
+from vitnb.data.cube import cube_loaders, load_cube_set, make_normalizer
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
 from vitnb.experiment.recipes import stored_recipe
 from vitnb.experiment.run import read_json
-from vitnb.learner.core import load_model
-from vitnb.learner.spectral import find_checkpoint
+from vitnb.learner.core import load_model, vit_learner
+from vitnb.learner.predict import find_checkpoint, load_run, predict
 from vitnb.losses.spectral import reconstruct
+from vitnb.metrics.spectral import to_reflectance
 
 ROOT = Path(__file__).resolve().parent/"fixtures"/"format1"
 FOLDERS = {p.name:p for p in sorted(ROOT.iterdir()) if p.is_dir()}
@@ -81,6 +85,95 @@ def test_raw_data_become_the_inputs(name):
     if name == "spectral": got = torch.where(known["targets"], got, 0.)
     if name == "label_map": got = torch.where((known["inputs"] != 0).any(1, keepdim=True), got, 0.)
     assert near(got, known["inputs"])
+
+
+def inputs_of(name):
+    "What a person would give: images as they are; cubes with NaN where a pixel is no measurement"
+    known = told(name)
+    if name in ("swin", "densenet"): return list(known["raw"].numpy())
+    valid = known["targets"] if name == "spectral" else (known["inputs"] != 0).any(1, keepdim=True)
+    return list(torch.where(valid, known["raw"], torch.nan).numpy())
+
+
+@each_checkpoint
+def test_predict_says_what_was_stored(name, file):
+    "From raw data and the checkpoint alone, to 1e-5"
+    known,rows = told(name),predict(FOLDERS[name]/"checkpoints"/file, inputs_of(name), device="cpu")
+    assert [o["id"] for o in rows] == list(range(len(known["raw"])))
+    if name == "spectral":
+        want = to_reflectance(known["filled"][file], make_normalizer(**known["normalizer"]))
+        assert near(torch.from_numpy(np.stack([o["reconstruction"] for o in rows])), want)
+        return
+    probs = known["probabilities"][file]
+    assert near(torch.from_numpy(np.stack([o["probabilities"] for o in rows])), probs)
+    if name == "label_map": assert all((o["prediction"] == p.argmax(0).numpy()).all() for o,p in zip(rows, probs))
+    else: assert [o["prediction"] for o in rows] == [config(name)["classes"][i] for i in probs.argmax(1)]
+
+
+def test_the_error_of_a_reconstruction_is_over_masked_and_valid_voxels():
+    "By a plain loop over what was stored"
+    known,rows = told("spectral"),predict(FOLDERS["spectral"], inputs_of("spectral"), device="cpu")
+    for i,row in enumerate(rows):
+        where = row["masked"] & known["targets"][i].numpy()
+        off = (known["filled"]["best_model.pth"] - known["inputs"])[i].numpy()[where]
+        assert row["mse_masked"] == pytest.approx((off.astype(float)**2).mean(), rel=1e-4) and 0 < row["masked"].mean() < 1
+        assert (row["masked"].mean() - .8) < .05
+
+
+@each_folder
+def test_a_run_of_format_1_is_built_again(name):
+    run = load_run(FOLDERS[name], "cpu")
+    assert run.config["format"] == 2 and not run.model.training and run.path.name == "best_model.pth"
+    batch = next(run.read(inputs_of(name)))
+    assert near(batch["image"], told(name)["inputs"]), "raw data become the inputs"
+    assert (run.pretext is None) == (name != "spectral") == bool(run.tasks)
+
+
+def test_what_only_the_recipe_said_is_taken_from_it(tmp_path):
+    shutil.copytree(FOLDERS["swin"], tmp_path/"run")
+    recipe = json.loads((tmp_path/"run"/"recipe.json").read_text())
+    (tmp_path/"run"/"recipe.json").write_text(json.dumps({**recipe, "eval_resize":10}))
+    sizes = lambda folder: [t.size for t in load_run(folder, "cpu").reader.pipeline.transforms[:2]]
+    assert sizes(tmp_path/"run") == [10, 8] and sizes(FOLDERS["swin"]) == [8, 8]
+
+
+@pytest.mark.parametrize("name", ["swin", "densenet"])
+def test_fine_tuning_starts_from_a_run_of_format_1(name):
+    "With its weights, but for a head of another size, and it learns"
+    c,file = config(name),FOLDERS[name]/"checkpoints"/"best_model.pth"
+    kw = {k:v for k,v in c["model_kw"].items() if k not in ("img_size", "num_classes")}
+    learn = vit_learner(image_loaders(load_set("digits", limit=20), bs=32, augment="none", seed=1, device="cpu"), c["arch"], kw, pretrained=str(file),
+                        lr=1e-3, seed=1, device="cpu", precision="fp32")
+    learn.progress.plot = False
+    old,new = load_checkpoint(file)["model_state_dict"],learn.model.state_dict()
+    assert all(torch.equal(old[k], new[k]) for k in old)
+    learn.fit(2)
+    assert learn.recorder.rows[-1]["train_loss"] < learn.recorder.rows[0]["train_loss"]
+
+
+def test_labels_are_learnt_from_an_autoencoder_of_format_1():
+    c,file = config("spectral"),FOLDERS["spectral"]/"checkpoints"/"best_model.pth"
+    cubes = load_cube_set("retina_synthetic", n=24, bands=10, size=16)
+    dls = cube_loaders(cubes, 4, normalize="zscore", label="pixels", seed=1, workers=0, device="cpu")
+    kw = {k:c["model_kw"][k] for k in ("patch_size", "embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth")}
+    learn = vit_learner(dls, c["arch"], dict(kw, head="pixel"), pretrained=str(file), lr=3e-3, seed=1, device="cpu", precision="fp32")
+    learn.progress.plot = False
+    old,new = load_checkpoint(file)["model_state_dict"],learn.model.state_dict()
+    encoder = [k for k in old if k in new and k.startswith("blocks.")]
+    assert encoder and all(torch.equal(old[k], new[k]) for k in encoder)
+    learn.fit(2)
+    assert learn.recorder.rows[-1]["train_loss"] < learn.recorder.rows[0]["train_loss"]
+
+
+def test_a_state_of_format_1_is_not_resumed_and_the_reason_is_given():
+    c = config("swin")
+    kw = {k:v for k,v in c["model_kw"].items() if k not in ("img_size", "num_classes")}
+    learn = vit_learner(image_loaders(load_set("digits", limit=20), bs=32, augment="none", seed=1, device="cpu"), c["arch"], kw, seed=1, device="cpu", precision="fp32")
+    learn.progress.plot = False
+    before = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match="earlier version, whose loop took other steps.*pretrained="):
+        learn.fit(6, resume=FOLDERS["swin"]/"checkpoints"/"last_model.pth")
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items()), "and nothing was put back"
 
 
 def test_the_autoencoder_says_all_that_it_said_of_its_data():

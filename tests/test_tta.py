@@ -1,4 +1,8 @@
 "Test-time augmentation: what cells of the notebook do not show"
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,12 +10,23 @@ from torch import nn
 
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
+from vitnb.data.sample import Batch
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
 from vitnb.learner.predict import predict_split
-from vitnb.learner.tta import TTA, apply_view, log_mean, mean_nll, pick_views, predict_tta, tta_mode, view_scores, view_sets, views
+from vitnb.learner.tta import mean_nll, predict_tta, tta_mode, view_scores
+from vitnb.learner.views import TTA, apply_view, pick_views, view_sets, views
+from vitnb.losses.objective import make_objective
+from vitnb.metrics.base import make_task_metrics
+from vitnb.task import MOVES, ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
 SWAP = [1, 0, 3, 2, 5, 4]
+CLASSES = OneClass(("a", "b"))
+LABELS = MultiLabel(("a", "b"))
+COLOURS = OneClass(("red", "green", "blue"))
+
+
+def zones(n=6, unknown=None, **flips): return Ordinal([f"zone {i}" for i in range(n)], levels=3, unknown=unknown, flips=flips)
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +77,24 @@ def test_the_mean_is_that_of_the_views_probabilities(learn):
 def test_probabilities_are_averaged_and_not_logits():
     "softmax(ln 9, 0) = (.9, .1), softmax(0, 0) = (.5, .5): mean .7; the mean of logits would give softmax(ln 3, 0) = .75"
     a,b = torch.tensor([[9., 1.]]).log(),torch.zeros(1, 2)
-    p = TTA(Table(a, b), ["identity", "hflip"])(torch.zeros(1, 3, 4, 4)).softmax(-1)
+    p = TTA(Table(a, b), ["identity", "hflip"], CLASSES)(torch.zeros(1, 3, 4, 4)).softmax(-1)
     assert torch.allclose(p, torch.tensor([[.7, .3]]), atol=1e-6)
-    q = TTA(Table(a, b), ["identity", "hflip"], activation="sigmoid")(torch.zeros(1, 3, 4, 4)).sigmoid()
+    q = TTA(Table(a, b), ["identity", "hflip"], LABELS)(torch.zeros(1, 3, 4, 4)).sigmoid()
     assert torch.allclose(q, torch.tensor([[.7, .5]]), atol=1e-6)
 
 
 def test_the_log_of_the_mean_does_not_underflow():
-    z = log_mean([torch.tensor([[200., 0.]]), torch.tensor([[220., 0.]])])
+    z = TTA(nn.Identity(), "flip", CLASSES).mean([torch.tensor([[200., 0.]]), torch.tensor([[220., 0.]])])
     assert z[0,1].item() == pytest.approx(-200 + torch.tensor(.5).log().item(), abs=1e-4)
-    s = log_mean([torch.tensor([90.]), torch.tensor([90.])], "sigmoid")
+    s = TTA(nn.Identity(), "flip", MultiLabel(("a",))).mean([torch.tensor([[90.]]), torch.tensor([[90.]])])
     assert s.isfinite().all() and s.item() == pytest.approx(90, abs=1e-3)
 
+
+def test_one_class_is_averaged_to_the_bit_as_it_always_was():
+    "logsumexp over the views' log-softmax, less the logarithm of their number"
+    views = [torch.randn(5, 7, generator=torch.Generator().manual_seed(i))*4 for i in range(5)]
+    want = torch.stack([o.log_softmax(-1) for o in views]).logsumexp(0) - math.log(5)
+    assert torch.equal(TTA(nn.Identity(), "shifts", OneClass(tuple("abcdefg"))).mean(views), want)
 
 def test_nll_of_the_mean():
     p,y = torch.tensor([[.7, .3], [.2, .8]]),torch.tensor([0, 1])
@@ -89,11 +110,11 @@ def test_a_model_that_sees_no_order_says_the_same_of_moved_pixels(name):
     "Flips and turns keep the set of pixels, so the mean colour does not change; shifts and crops do not"
     model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3, eps=1e-9)).train() # makes small differences large
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    same = torch.allclose(TTA(model, name)(x).softmax(-1), model(x).softmax(-1), atol=1e-4)
+    same = torch.allclose(TTA(model, name, COLOURS)(x).softmax(-1), model(x).softmax(-1), atol=1e-4)
     assert same == (name in ("none", "flip", "flips", "d4"))
 
 
-def test_views_of_a_known_picture():
+def test_views_of_a_known_image():
     x = torch.arange(4.).view(1, 1, 2, 2)
     want = dict(identity=[0,1,2,3], hflip=[1,0,3,2], vflip=[2,3,0,1], rot90=[1,3,0,2], rot180=[3,2,1,0], rot270=[2,0,3,1],
                 up=[2,3,2,3], down=[0,1,0,1], left=[1,1,3,3], right=[0,0,2,2])
@@ -132,9 +153,9 @@ def test_images_that_are_not_square():
 def test_the_six_zones_exchange_as_they_should():
     x = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     plain = Zones()(x).softmax(-1)
-    assert torch.allclose(TTA(Zones(), "flip", dict(hflip=SWAP))(x).softmax(-1), plain, atol=1e-6)
-    assert not torch.allclose(TTA(Zones(), "flip", dict(hflip=None))(x).softmax(-1), plain, atol=1e-3)
-    assert not torch.allclose(TTA(Zones(), "flip", dict(hflip=[5, 4, 3, 2, 1, 0]))(x).softmax(-1), plain, atol=1e-3)
+    assert torch.allclose(TTA(Zones(), "flip", zones(hflip=SWAP))(x).softmax(-1), plain, atol=1e-6)
+    assert not torch.allclose(TTA(Zones(), "flip", zones(hflip=None))(x).softmax(-1), plain, atol=1e-3)
+    assert not torch.allclose(TTA(Zones(), "flip", zones(hflip=[5, 4, 3, 2, 1, 0]))(x).softmax(-1), plain, atol=1e-3)
 
 
 def test_joined_views_are_undone_backwards():
@@ -143,57 +164,82 @@ def test_joined_views_are_undone_backwards():
         def forward(self, x): return F.adaptive_avg_pool2d(x, (2, 2)).flatten(2).transpose(1, 2) # (B,4,3)
     x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     index = torch.arange(4.).view(1, 1, 2, 2)
-    def order(o): return apply_view(index, o).flatten().long().argsort().tolist() # where zone i of the image is in the view
-    moves = dict(hflip=order("hflip"), rot90=order("rot90"), rot180=order("rot180"), rot270=order("rot270"))
-    for o in ("rot90", "rot270", "rot90+hflip", "hflip+rot90"):
-        assert torch.allclose(TTA(Quarters(), [o], moves)(x).softmax(-1), Quarters()(x).softmax(-1), atol=1e-6), o
+    task = zones(4, **{o:apply_view(index, o).flatten().long().tolist() for o in MOVES}) # zone i of the view is that zone of the image
+    for o in (*MOVES, "rot90+hflip", "hflip+rot90"):
+        assert torch.allclose(TTA(Quarters(), [o], task)(x).softmax(-1), Quarters()(x).softmax(-1), atol=1e-6), o
 
 
-def test_the_dimension_of_the_exchange():
-    class Late(nn.Module):
-        def forward(self, x): return Zones()(x).transpose(1, 2) # (B,3,6): zones last
+def test_zones_that_move_are_refused_without_an_order_and_shifts_are_not():
     x = torch.rand(2, 3, 12, 12)
-    t = TTA(Late(), ["hflip"], dict(hflip=SWAP), dim=2)
-    assert torch.allclose(t(x).softmax(-1), Late()(x).softmax(-1), atol=1e-6)
-    with pytest.raises(ValueError, match="dimension 1"): TTA(Late(), ["hflip"], dict(hflip=SWAP))(x)
+    with pytest.raises(ValueError, match=r"flips=dict\(hflip="): TTA(Zones(), "flip", zones())(x)
+    assert TTA(Zones(), "shifts", zones())(x).shape == (2, 6, 3)
+    assert TTA(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), "flip", Ordinal(levels=3))(x).shape == (2, 3), "one level for the whole image stays"
 
 
-@pytest.mark.parametrize("make", [lambda a, b: dict(zones=a, whole=b), lambda a, b: (a, b)], ids=["dict", "tuple"])
-def test_several_heads(make):
-    class Two(nn.Module):
-        def forward(self, x): return make(Zones()(x), x.mean((2, 3)))
+def test_cumulative_levels_are_averaged_as_probabilities_of_each_threshold():
+    a,b = torch.tensor([[2., -1.]]),torch.tensor([[-1., -3.]])
+    mean = TTA(Table(a, b), "flip", Ordinal(levels=3, cumulative=True))(torch.zeros(1, 3, 4, 4))
+    assert torch.allclose(mean.sigmoid(), (a.sigmoid() + b.sigmoid())/2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["none", "flip", "flips", "d4", "hflip+rot90", "rot90+vflip"])
+def test_a_map_comes_back_pixel_by_pixel(name):
+    "The model says of each pixel what stands there, so that every view says the same once it is brought back"
+    x = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(TTA(nn.Identity(), name, ClassMap(COLOURS.names))(x).softmax(1), x.softmax(1), atol=1e-6)
+
+
+def test_a_map_of_patches_comes_back_too():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(TTA(nn.AvgPool2d(4), "d4", ClassMap(COLOURS.names))(x).softmax(1), nn.AvgPool2d(4)(x).softmax(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["shifts", "five_crop", "crop_tl+hflip"])
+def test_what_cannot_be_brought_back_is_refused_for_maps(name):
+    with pytest.raises(ValueError, match="cannot be taken back from a map"): TTA(nn.Identity(), name, ClassMap(COLOURS.names))(torch.rand(1, 3, 16, 16))
+
+
+def test_values_are_averaged_as_they_are():
+    a,b = torch.tensor([[3.], [1.]]),torch.tensor([[5.], [0.]])
+    assert torch.equal(TTA(Table(a, b), "flip", Value())(torch.zeros(2, 3, 4, 4)), torch.tensor([[4.], [.5]]))
+
+
+class Heads(nn.Module):
+    "Six zones, the mean colour as a class, a class of each pixel, and the mean brightness"
+    def forward(self, x): return dict(zones=Zones()(x), whole=x.mean((2, 3)), pixels=x, light=x.mean((1, 2, 3))[:,None])
+
+
+def test_several_tasks_each_by_its_own_rule():
     x = torch.rand(3, 3, 12, 12)
-    for permute in (dict(hflip={"zones" if isinstance(make(0, 0), dict) else 0: SWAP}),):
-        out,plain = TTA(Two(), "flip", permute)(x),Two()(x)
-        assert type(out) is type(plain)
-        for k in (out if isinstance(out, dict) else range(2)): assert torch.allclose(out[k].softmax(-1), plain[k].softmax(-1), atol=1e-6)
-    with pytest.raises(ValueError, match=r"permute=dict\(hflip="): TTA(Two(), "flip")(x)
+    tasks = dict(zones=zones(hflip=SWAP), whole=COLOURS, pixels=ClassMap(COLOURS.names), light=Value())
+    out,plain = TTA(Heads(), "flip", tasks)(x),Heads()(x)
+    assert list(out) == list(tasks)
+    activation = {k:t.activation for k,t in tasks.items()}
+    for k in tasks: assert torch.allclose(activation[k](out[k]), activation[k](plain[k]), atol=1e-6), k
+    with pytest.raises(ValueError, match=r"flips=dict\(hflip="): TTA(Heads(), "flip", {**tasks, "zones":zones()})(x)
 
 
-def test_several_heads_over_a_whole_split(learn):
+def test_several_tasks_over_a_whole_split(learn):
     class Two(nn.Module):
         def __init__(self, m):
             super().__init__()
             self.m = m
         def forward(self, x): return dict(a=self.m(x), b=-self.m(x))
-    plain = learn.model
+    model,tasks,alone = learn.model,learn.tasks,predict_tta(learn, "valid", "shifts")[0]
     try:
-        learn.model = Two(plain)
+        learn.model,learn.tasks = Two(model),Tasks.of(dict(a=tasks.only, b=tasks.only))
         probs,y = predict_tta(learn, "valid", "shifts")
-    finally: learn.model = plain
-    assert torch.allclose(probs["a"], predict_tta(learn, "valid", "shifts")[0], atol=1e-6) and probs["b"].shape == probs["a"].shape == (len(y), 10)
+    finally: learn.model,learn.tasks = model,tasks
+    assert torch.allclose(probs["a"], alone, atol=1e-6) and probs["b"].shape == probs["a"].shape == (len(y), 10)
 
 
-@pytest.mark.parametrize("permute,says", [(dict(hflp=SWAP), "did you mean 'hflip'"), (dict(hflip=[0, 0, 1, 2, 3, 4]), "each of 0 to 5 once"),
-                                          (dict(hflip=[1, 0]), "each of 0 to 5 once"), (dict(hflip=dict(zones=SWAP)), "one output")])
-def test_a_wrong_exchange_is_an_error(permute, says):
-    with pytest.raises(ValueError, match=says): TTA(Zones(), "flip", permute)(torch.rand(1, 3, 12, 12))
+def test_a_model_without_tasks_is_refused():
+    with pytest.raises(ValueError, match="no task"): TTA(nn.Identity(), "flip", Tasks())
 
 
-def test_a_head_that_is_not_there():
-    class One(nn.Module):
-        def forward(self, x): return dict(zones=Zones()(x))
-    with pytest.raises(ValueError, match="did you mean 'zones'"): TTA(One(), "flip", dict(hflip=dict(zone=SWAP)))(torch.rand(1, 3, 12, 12))
+@pytest.mark.parametrize("flips", [dict(hflip=[0, 0, 1, 2, 3, 4]), dict(hflip=[1, 0])])
+def test_a_wrong_exchange_is_an_error_of_the_task(flips):
+    with pytest.raises(ValueError, match="each of 0 to 5"): zones(**flips)
 
 
 @pytest.mark.parametrize("which,says", [("hflp", "did you mean 'hflip'"), ("five_crops", "did you mean 'five_crop'"), (["identity", "rot9"], "did you mean 'rot90'"),
@@ -202,12 +248,11 @@ def test_an_unknown_view_is_an_error_that_names_the_nearest(which, says):
     with pytest.raises(ValueError, match=says): pick_views(which)
 
 
-def test_an_unknown_split_or_activation(learn):
+def test_an_unknown_split(learn):
     with pytest.raises(ValueError, match="did you mean 'valid'"): predict_tta(learn, "valide")
-    with pytest.raises(ValueError, match="did you mean 'softmax'"): predict_tta(learn, "valid", activation="soft")
 
 
-@pytest.mark.parametrize("kw", [dict(views="flip"), dict(views="shifts"), dict(views="ten_crop"), dict(activation="sigmoid"), dict(split="test")], ids=str)
+@pytest.mark.parametrize("kw", [dict(views="flip"), dict(views="shifts"), dict(views="ten_crop"), dict(split="test")], ids=str)
 def test_each_option_acts(learn, kw):
     a,b = predict_tta(learn, **{**dict(split="valid", views="none"), **kw})[0],predict_tta(learn, "valid", "none")[0]
     assert a.shape != b.shape or not torch.allclose(a, b, atol=1e-4)
@@ -247,6 +292,33 @@ def test_the_model_comes_back_after_an_error(learn):
 def test_scores_of_each_view(learn):
     rows = view_scores(learn, "valid", "shifts")
     assert [r["view"] for r in rows] == [*view_sets["shifts"], "mean"]
+    assert [*rows[0]] == ["view", "loss", "accuracy", "f1_macro", "top5"], "the task's own metrics"
     probs,y = predict_tta(learn, "valid", "shifts")
-    assert rows[-1]["nll"] == pytest.approx(mean_nll(probs, y), abs=1e-6)
-    assert rows[-1]["nll"] <= sum(r["nll"] for r in rows[:-1])/5 + 1e-6, "by Jensen, the mean's NLL is at most the views' mean NLL"
+    assert rows[-1]["loss"] == pytest.approx(mean_nll(probs, y), abs=1e-5)
+    assert rows[-1]["loss"] <= sum(r["loss"] for r in rows[:-1])/5 + 1e-6, "by Jensen, the mean's NLL is at most the views' mean NLL"
+    for row,name in zip(rows, view_sets["shifts"]):
+        alone,_ = predict_tta(learn, "valid", [name])
+        assert row["accuracy"] == pytest.approx((alone.argmax(1) == y).float().mean().item()) and row["loss"] == pytest.approx(mean_nll(alone, y), abs=1e-5)
+
+
+def test_scores_of_the_mean_are_those_of_a_validation(learn):
+    "Loss and metrics as the loop computes them, with smoothing left out"
+    row = view_scores(learn, "test", "d4")[-1]
+    with tta_mode(learn, "d4"): loss,*scores = learn.validate(ds_idx=2)
+    assert row["loss"] == pytest.approx(loss, abs=1e-6) and [*row.values()][2:] == pytest.approx(scores)
+
+
+def test_scores_come_from_the_metrics_of_each_task():
+    "Zones and a value in a Learner's place: a task's own loss, metrics and names of columns"
+    tasks = Tasks.of(dict(zones=zones(unknown=3, hflip=SWAP), light=Value()))
+    x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    target = dict(zones=torch.tensor([[0, 1, 2, 3, 0, 1]]*4), light=torch.rand(4, 1))
+    dl = [Batch(dict(image=x, target=target))]
+    model = Heads()
+    learn = SimpleNamespace(model=model, tasks=tasks, objective=make_objective(tasks), autocast=nullcontext, dls=[None, dl])
+    rows = view_scores(learn, "valid", ["identity", "hflip"])
+    assert {"zones/mae", "zones/kappa", "light/rmse"} < rows[0].keys() and len(make_task_metrics(tasks)) + 2 == len(rows[0])
+    said = model(x)["zones"].argmax(-1)
+    known = target["zones"] != 3
+    assert rows[0]["zones/accuracy"] == pytest.approx((said == target["zones"])[known].float().mean().item())
+    assert [*rows[0].values()][1:] == pytest.approx([*rows[1].values()][1:], abs=1e-5), "brought back, a mirror image says the same"

@@ -55,6 +55,7 @@ from vitnb.learner.config import *
 from vitnb.learner.loop import *
 from vitnb.learner.resume import *
 from vitnb.learner.core import *
+from vitnb.learner.views import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *

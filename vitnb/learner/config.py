@@ -64,12 +64,10 @@ def _normalizer(config, augment):
     return dict(kind="none")
 
 def _cube_data(config, augment):
-    "Reader, transforms and normaliser of cubes"
-    nm = config.get("wavelengths") or config["model_kw"].get("wavelengths")
-    reader = dict(name="cube", wavelengths=nm, rgb_bands=config.get("rgb_bands"))
-    background = _printed(augment, "CubeNormalize", "background")
-    if background: reader["background"] = background
-    return dict(reader=reader, transforms=[], normalize=_normalizer(config, augment))
+    "Reader, transforms and normaliser of cubes; the mark of pixels that are no measurement was the set's, and is not known"
+    background = _printed(augment, "CubeNormalize", "background") or 0.
+    normalize = dict(name="CubeNormalize", normalizer=_normalizer(config, augment), background=background)
+    return dict(reader=dict(name="cube"), transforms=[], normalize=normalize)
 
 def _of_format_1(config):
     "What takes the place of the fields of format 1"

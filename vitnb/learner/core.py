@@ -28,7 +28,7 @@ from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext
 from ..callback.stop import EarlyStop
 from ..callback.track import EventLog, History, make_tracker
-from ..core import hash_seed, pick_device, settings
+from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
@@ -36,7 +36,7 @@ from .resume import Resume # noqa: F401, lets a Learner go on from a state
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..models.protocol import create_model, model_info
+from ..models.protocol import create_model, list_models, model_info
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
@@ -183,15 +183,22 @@ def run_callbacks(
             NaNWatch(), StopOnSignal(), *([TimeLimit(max_hours)] if max_hours else [])]
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
+def _check_arch(name):
+    "Refuse a model that nobody has registered"
+    known = list_models()
+    if name not in known: raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; if it is yours, import the module that registers it")
+
 def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
     device:str|torch.device="cpu", # Where the model shall be
-)->nn.Module: # The model in eval mode, with `config` as an attribute
+    recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
+)->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
     "Build the model a checkpoint describes and fill it"
     ck = load_checkpoint(path, device)
     if "arch" not in (ck.get("config") or {}):
         raise ValueError(f"{path} has no config with an architecture (keys: {', '.join(ck)}); build the model yourself and call load_weights")
-    config = upgrade_config(ck["config"])
+    config = upgrade_config(ck["config"], recipe)
+    _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
     restore_weights(model, ck)
     model.config = config
