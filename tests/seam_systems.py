@@ -23,6 +23,7 @@ from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet, Split, hold_out_missing
 from vitnb.figures import drawings, new_figure
 from vitnb.learner.core import train_callbacks, vit_learner
+from vitnb.learner.predict import pretext_columns
 from vitnb.losses.base import Loss, RowLoss, losses
 from vitnb.losses.regress import ValueLoss
 from vitnb.metrics.base import EpochMetric, metrics, new_metric
@@ -146,6 +147,10 @@ class Twins(Pretext):
     def config(self): return dict(name=self.name, temperature=self.temperature)
 
 
+@pretext_columns.register
+def _(pretext: Twins, run, batch): return dict(features=list(run.model.project(batch["image"]).cpu().numpy()))
+
+
 def twins(n=120, seed=0):
     "Random patterns of four numbers a channel, without a label"
     x = np.random.default_rng(seed).random((n, 4, 4, 3)).astype(np.float32).repeat(2, 1).repeat(2, 2)
@@ -246,9 +251,8 @@ def _degrees_off(task, taskname=""): return EpochMetric(Score("degrees_off", ang
 
 @drawings.register("direction")
 def draw_directions(task, images, pred, target, n=8):
-    fig = new_figure()
-    axs = fig.subplots(1, len(images[:n]), squeeze=False)[0]
-    for ax,angle in zip(axs, task.decode(pred).tolist()): ax.set_title(f"{angle:.0f}°")
+    fig,axs = new_figure()
+    axs[0,0].scatter(target, task.decode(pred))
     return fig
 
 
@@ -292,7 +296,7 @@ def make(name, folder, bs=16, loader_kw=None, engine=None, cbs=(), **kw):
     image_set = winds(folder) if name == "winds" else SETS[name]()
     dls = image_loaders(image_set, bs=bs, valid_bs=16, seed=5, workers=0, **{**LOADERS[name], **(loader_kw or {})})
     engine = (ENGINE if name != "twins" else dict(ema_decay=.8)) if engine is None else engine
-    kw = {**dict(arch="seam_net", lr=.01, weight_decay=.01, seed=3), **LEARNERS[name], **kw}
+    kw = {**dict(arch="seam_net", lr=.01, weight_decay=.01, seed=3, precision="fp32"), **LEARNERS[name], **kw}
     learn = vit_learner(dls, cbs=[*train_callbacks(**engine), *cbs], **kw)
     learn.logger = lambda *a: None
     return learn
