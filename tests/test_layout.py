@@ -132,6 +132,26 @@ def blankets(t):
 def test_nothing_is_swallowed(p): assert not list(blankets(python(p)))
 
 
+def sniffing(t):
+    "Where a tree asks what fastai's own callbacks leave on a Learner, in place of its phase"
+    marks = ("lr_finder", "gather_preds")
+    for n in ast.walk(t):
+        said = n.attr if isinstance(n, ast.Attribute) else n.id if isinstance(n, ast.Name) else n.value if isinstance(n, ast.Constant) else None
+        if said in marks: yield f"{said} in line {n.lineno}"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_the_phase_is_asked_and_not_guessed(p):
+    found = list(sniffing(tree(p)))
+    assert not found, f"{found}: a callback names its phases (TrainCallback), and a Learner says `learn.phase`"
+
+
+def test_the_phase_check_sees():
+    "The check itself: each of these guesses, the last does not"
+    for code in ('hasattr(self.learn, "lr_finder")', "self.gather_preds", "getattr(learn, 'gather_preds', None)", "lr_finder.run"): assert list(sniffing(ast.parse(code))), code
+    assert not list(sniffing(ast.parse("'a text about lr_finder'; self.learn.phase == 'lr_find'")))
+
+
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_mistakes_are_errors_not_asserts(p):
     found = [ast.unparse(n)[:80] for n in ast.walk(tree(p)) if isinstance(n, ast.Assert)]

@@ -12,12 +12,12 @@ from tiny_spectral import pixel_learner
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
-from vitnb.callback.masked import VALID_EPOCH, MaskedTraining, fixed_cubes, masked_view, pick_points
+from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.core import load_model, run_callbacks, train_callbacks
-from vitnb.learner.predict import predict_split
-from vitnb.learner.spectral import Baseline, between_bands, evaluate_model, find_checkpoint, spectral_learner
+from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
+from vitnb.learner.predict import find_checkpoint, predict_split
+from vitnb.learner.spectral import Baseline, between_bands, evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
@@ -26,7 +26,6 @@ from vitnb.testing import assert_exact_resume, differences
 
 class Masks(Callback):
     "Write down what was removed"
-    order = MaskedTraining.order+1
     def __init__(self): self.seen = []
     def after_pred(self): self.seen.append((self.training, self.epochs_done, self.pred["mask"].clone()))
     def state_dict(self): return {}
@@ -61,18 +60,52 @@ def test_it_learns():
 def test_the_terms_are_in_the_history_and_add_up():
     learn = tiny()
     learn.fit(1)
-    row,w = learn.recorder.rows[-1],learn.loss_func.weights
+    row,w = learn.recorder.rows[-1],learn.objective.weights
     for part,loss in (("train", "train_loss"), ("valid", "valid_loss")):
         assert sum(w[k]*row[f"{part}_{k}"] for k in w) == pytest.approx(row[loss], rel=1e-4)
 
+def test_masks_may_have_a_seed_of_their_own(tmp_path):
+    "Training, live pictures and evaluation ask what the seed of the masks says, whatever the seed of the run is"
+    pretext = dict(name="masked", seed=7)
+    spies = [Masks() for _ in range(2)]
+    learns = [tiny(seed=seed, n=12, cbs=[spy], pretext=pretext, metrics=None) for seed,spy in zip((1, 2), spies)]
+    live = MaskedLive(share=1.)
+    for o in learns: o.fit(1, cbs=[live, *run_callbacks(tmp_path/str(o.seed), tracker="none")])
+    first,other = ([m for t,_,m in spy.seen] for spy in spies)
+    assert all(torch.equal(a, b) for a,b in zip(first, other))
+    assert torch.equal(live.masks, learns[1].model.seeded_order(7, VALID_EPOCH, range(2)))
+    got = evaluate_model(tmp_path/"2", learns[1].dls.valid, device="cpu", ssim=False)
+    assert got["scores"]["mse_masked"]["mean"] == pytest.approx(learns[1].recorder.rows[0]["mse_masked"], rel=1e-5)
+
+def test_the_error_of_masked_voxels_is_watched_and_minimised(tmp_path):
+    learn = tiny(metrics=None)
+    assert learn.monitor == "mse_masked" and learn.columns["mse_masked"].better == "min"
+    assert {f"{part}_{k}" for part in ("train", "valid") for k in ("mse", "sam", "variance", "range", "group")} < set(learn.columns)
+    learn.fit(3, cbs=run_callbacks(tmp_path, tracker="none"))
+    best = load_checkpoint(tmp_path/"checkpoints"/"best_model.pth")["metrics"]["mse_masked"]
+    assert best == min(r["mse_masked"] for r in learn.recorder.rows)
+
+class Error(torch.nn.Module):
+    "A loss of one's own: the absolute error of removed values"
+    weights = dict(mae=1.)
+    def terms(self, out, cube, valid):
+        gone = voxel_mask(out, cube.shape[1:]) & valid
+        return dict(mae=(torch.where(gone, (reconstruct(out, cube) - cube).abs(), 0.).sum(), gone.sum()))
+    def counts(self, out, bands, valid): return dict(mae=(voxel_mask(out, (bands, *valid.shape[2:])) & valid).sum())
+
+def test_a_loss_of_ones_own():
+    whole,parts = tiny(bs=4, n=24, pretext=Masked(Error())),tiny(bs=2, n=24, pretext=Masked(Error()), engine=dict(accumulate=2))
+    for o in (whole, parts): o.fit(2)
+    a,b = (o.recorder.rows for o in (whole, parts))
+    assert a[1]["train_mae"] < a[0]["train_mae"] == pytest.approx(b[0]["train_mae"], rel=1e-4) and a[0]["train_loss"] == a[0]["train_mae"]
+    assert whole.config["pretext"] == dict(name="masked", norm_target=False, loss="Error")
+    with pytest.raises(ValueError, match="loss='Error' must be an object with `terms`"): tiny(pretext=whole.config["pretext"])
+
 def test_a_model_that_does_not_mask_is_an_error():
-    learn = tiny()
-    learn.model.reset_classifier(3)
-    type(learn.model).seeded_order,kept = None,type(learn.model).seeded_order
-    try:
-        del type(learn.model).seeded_order
-        with pytest.raises(ValueError, match="does not mask"): learn.fit(1)
-    finally: type(learn.model).seeded_order = kept
+    dls = tiny().dls
+    dls.model_kw = dict(img_size=16, in_chans=10)
+    with pytest.raises(ValueError, match="needs a model with seeded_order, which SwinTransformer has not; use one such as spectral_mae_tiny"):
+        vit_learner(dls, "swin_micro", pretext="masked", device="cpu")
 
 def state(learn): return copy.deepcopy(dict(model=learn.model.state_dict(), rows=[{k:v for k,v in r.items() if k != "seconds"} for r in learn.recorder.rows]))
 
@@ -109,6 +142,31 @@ def test_accumulated_batches_are_the_large_batch():
     a,b = a.model.state_dict(),b.model.state_dict()
     assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
     for k in a: assert torch.allclose(a[k], b[k], atol=2e-5), k
+
+class Uneven(Callback):
+    "Few pixels of every third cube are valid"
+    order = -10 # before the masks are drawn
+    def before_batch(self):
+        batch = self.learn.batch
+        few = torch.from_numpy(batch["index"] % 3 == 0)[:,None,None,None] & (torch.arange(16) > 2)
+        self.learn.batch = batch.replace(mask=batch["mask"] & ~few)
+
+def test_accumulated_batches_with_masks_of_other_sizes_are_the_large_batch():
+    "The mean of the parts' means would be another number: a part divides by the valid voxels of the whole"
+    kw = dict(n=24, optimizer="sgd", lr=.05, pretext=dict(name="masked", sam_weight=.5, group_weight=.5, norm_target=True))
+    a,b,first = tiny(bs=4, cbs=[Uneven()], **kw),tiny(bs=2, cbs=[Uneven()], engine=dict(accumulate=2), **kw),tiny(bs=4, **kw).model.state_dict()
+    counts = []
+    class Spy(Callback):
+        def after_pred(self):
+            if self.training: counts.append(int(self.learn.objective.counts(self.learn.batch)["range"]))
+    b.add_cb(Spy())
+    for o in (a, b): o.fit(1)
+    assert max(max(counts[i:i+2])/min(counts[i:i+2]) for i in range(0, len(counts), 2)) > 1.2
+    rows = [o.recorder.rows[0] for o in (a, b)]
+    for k in ("train_loss", "train_mse", "train_sam", "train_group"): assert rows[0][k] == pytest.approx(rows[1][k], rel=1e-5), k
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k
 
 def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
     plain,shown = tiny(),tiny()
@@ -174,17 +232,17 @@ def test_half_precision_trains():
 def test_bounds_and_positions_come_from_the_loaders(normalize):
     learn = tiny(normalize=normalize)
     lo,hi = (torch.as_tensor(o, dtype=torch.float32).flatten() for o in (learn.dls.normalizer.lo, learn.dls.normalizer.hi))
-    assert torch.equal(learn.loss_func.low, lo) and torch.equal(learn.loss_func.high, hi)
+    assert torch.equal(learn.objective.loss.low, lo) and torch.equal(learn.objective.loss.high, hi)
     assert learn.model.spectral_pos == "wavelength" and learn.model.wavelengths == pytest.approx(learn.dls.wavelengths.tolist())
-    assert tiny(model_kw=dict(spectral_pos="index")).model.spectral_pos == "index"
+    index = tiny(model_kw=dict(spectral_pos="index")).model
+    assert index.spectral_pos == "index" and index.wavelengths == learn.model.wavelengths
 
 def test_missing_bands_are_no_target():
     nm = [450. + 30*i for i in range(9)] + [850.]
     a = tiny(model_kw=dict(wavelengths=[*nm[:4], float("nan"), *nm[5:]]))
     seen = []
     class Spy(Callback):
-        order = MaskedTraining.order+1
-        def after_pred(self): seen.append((self.yb[0][:,4].abs().max(), self.yb[1].shape, self.yb[1][:,4].any()))
+        def after_pred(self): seen.append((self.learn.batch["image"][:,4].abs().max(), self.learn.batch["mask"].shape, self.learn.batch["mask"][:,4].any()))
     a.add_cb(Spy())
     a.fit(1)
     assert all(float(m) == 0 and s[1] == 10 and not v for m,s,v in seen) and a.recorder.rows[-1]["train_mse"] > 0
@@ -279,23 +337,68 @@ def test_maps_of_classes_are_learnt(head):
     assert rows[-1]["train_loss"] < rows[0]["train_loss"]
     assert rows[-1]["accuracy"] == pytest.approx(slow_accuracy(learn), abs=1e-6)
     probs,y = predict_split(learn, "valid")
-    assert probs.shape == (len(y), learn.dls.c) and probs.sum(1).allclose(torch.ones(len(y)))
-    assert float((probs.argmax(1) == y).float().mean()) == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+    task = learn.tasks.only
+    assert probs.shape[:2] == (len(y), learn.dls.c) and probs.sum(1).allclose(torch.ones(()))
+    known = y != task.unknown
+    assert float((task.full(probs, y.shape[1:]).argmax(1) == y)[known].float().mean()) == pytest.approx(rows[-1]["accuracy"], abs=1e-6)
+
+def epoch_of(learn):
+    "The training batches of the first epoch"
+    learn.dls.train.set_epoch(0)
+    return list(learn.dls.train)
 
 def test_a_batch_without_a_class_is_passed_over():
-    learn = pixel_learner(bs=2)
-    first = learn.dls.train.batches()[0]
+    learn = pixel_learner(bs=2, weight_decay=0.)
+    seen,before = [],copy.deepcopy(learn.model.state_dict())
     class Blank(Callback):
         order = 0
         def before_batch(self):
-            if self.training and self.iter == 0: self.learn.yb = (torch.full_like(self.yb[0], -100),)
+            if self.training and self.iter == 0: self.learn.batch = self.learn.batch.replace(target=torch.full_like(self.learn.batch["target"], -100))
+        def after_step(self):
+            if self.iter == 0: seen.append(copy.deepcopy(self.model.state_dict()))
+        def after_batch(self):
+            if self.training and self.iter > 0: losses.append(self.loss.item())
+    losses = []
     learn.fit(1, cbs=Blank())
-    assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(learn.recorder.rows[0]["train_loss"])
-    assert learn.opt_steps == len(learn.dls.train) - 1 and len(first) == 2
+    assert not differences(before, seen[0]), "its step has no gradient and changes nothing"
+    assert learn.recorder.rows[0]["train_loss"] > 0 and np.isfinite(losses).all() and min(losses) > 0
+    shares = [(y >= 0).sum().item() for _,y in epoch_of(learn)][1:]
+    assert learn.recorder.rows[0]["train_loss"] == pytest.approx(np.average(losses, weights=shares), rel=1e-5), "nor does it count in the mean"
 
 def test_maps_need_a_head_for_maps():
     with pytest.raises(ValueError, match="create the model with head='pixel' or 'patch'"): pixel_learner(head="pool").fit(1)
 
+def test_flipped_views_of_maps_are_brought_back_and_averaged():
+    learn = pixel_learner()
+    probs,y = predict_tta(learn, "valid", "flip")
+    x = torch.cat([b["image"] for b in learn.dls.valid])
+    model = learn.model.eval()
+    with torch.no_grad(): want = (model(x).softmax(1) + model(x.flip(-1)).flip(-1).softmax(1))/2
+    assert torch.allclose(probs, want, atol=1e-6) and len(y) == len(x)
+
 def test_what_maps_do_not_have():
-    with pytest.raises(ValueError, match="count its pixels and give loss_kw"): pixel_learner(class_weights=True)
-    with pytest.raises(ValueError, match="use predict_split"): predict_tta(pixel_learner(), "valid", "flip")
+    with pytest.raises(ValueError, match="a map has many classes and cannot be balanced"): pixel_learner().tasks.only.balance(np.zeros((2, 4, 4)))
+
+def test_class_weights_of_maps_count_pixels():
+    "By loops over the training windows; and they act as a loss with these weights given outright does"
+    weighted,plain = (pixel_learner(class_weights=o, lr=3e-3) for o in (True, False))
+    n = np.zeros(4)
+    for y in (weighted.dls.train.dataset.read(np.array([i]))["target"] for i in range(len(weighted.dls.train.dataset))):
+        for k in y.flatten().tolist():
+            if k >= 0: n[k] += 1
+    want = torch.tensor(n.sum()/(4*n)).float()
+    assert torch.allclose(weighted.objective.loss_of("").weight, want)
+    given = pixel_learner(loss_kw=dict(weight=want.tolist()), lr=3e-3)
+    for o in (weighted, plain, given): o.fit(2)
+    assert not differences(state(weighted), state(given)) and differences(state(weighted), state(plain))
+    with pytest.raises(ValueError, match="weigh the classes twice"): pixel_learner(class_weights=True, loss_kw=dict(weight=[1.]*4))
+
+def test_weighted_maps_in_parts_are_the_whole_batch():
+    "Parts have other numbers of known pixels of each class, so only sums and counts give this"
+    kw = dict(n=24, optimizer="sgd", lr=.05, class_weights=True)
+    a,b = pixel_learner(bs=4, **kw),pixel_learner(bs=2, cbs=train_callbacks(accumulate=2), **kw)
+    first = copy.deepcopy(a.model.state_dict())
+    for o in (a, b): o.fit(1)
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert max((a[k] - first[k]).abs().max() for k in a) > 1e-3
+    for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from vitnb.callback.checkpoint import load_checkpoint
+from vitnb.callback.pretext import Pretext, pretexts
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
@@ -84,7 +85,7 @@ def image_run(kind, folder):
 
 def cube_run(kind, folder):
     "The same of cubes: masked, or with a class for each pixel or patch"
-    cubes = load_cube_set("retina_synthetic", n=15, bands=10, size=16)
+    cubes = load_cube_set("retina_synthetic", n=40, bands=10, size=16)
     dls = cube_loaders(cubes, bs=3, normalize="zscore", label=None if kind == "cubes" else "pixels", seed=1, workers=0, device="cpu")
     kw = dict(patch_size=(4, 5), **({} if kind == "cubes" else dict(head=dict(pixels="pixel", patches="patch")[kind])))
     learn = vit_learner(dls, "spectral_mae_micro", kw, pretext="masked" if kind == "cubes" else None, seed=1, device="cpu", precision="fp32")
@@ -346,7 +347,21 @@ def test_a_loaded_run_is_ready(runs):
     batch = next(run.read(f"{folder}/new_*"))
     assert torch.allclose(batch["image"], next(iter(learn.dls.test))["image"], atol=1e-6)
     masked = load_run(runs["cubes"][0], "cpu")
-    assert masked.pretext.config() == runs["cubes"][1].pretext.config() and masked.normalizer == runs["cubes"][1].dls.normalizer
+    assert masked.normalizer == runs["cubes"][1].dls.normalizer and not masked.tasks
+    masked.pretext.setup(masked, masked.model)
+    assert masked.pretext.config() == runs["cubes"][1].pretext.config()
+
+
+def test_another_pretext_task_gives_what_its_model_gives(runs, tmp_path):
+    "An embedding, for a task without labels that registers nothing of its own"
+    def with_pretext(config): config.update(tasks={}, pretext=dict(name="nearness"))
+    class Nearness(Pretext): name = "nearness"
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(pretexts, "nearness", Nearness)
+        folder,learn,_ = runs["class"]
+        rows = predict(changed(folder, tmp_path, with_pretext), f"{folder}/new_*", device="cpu")
+    want = learn.model.eval()(next(iter(learn.dls.test))["image"]).detach()
+    assert rows[0].keys() == {"id", "output"} and torch.allclose(stacked(rows, "output")[:len(want)], want, atol=1e-5)
 
 
 def test_ones_own_kind_of_task_is_read_as_it_decodes_or_as_it_registers():

@@ -172,7 +172,7 @@ def test_history_columns_are_means_over_cubes_and_scored_once(monkeypatch):
     metrics,x = make_spectral_metrics(LOG),LOG.normalize(cubes(3))
     for m in metrics: m.reset()
     for part in (x[:2], x[2:]):
-        learn = SimpleNamespace(pred=answer(part), yb=(part, torch.ones(len(part), 1, 16, 16).bool()))
+        learn = SimpleNamespace(pred=answer(part), batch=dict(image=part, mask=torch.ones(len(part), 1, 16, 16).bool()))
         for m in metrics: m.accumulate(learn)
     assert [m.name for m in metrics] == ["mse_masked", "sam_degrees", "psnr", "ssim"] and len(calls) == 2
     each = [real(answer(p), p, normalizer=LOG) for p in (x[:2], x[2:])]

@@ -82,7 +82,7 @@ def test_grids_divide_or_say_what_does(size, bands, p, s):
     (dict(img_size=1), "smaller than a patch"), (dict(mask_ratio=1.), "mask_ratio=1"), (dict(mask_ratio=0), "mask_ratio=0"), (dict(mask_ratio=.99), "keeps 0 of 32 tokens"),
     (dict(mask_mode="tubes"), "did you mean 'tube'"), (dict(mask_mode="spectral", mask_ratio=.9), "keeps 0 of 2 band groups"), (dict(drop_rate=1.), "drop_rate=1"),
     (dict(spectral_pos="nm"), "unknown spectral_pos"), (dict(head="pixels"), "did you mean 'pixel'"), (dict(wavelengths=[1.]*5), "not a whole number of groups of 3"),
-    (dict(wavelengths=[.4, .5, .6, -.7, .8, .9]), "not in nm"), (dict(wavelengths=RETINA[:6], spectral_pos="index"), "does not look at wavelengths"),
+    (dict(wavelengths=[.4, .5, .6, -.7, .8, .9]), "not in nm"), (dict(wavelengths=[-.4]*6, spectral_pos="index"), "not in nm"),
     (dict(decoder_depth=0), "decoder_depth=0"), (dict(num_heads=3), "3 heads do not divide")])
 def test_bad_input(kw, message):
     with pytest.raises(ValueError, match=message): spectral_mae(**{**SMALL, **kw})
@@ -317,6 +317,19 @@ def test_a_missing_band_is_not_looked_at():
     assert torch.equal(model.forward_features(x), a) and a.isfinite().all() and not torch.allclose(a, whole)
     with pytest.raises(ValueError, match="all bands of group 1"): model.set_wavelengths([*nm[:3], *[math.nan]*3])
     with pytest.raises(ValueError, match="index positions, which belong to one sensor"): seeded().set_wavelengths(nm)
+
+def test_wavelengths_describe_the_cubes_and_index_positions_do_not_follow_them():
+    "The same weights and the same answers as without; a missing band is known all the same"
+    plain,told = seeded(spectral_pos="index").eval(),seeded(spectral_pos="index", wavelengths=RETINA[:6]).eval()
+    x = cubes(2, 6, 8, 8)
+    assert told.spectral_pos == "index" and told.wavelengths == pytest.approx(RETINA[:6])
+    assert all(torch.equal(v, told.state_dict()[k]) for k,v in plain.state_dict().items()) and plain.state_dict().keys() == told.state_dict().keys()
+    assert torch.equal(plain(x)["pred"], told(x)["pred"]) and told.decoder.pos.code is None
+    assert seeded(spectral_pos="index", wavelengths=RETINA[:9]).grid[0] == 3, "there are as many bands as wavelengths"
+    gap = seeded(spectral_pos="index", wavelengths=[*RETINA[:4], math.nan, RETINA[5]]).eval()
+    a = gap(x)["pred"]
+    x[:,4] = math.nan
+    assert torch.equal(gap(x)["pred"], a) and not torch.equal(plain(x.nan_to_num())["pred"], a)
 
 def test_a_model_without_wavelengths_says_so():
     with pytest.raises(ValueError, match=r"call set_wavelengths"): seeded(spectral_pos="wavelength")(cubes(1, 6, 8, 8))

@@ -2,7 +2,6 @@
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.learner.core import train_callbacks, vit_learner
-from vitnb.learner.spectral import spectral_learner
 
 TINY = dict(patch_size=(4, 5), embed_dim=16, depth=2, num_heads=2, decoder_depth=1)
 SIZE = 16
@@ -18,15 +17,15 @@ def quiet(learn):
     return learn
 
 
-def masked_learner(bs=2, cbs=(), engine=None, normalize="log", n=12, seed=1, workers=0, metrics=(), model_kw=None, data_kw=None, **kw):
+def masked_learner(bs=2, cbs=(), engine=None, normalize="log", n=12, seed=1, workers=0, metrics=(), model_kw=None, data_kw=None, pretext="masked", **kw):
     "One that pre-trains"
-    kw = {**dict(precision="fp32", schedule="constant", schedule_kw={}), **kw}
+    kw = {**dict(precision="fp32", schedule="constant"), **kw}
     dls = loaders(n, bs, seed, normalize=normalize, workers=workers, **(data_kw or {}))
-    return quiet(spectral_learner(dls, "spectral_mae_micro", {**TINY, **(model_kw or {})}, seed=seed, device="cpu", metrics=metrics,
-                                  cbs=[*train_callbacks(**(engine or {})), *cbs], **kw))
+    return quiet(vit_learner(dls, "spectral_mae_micro", {**TINY, **(model_kw or {})}, pretext=pretext, seed=seed, device="cpu", metrics=metrics,
+                             cbs=[*train_callbacks(**(engine or {})), *cbs], **kw))
 
 
 def pixel_learner(bs=2, n=24, seed=1, head="pixel", **kw):
     "One that gives every pixel its class"
-    dls = loaders(n, bs, seed, target="pixels")
-    return quiet(vit_learner(dls, "spectral_mae_micro", {**TINY, "in_chans": dls.bands, "head": head}, seed=seed, device="cpu", precision="fp32", schedule="constant", **kw))
+    dls = loaders(n, bs, seed, label="pixels")
+    return quiet(vit_learner(dls, "spectral_mae_micro", {**TINY, "head": head}, seed=seed, device="cpu", precision="fp32", schedule="constant", **kw))

@@ -214,7 +214,11 @@ def entries(self:Task,
     "What a loss takes of a target"
     return target, self.known(target)
 
-# %% ../nbs/library/050_task.ipynb #f275c8c1
+# %% ../nbs/library/050_task.ipynb #15314d93
+def _one_hot(target, n):
+    "Masses of whole numbers; none for a number that is not in 0..n-1"
+    return (target[...,None] == torch.arange(n, device=target.device)).float()
+
 class Categorical(Task):
     "A task whose entries are one of several things"
     @property
@@ -227,8 +231,8 @@ class Categorical(Task):
     )->Tensor: # Masses (B,...,n), 0 for an unknown entry
         "Indices as masses"
         if target.is_floating_point(): return target
-        levels = torch.arange(self.n, device=target.device)
-        return (target[...,None] == levels).float() # an unknown entry is no level
+        masses,known = _one_hot(target, self.n),self.known(target)
+        return masses if known is None else masses*known[...,None] # one of the classes may be the unknown one
 
     def mix(self,
         target:Tensor, # Indices (B,...)
@@ -349,7 +353,7 @@ class MultiLabel(Categorical):
         "Refused: a label is there or not, and has no class"
         raise ValueError("class_weights=True weighs classes, and a task of labels has none; weigh labels with loss_kw=dict(pos_weight=[...])")
 
-# %% ../nbs/library/050_task.ipynb #9a10704e
+# %% ../nbs/library/050_task.ipynb #ef34a3eb
 @tasks.register("ordinal")
 @dataclass(frozen=True)
 class Ordinal(Categorical):
@@ -380,8 +384,8 @@ class Ordinal(Categorical):
     @property
     def n(self)->int: return self.levels + self.abstain
     def encode(self, target:Tensor)->Tensor:
-        if self.abstain and not target.is_floating_point(): target = torch.where(target == self.unknown, self.levels, target)
-        return super().encode(target)
+        if not self.abstain or target.is_floating_point(): return super().encode(target)
+        return _one_hot(torch.where(target == self.unknown, self.levels, target), self.n)
 
     def hard(self, target:Tensor)->tuple:
         truth,known = super().hard(target)

@@ -15,6 +15,7 @@ from fastai.learner import Recorder
 from fastcore.basics import patch
 
 from .base import TrainCallback
+from .ema import bare
 from .masked import VALID_EPOCH, fixed_cubes, masked_view
 from .track import track_figure
 from ..core import atomic_write, headless, in_kernel, is_main
@@ -54,6 +55,8 @@ class LiveFigure:
         else: self.handle.update(bundle, raw=True)
 
 # %% ../../nbs/library/490_callback.live.ipynb #483d2592
+_NO_METRIC = ("epoch", "train_loss", "valid_loss", "time") # columns that have a panel of their own, or none
+
 class LiveView(TrainCallback):
     "Draw curves in place and count batches for eyes"
     name,order,remove_on_fetch = "progress",Recorder.order+5,True # fastai's slot for progress; after the recorder and its files
@@ -62,7 +65,7 @@ class LiveView(TrainCallback):
         title:str="", # Title of the figure
         plot:bool=True, # Draw the figure
         share:float=.02, # Largest share of the time that drawing may take
-        shown:Sequence[str]=(), # Which metrics are drawn; all if empty. They share an axis, so they should share a scale
+        shown:Sequence[str]=(), # Which metrics are drawn; all if empty. Those of one unit share a panel
         loss_name:str|None=None, # Title of the first panel; as the objective says if None
     ): self.file,self.title,self.plot,self.share,self.shown,self.loss_name = path,title,plot,share,shown,loss_name
 
@@ -79,11 +82,11 @@ class LiveView(TrainCallback):
 
     def curves(self):
         "The figure as it stands"
-        rec = self.recorder
+        rec,objective = self.recorder,self.learn.objective
         done = [r for r in rec.rows if r["epoch"]]
         per = done[-1]["step"]/done[-1]["epoch"] if done else len(self.dls.train)
-        shown = self.shown or [n for n in rec.metric_names if n not in ("epoch", "train_loss", "valid_loss", "time")]
-        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name or self.learn.objective.title)
+        shown = self.shown or [n for n in rec.metric_names if n not in _NO_METRIC]
+        return plot_curves(rec.rows, rec.steps, per, shown, self.title, self.loss_name or objective.title, self.learn.columns)
 
     def after_batch(self):
         if not self.active or self.bar is None or time.time()-self.drawn < .3: return
@@ -117,16 +120,16 @@ class MaskedLive(TrainCallback):
         "Choose the cubes, once: they are a function of the split, their masks of the seed"
         if self.live or not is_main(): return
         self.x,self.valid = fixed_cubes(self.dls.valid, self.n)
-        self.masks = self.model.seeded_order(self.learn.seed, VALID_EPOCH, range(len(self.x)))
+        seed = self.learn.objective.mask_seed(self.learn)
+        self.masks = bare(self.model).seeded_order(seed, VALID_EPOCH, range(len(self.x)))
         self.live = LiveFigure(self.draw, share=self.share)
 
     def draw(self):
         "The figure as the model stands"
-        d,loss = self.dls,self.learn.objective.loss
-        with self.learn.autocast():
-            view = masked_view(self.model, self.x, self.valid, self.masks, getattr(d, "normalizer", None), getattr(d, "rgb_bands", (0, 0, 0)),
-                               getattr(d, "wavelengths", None), self.points, loss.norm_target)
-        self.figure = plot_masked(view, self.recorder.rows, [k for k,w in loss.weights.items() if w], self.title)
+        d,pretext = self.dls,self.learn.objective
+        about = getattr(d, "normalizer", None),getattr(d, "rgb_bands", (0, 0, 0)),getattr(d, "wavelengths", None)
+        with self.learn.autocast(): view = masked_view(self.model, self.x, self.valid, self.masks, *about, self.points, pretext.norm_target)
+        self.figure = plot_masked(view, self.recorder.rows, [k for k,w in pretext.weights.items() if w], self.title)
         return self.figure
 
     def after_epoch(self):

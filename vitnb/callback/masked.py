@@ -60,8 +60,9 @@ class Masked(Pretext):
         **options, # Of `SpectralMAELoss`: mse_weight, sam_weight, variance_weight, range_penalty_weight, group_weight, norm_target, low, high
     ):
         super().__init__()
-        SpectralMAELoss(**options) # an unknown option is an error here
-        self.loss,self.seed,self.options,self.given = loss,seed,options,loss is not None
+        _check_loss(loss, options)
+        self.given,self.seed,self.options = loss is not None,seed,options
+        self.loss = loss if self.given else SpectralMAELoss(**options) # an unknown option is an error here
 
     def setup(self, dls:DataLoaders, model:nn.Module):
         super().setup(dls, bare(model))
@@ -71,14 +72,32 @@ class Masked(Pretext):
         if not self.given: self.loss = SpectralMAELoss(**{**bounds, **self.options})
 
     def config(self)->dict:
-        own = dict(norm_target=self.norm_target, **self.options) if "norm_target" not in self.options else self.options
+        own = dict(norm_target=self.norm_target, **_plain(self.options))
+        if self.given: own["loss"] = type(self.loss).__name__
         return dict(name=self.name, **own, **({} if self.seed is None else dict(seed=self.seed)))
+
     @property
     def norm_target(self)->bool: return getattr(self.loss, "norm_target", False)
     @property
     def weights(self)->dict: return self.loss.weights
     def columns(self)->list: return [Column(k, "min") for k in self.loss.weights]
     def metrics(self)->list: return make_spectral_metrics(self.normalizer, self.span, self.norm_target)
+    def mask_seed(self,
+        learn:object, # The Learner
+    )->int: # Its seed, unless the masks have one of their own
+        "The seed of the masks"
+        return learn.seed if self.seed is None else self.seed
+
+def _plain(options):
+    "Options without tensors; `norm_target` is said by the loss"
+    return {k:v.tolist() if isinstance(v, Tensor) else v for k,v in options.items() if k != "norm_target"}
+
+def _check_loss(loss, options):
+    "Refuse what is no loss, and options of a loss that is not used"
+    if loss is None: return
+    if not callable(getattr(loss, "terms", None)) or not callable(getattr(loss, "counts", None)):
+        raise ValueError(f"loss={loss!r} must be an object with `terms` and `counts`, as `Masked` says; a loss of one's own is made where the Learner is")
+    if options: raise ValueError(f"{min(options)!r} is an option of SpectralMAELoss, and a loss of one's own is given; leave one of them out")
 
 def unit_bounds(
     normalizer:object|None, # With `lo` and `hi`; None: the units are reflectance
@@ -90,7 +109,10 @@ def unit_bounds(
 
 # %% ../../nbs/library/440_callback.masked.ipynb #fac69cc6
 @patch
-def prepare(self:Masked, learn:object, batch:Batch)->Batch:
+def prepare(self:Masked,
+    learn:object, # The Learner: model, seed, epoch and position of the batch
+    batch:Batch, # `image` and, where pixels are missing, `mask`
+)->Batch: # Inputs `image` and `order`, and what else the batch had, without targets
     "The cube and its masks as inputs; the cube is the target"
     model = bare(learn.model)
     x,valid = known_bands(model, batch["image"], batch.get("mask"))
@@ -105,18 +127,26 @@ def draw(self:Masked,
     n:int, # Cubes in this batch
 )->Tensor: # `(n,L)`
     "The masks of the batch at hand"
-    seed = learn.seed if self.seed is None else self.seed
     epoch = learn.epochs_done if learn.training else VALID_EPOCH
     dl = learn.dl
     at = dl.positions(learn.iter, n) if hasattr(dl, "positions") else learn.iter*dl.bs + np.arange(n) # or one of fastai's own loaders
-    return model.seeded_order(seed, epoch, at)
+    return model.seeded_order(self.mask_seed(learn), epoch, at)
 
 @patch
-def terms(self:Masked, pred:dict, batch:Batch)->dict: return self.loss.terms(pred, batch["image"], batch.get("mask"))
+def terms(self:Masked,
+    pred:dict, # What the model returned
+    batch:Batch, # As `prepare` gave it
+)->dict: # name -> (sum, count)
+    "Sum and count of each term of the loss"
+    return self.loss.terms(pred, batch["image"], batch.get("mask"))
 
 @patch
-def counts(self:Masked, batch:Batch)->dict:
-    return self.loss.counts(mask_layout(self.model_layout[0], batch["order"]), batch["image"].shape[1], batch.get("mask"))
+def counts(self:Masked,
+    batch:Batch, # As `prepare` gave it
+)->dict: # name -> count
+    "Counts of the terms, which masks and valid pixels decide"
+    layout = mask_layout(self.model_layout[0], batch["order"])
+    return self.loss.counts(layout, batch["image"].shape[1], batch.get("mask"))
 
 # %% ../../nbs/library/440_callback.masked.ipynb #294fa9ed
 def fixed_cubes(

@@ -112,7 +112,9 @@ class Transform:
     )->dict: # The fields afterwards
         "Transform samples; only their images, unless a transform says otherwise"
         left = map_names(samples) if self.moves else []
-        if left: raise ValueError(f"{self!r} moves pixels and would leave {' and '.join(left)} behind; use a transform that moves them too (a `Geometric` one), or load without")
+        if left:
+            raise ValueError(f"{self!r} moves pixels and would leave {' and '.join(left)} behind; use a transform that "
+                "moves them too (a `Geometric` one), or load without")
         return {**samples, "image":self(samples["image"], draws)}
 
     def batch(self,
@@ -127,7 +129,8 @@ class Transform:
         draws:Draws, # Their draws
     )->Tensor|list: # The images afterwards, one tensor if they have one size now
         "Transform images of different sizes"
-        raise ValueError(f"{self!r} met images of different sizes; put Resize, RandomCrop or RandomResizedCrop before it")
+        raise ValueError(f"{self!r} met images of different sizes; put Resize, RandomCrop or RandomResizedCrop before "
+            "it")
 
     def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items() if k[0] != '_')})"
 
@@ -141,7 +144,8 @@ def config(self:Transform)->dict: # For `make_transform`
     "The registered name and the plain arguments of a transform, which are attributes of the same name"
     name = type(self).__name__
     if transforms.get(name) is not type(self):
-        raise ValueError(f"the transform {name} is not registered, so that no configuration can name it; put @transforms.register() above its class")
+        raise ValueError(f"the transform {name} is not registered, so that no configuration can name it; put "
+            "@transforms.register() above its class")
     arguments = list(inspect.signature(type(self).__init__).parameters)[1:]
     return dict(name=name, **{k:_plain(getattr(self, k)) for k in arguments})
 
@@ -151,7 +155,8 @@ def make_transform(
     "A transform from its configuration"
     own = {k:v for k,v in config.items() if k != "name"}
     if config["name"] not in transforms:
-        raise ValueError(f"unknown transform {config['name']!r}: {nearest(config['name'], transforms)}; if it is yours, import the module that registers it")
+        raise ValueError(f"unknown transform {config['name']!r}: {nearest(config['name'], transforms)}; if it is "
+            "yours, import the module that registers it")
     return transforms[config["name"]](**own)
 
 # %% ../../nbs/library/120_data.augment.ipynb #e65dff99
@@ -204,7 +209,8 @@ def check_fill(
 )->float: # The same, if there is one
     "Refuse to add pixels that would have no class"
     if fill is None:
-        raise ValueError(f"{transform} adds pixels, and its task has no mark for an unknown class; give the task unknown=..., such as -100, or a transform that adds none")
+        raise ValueError(f"{transform} adds pixels, and its task has no mark for an unknown class; give the task "
+            "unknown=..., such as -100, or a transform that adds none")
     return fill
 
 def _nearest(x, h, w):
@@ -223,14 +229,16 @@ class Resize(Geometric):
     ):
         self.size,self.shorter = size,shorter
         self.interpolation = one_of(interpolation, ["nearest", "bilinear", "bicubic"], "interpolation")
-        if shorter and not isinstance(size, int): raise ValueError(f"size={size!r} with shorter=True must be one number: the shorter side")
+        if shorter and not isinstance(size, int):
+            raise ValueError(f"size={size!r} with shorter=True must be one number: the shorter side")
         self._to = [size] if shorter else list(_size(size))
 
     def apply(self, x, plan, fill=0, exact=False):
         if isinstance(x, list): return _stacked([self.apply(o, plan, fill, exact) for o in x])
         to = _scaled(*x.shape[-2:], self.size) if self.shorter else self._to
         if list(x.shape[-2:]) == list(to): return x
-        return _nearest(x, *to) if exact else F.resize(x, list(to), InterpolationMode(self.interpolation), antialias=True)
+        if exact: return _nearest(x, *to)
+        return F.resize(x, list(to), InterpolationMode(self.interpolation), antialias=True)
 
 def _stacked(images):
     "One tensor where sizes allow it"
@@ -273,7 +281,8 @@ class RandomCrop(Geometric):
         h,w = self._hw
         room = _sizes(x) + 2*self.padding - torch.tensor([h,w])
         if room.min() < 0:
-            raise ValueError(f"{self!r} needs images of at least {h}×{w} with padding; put Resize({max(h, w)}, shorter=True) before it")
+            raise ValueError(f"{self!r} needs images of at least {h}×{w} with padding; put Resize({max(h, w)}, "
+                "shorter=True) before it")
         return draws.integers(0, room[:,0]+1), draws.integers(0, room[:,1]+1) # first row and column of each window
 
     def apply(self, x, plan, fill=0, exact=False): return _cut(self._pad(x, fill), *plan, *self._hw)
@@ -348,7 +357,9 @@ def _central(hw, ratio):
 def _span(name, lo_hi, least=0.):
     "A pair of bounds, checked to be in order"
     lo,hi = lo_hi
-    if not least < lo <= hi: raise ValueError(f"{name}={lo_hi!r} must be two numbers above {least:g}, the smaller first; for example (0.08, 1.0)")
+    if not least < lo <= hi:
+        raise ValueError(f"{name}={lo_hi!r} must be two numbers above {least:g}, the smaller first; for example (0.08, "
+            "1.0)")
     return lo,hi
 
 @transforms.register()
@@ -375,7 +386,8 @@ class RandomResizedCrop(Geometric):
 
     def _exact(self, x): return _nearest(x, *self._hw)
     def _resize(self, x):
-        if x.device.type != "cpu" or self.interpolation != "bilinear" or not (x.is_floating_point() or x.dtype == torch.uint8):
+        quick = x.is_floating_point() or x.dtype == torch.uint8
+        if x.device.type != "cpu" or self.interpolation != "bilinear" or not quick:
             return F.resize(x, self._hw, InterpolationMode(self.interpolation), antialias=True)
         return nn.functional.interpolate(x[None], self._hw, mode="bilinear", antialias=True)[0] # as F.resize does, without its way there, a third of its time
 
@@ -421,7 +433,8 @@ def _check_rgb(transform, x):
     "Refuse images without the three channels of 8 bits that colour operations are made for"
     if x.dtype != torch.uint8 or x.shape[-3] != 3:
         kind = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"{transform!r} is made for 8-bit images of 3 channels, and these have {x.shape[-3]} of {kind}; choose a recipe without colour operations, such as 'crop_flip'")
+        raise ValueError(f"{transform!r} is made for 8-bit images of 3 channels, and these have {x.shape[-3]} of "
+            f"{kind}; choose a recipe without colour operations, such as 'crop_flip'")
 
 @transforms.register()
 class RandAugment(Transform):
@@ -433,7 +446,8 @@ class RandAugment(Transform):
         bins:int=31, # Number of steps from nothing to the strongest
         interpolation:str="nearest", # nearest or bilinear, for the geometric operations
     ):
-        if not 0 <= magnitude < bins: raise ValueError(f"magnitude={magnitude!r} must lie between 0 and bins-1 = {bins-1}; the usual one is 9")
+        if not 0 <= magnitude < bins:
+            raise ValueError(f"magnitude={magnitude!r} must lie between 0 and bins-1 = {bins-1}; the usual one is 9")
         if num_ops < 0: raise ValueError(f"num_ops={num_ops!r} must be 0 or more; the usual one is 2")
         self.num_ops,self.magnitude,self.bins = num_ops,magnitude,bins
         self.interpolation = one_of(interpolation, ["nearest", "bilinear"], "interpolation")
@@ -474,7 +488,8 @@ class ColorJitter(Transform):
         hue:float=0., # Turn of the colour circle drawn from -hue to hue, at most 0.5
     ):
         if min(brightness, contrast, saturation, hue) < 0 or hue > .5:
-            raise ValueError(f"(brightness, contrast, saturation, hue) = {(brightness, contrast, saturation, hue)} must be 0 or more, hue at most 0.5")
+            raise ValueError(f"(brightness, contrast, saturation, hue) = {(brightness, contrast, saturation, hue)} "
+                "must be 0 or more, hue at most 0.5")
         self.brightness,self.contrast,self.saturation,self.hue = self._amounts = brightness,contrast,saturation,hue
 
     def batch(self, x, draws):
@@ -501,12 +516,15 @@ class Normalize(Transform):
         self.mean,self.std = [float(o) for o in mean],[float(o) for o in std]
         self.white = float(white)
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
-            raise ValueError(f"mean={self.mean}, std={self.std} must be as many numbers each as there are channels, std above 0")
+            raise ValueError(f"mean={self.mean}, std={self.std} must be as many numbers each as there are channels, "
+                "std above 0")
         m,s = np.float64(self.mean),np.float64(self.std)
         self._scale,self._shift = (torch.tensor(o, dtype=torch.float32).view(1,-1,1,1) for o in (1/(self.white*s), m/s))
 
     def batch(self, x, draws):
-        if x.shape[1] != len(self.mean): raise ValueError(f"images of {x.shape[1]} channels met the statistics of {len(self.mean)}; give a mean and a std for each channel")
+        if x.shape[1] != len(self.mean):
+            raise ValueError(f"images of {x.shape[1]} channels met the statistics of {len(self.mean)}; give a mean and "
+                "a std for each channel")
         y = x.to(torch.float32, memory_format=torch.contiguous_format)
         if y is x: y = x.clone() # the set's own values stay as they are
         return y.mul_(self._scale.to(x.device)).sub_(self._shift.to(x.device))
@@ -541,6 +559,11 @@ class RandomErasing(Transform):
         return x
 
 # %% ../../nbs/library/120_data.augment.ipynb #730cfbff
+def _is_ragged(field):
+    "Whether a field, or a task's targets, are a list of different sizes"
+    if isinstance(field, dict): return any(_is_ragged(o) for o in field.values())
+    return isinstance(field, list)
+
 class Pipeline:
     "Transforms in a row"
     def __init__(self,
@@ -558,8 +581,10 @@ class Pipeline:
         "Run the transforms from number `start`"
         if not isinstance(samples, dict): return self(dict(image=samples), draws, start)["image"]
         samples = self._run(samples, draws, start, len(self.transforms))
-        ragged = [k for k,v in samples.items() if isinstance(v, list) or isinstance(v, dict) and any(isinstance(o, list) for o in v.values())]
-        if ragged: raise ValueError(f"{self!r} leaves {ragged[0]}s of different sizes; add RandomCrop, CenterCrop or RandomResizedCrop")
+        ragged = [k for k,v in samples.items() if _is_ragged(v)]
+        if ragged:
+            raise ValueError(f"{self!r} leaves {ragged[0]}s of different sizes; add RandomCrop, CenterCrop or "
+                "RandomResizedCrop")
         return samples
 
     def host(self,

@@ -69,7 +69,8 @@ class CubeSet:
         self.name,self.records,self.splits,self.classes = name,list(records),{k:np.asarray(v, dtype=np.int64) for k,v in splits.items()},list(classes)
         self.bands = self.records[0].shape[0]
         if odd := [r for r in self.records if r.shape[0] != self.bands]:
-            raise ValueError(f"{odd[0].name} has {odd[0].shape[0]} bands, {self.records[0].name} has {self.bands}; a set is of one sensor: load others apart")
+            raise ValueError(f"{odd[0].name} has {odd[0].shape[0]} bands, {self.records[0].name} has {self.bands}; a "
+                "set is of one sensor: load others apart")
         self.wavelengths = _check_wavelengths(wavelengths, self.bands)
         self.background,self.background_band,self.rgb_nm = background,background_band,tuple(rgb_nm)
         self.unreadable,self._survey = dict(unreadable or {}),None
@@ -86,7 +87,8 @@ def _check_wavelengths(nm, bands):
     if nm is None: return None
     nm = np.asarray(nm, dtype=np.float64).ravel()
     if len(nm) != bands or not (nm > 0).all() or not np.isfinite(nm).all():
-        raise ValueError(f"{len(nm)} wavelengths {nm[:4]}... do not fit {bands} bands; give the centre of each band in nm")
+        raise ValueError(f"{len(nm)} wavelengths {nm[:4]}... do not fit {bands} bands; give the centre of each band in "
+            "nm")
     if nm.max() < 50: raise ValueError(f"wavelengths up to {nm.max():g} look like micrometres; give nm")
     return nm
 
@@ -117,10 +119,12 @@ def keep_bands(self:CubeSet,
     "The same set with some of its bands: a sensor that lacks the others"
     keep = [int(i) for i in keep]
     if not keep or min(keep) < 0 or max(keep) >= self.bands or len(set(keep)) < len(keep):
-        raise ValueError(f"keep={keep[:8]}... must name some of the {self.bands} bands, each once, from 0 to {self.bands-1}")
+        raise ValueError(f"keep={keep[:8]}... must name some of the {self.bands} bands, each once, from 0 to "
+            f"{self.bands-1}")
     records = [replace(r, source=_Bands(r.source, keep)) for r in self.records]
     nm,band = None if self.wavelengths is None else self.wavelengths[keep],self.background_band
-    if self.background is not None and band not in keep: raise ValueError(f"band {band} decides what is background; keep it")
+    if self.background is not None and band not in keep:
+        raise ValueError(f"band {band} decides what is background; keep it")
     back = keep.index(band) if band in keep else 0
     return CubeSet(self.name, records, self.splits, self.classes, nm, self.background, back, self.rgb_nm, self.unreadable, self.pixel_classes)
 
@@ -240,7 +244,8 @@ def survey(self:CubeSet,
 def _too_many(name, bad, total, max_bad):
     "The message about what is left out; an error if it is too much"
     said = f"{len(bad)} of {total} cubes of {name} are left out: " + "; ".join(f"{k} ({v})" for k,v in list(bad.items())[:5])
-    if len(bad)/max(total, 1) > max_bad: raise ValueError(f"{said}. That is more than max_bad={max_bad:g}; repair or remove them, or raise max_bad")
+    if len(bad)/max(total, 1) > max_bad:
+        raise ValueError(f"{said}. That is more than max_bad={max_bad:g}; repair or remove them, or raise max_bad")
     print(f"{said}.", flush=True)
 
 def _leave_out(s, bad, max_bad):
@@ -251,7 +256,7 @@ def _leave_out(s, bad, max_bad):
     s.unreadable |= new
     s.splits = {k:np.array([i for i in v if i not in bad], dtype=np.int64) for k,v in s.splits.items()}
     if empty := [k for k,v in s.splits.items() if not len(v)]:
-        raise ValueError(f"no cube of {empty[0]} of {s.name} can be read; repair the files or split anew")
+        raise ValueError(f"no cube of {empty[0]} of {s.name} can be read; repair the files or choose another split_seed")
 
 # %% ../../nbs/library/160_data.cube.ipynb #150b21cd
 def _corners(n, size, stride):
@@ -262,7 +267,9 @@ def _size_of(s, window):
     "Height and width of the windows; without `window` the cubes' own, if they all have one"
     sizes = {s.records[i].shape[1:] for v in s.splits.values() for i in v}
     if window is None:
-        if len(sizes) > 1: raise ValueError(f"the cubes of {s.name} have {len(sizes)} sizes, such as {sorted(sizes)[:3]}; give window=..., in pixels")
+        if len(sizes) > 1:
+            raise ValueError(f"the cubes of {s.name} have {len(sizes)} sizes, such as {sorted(sizes)[:3]}; give "
+                "window=..., in pixels")
         return sizes.pop()
     h,w = (window, window) if isinstance(window, int) else tuple(window)
     small = [r for r in s.records if r.shape[1] < h or r.shape[2] < w]
@@ -278,7 +285,9 @@ def _check_patch(s, size, patch):
     if size[0] % p or size[1] % p:
         raise ValueError(f"windows of {size[0]}×{size[1]} pixels are no whole number of patches of {p}; "
             f"use window={max(p, size[0]//p*p)} or another patch_size")
-    if s.bands % b: raise ValueError(f"{s.bands} bands are no whole number of {b}; use another patch_size, or keep_bands(range({s.bands//b*b}))")
+    if s.bands % b:
+        raise ValueError(f"{s.bands} bands are no whole number of {b}; use another patch_size, or "
+            f"keep_bands(range({s.bands//b*b}))")
 
 def lay_windows(
     cube_set:CubeSet, # The set
@@ -370,7 +379,8 @@ class CubeSource(ImageSource):
     )->dict: # Fields of `CubeSet.window`, (B,...)
         "The windows at `idx`"
         at = self.where[idx] if draws is None else self.moved(idx, draws.at(_MOVE))
-        found = [self.cube_set.window(int(k), int(t), int(l), *self.size, self.code, self.rgb, self.classes) for k,t,l in at]
+        what = dict(code=self.code, rgb=self.rgb, classes=self.classes)
+        found = [self.cube_set.window(int(k), int(t), int(l), *self.size, **what) for k,t,l in at]
         return {k:torch.cat([o[k] for o in found]) for k in found[0]}
 
     def read(self, idx): return self.windows(idx)["image"]
@@ -396,7 +406,32 @@ class CubeDataset(ImageDataset):
 
     def new_empty(self):
         s = self.source
-        return CubeDataset(CubeSource(None, np.zeros((0,3), np.int64), s.size, s.code), {k:[] for k in self.targets}, self.tasks)
+        nowhere = CubeSource(None, np.zeros((0,3), np.int64), s.size, s.code)
+        return CubeDataset(nowhere, {k:[] for k in self.targets}, self.tasks)
+
+# %% ../../nbs/library/160_data.cube.ipynb #d88eab87
+def _usual_label(cube_set):
+    "What a class means, unless somebody says it: that of the window where a scene is split, else that of the cube"
+    first = cube_set.records[0]
+    return "cube" if first.ground is None or first.truth is None else "window"
+
+@patch
+def entries(self:CubeDataset,
+    task:str, # Name of a task
+    idx:np.ndarray, # Positions, (B,)
+)->torch.Tensor: # `int64`, (B,) or (B,H,W)
+    "The targets of one task, where the windows lie without being moved"
+    if task in self.targets: return ImageDataset.entries(self, task, idx)
+    return self.source.windows(idx)["classes"] # a map of classes lies with its cube
+
+@patch
+def class_names(self:CubeDataset)->list: # A name for each window; empty if the set has one class
+    "What is in each window, whether or not it is a target"
+    s,how = self.source,_usual_label(self.source.cube_set)
+    names = s.cube_set.classes if how == "cube" else s.cube_set.pixel_classes
+    if len(names) < 2: return []
+    found = [_label_of(s.cube_set.records[r], t, l, *s.size, s.code, how) for r,t,l in s.where.tolist()]
+    return [names[i] if i >= 0 else "none" for i in found]
 
 # %% ../../nbs/library/160_data.cube.ipynb #7120b627
 def _normalizer(cube_set, normalize, survey):
@@ -425,9 +460,13 @@ def _check_has(cube_set, kinds, how, rgb):
     "Refuse what the cubes do not come with"
     for k in cube_set.splits.values():
         for r in (cube_set.records[i] for i in k.tolist()):
-            if "pixels" in kinds and r.truth is None: raise ValueError(f"label='pixels' needs a map of classes, and {r.name} has none; leave label out, or use label='class'")
-            if "class" in kinds and how != "cube" and r.truth is None: raise ValueError(f"label_of={how!r} needs a map of classes, and {r.name} has none; use label_of='cube'")
-            if rgb and r.rgb is None: raise ValueError(f"rgb=True needs companion images, and {r.name} has none; leave rgb out")
+            if "pixels" in kinds and r.truth is None:
+                raise ValueError(f"label='pixels' needs a map of classes, and {r.name} has none; leave label out, or "
+                    "use label='class'")
+            if "class" in kinds and how != "cube" and r.truth is None:
+                raise ValueError(f"label_of={how!r} needs a map of classes, and {r.name} has none; use label_of='cube'")
+            if rgb and r.rgb is None:
+                raise ValueError(f"rgb=True needs companion images, and {r.name} has none; leave rgb out")
 
 def _places(cube_set, split, size, stride, min_valid, windows):
     "Where the windows of a split lie"
@@ -445,9 +484,10 @@ def _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, ho
     for code,k in enumerate(SPLITS):
         where = _places(cube_set, k, size, stride, min_valid, windows)
         source = CubeSource(cube_set, where, size, code, jitter if k == "train" else 0, rgb, "pixels" in kinds)
-        labels = [_label_of(cube_set.records[r], t, l, *size, code, how) for r,t,l in where.tolist()] if "class" in kinds else None
-        groups = np.array([cube_set.records[r].group for r in where[:,0]])
-        targets = {} if labels is None else {"class" if len(tasks) > 1 else "":np.array(labels, dtype=np.int64)}
+        groups,targets = np.array([cube_set.records[r].group for r in where[:,0]]),{}
+        if "class" in kinds:
+            labels = [_label_of(cube_set.records[r], t, l, *size, code, how) for r,t,l in where.tolist()]
+            targets["class" if len(tasks) > 1 else ""] = np.array(labels, dtype=np.int64)
         out.append(CubeDataset(source, targets, tasks, groups))
         out[-1].shown = rgb_bands(cube_set.wavelengths, cube_set.bands, cube_set.rgb_nm)
     return out
@@ -455,7 +495,8 @@ def _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, ho
 def _reader(cube_set):
     "Configuration from which `read_cube` reads another cube of this sensor"
     options = cube_set.records[0].source.options
-    if any(r.source.options != options for r in cube_set.records): options = {k:v for k,v in options.items() if k in ("keep", "scale")}
+    if any(r.source.options != options for r in cube_set.records):
+        options = {k:v for k,v in options.items() if k in ("keep", "scale")} # how else they are read is up to each file
     return dict(name="cube", **options, background=cube_set.background, background_band=cube_set.background_band)
 
 # %% ../../nbs/library/160_data.cube.ipynb #0b7fdc9e
@@ -487,14 +528,15 @@ def cube_loaders(
     "Loaders of a set of cubes"
     s,size = cube_set.survey(max_bad),_size_of(cube_set, window)
     _check_patch(cube_set, size, patch_size)
-    first = cube_set.records[0]
-    how = one_of(label_of or ("cube" if first.ground is None or first.truth is None else "window"), LABELS, "label_of")
+    how = one_of(label_of or _usual_label(cube_set), LABELS, "label_of")
     kinds = _kinds(label)
     data = _datasets(cube_set, size, stride, min_valid, jitter, rgb, windows, kinds, how)
     norm,tasks = _normalizer(cube_set, normalize, s),data[0].tasks
-    train,plain = cube_pipeline(augment, norm, background, tasks, **aug_kw or {}),cube_pipeline("none", norm, background, tasks)
+    train = cube_pipeline(augment, norm, background, tasks, **aug_kw or {})
+    plain = cube_pipeline("none", norm, background, tasks)
     kw = dict(seed=seed, workers=workers, vocab=list(tasks.only.names) if tasks.only else [], on_device=on_device)
-    dls = [ImageLoader(data[0], train, bs=bs, shuffle=True, drop_last=drop_last and len(data[0]) >= bs, views=views, **kw)]
+    full = drop_last and len(data[0]) >= bs
+    dls = [ImageLoader(data[0], train, bs=bs, shuffle=True, drop_last=full, views=views, **kw)]
     dls += [ImageLoader(o, plain, bs=valid_bs or bs, **kw) for o in data[1:]]
     about = _about(cube_set, size, norm, tasks, s)
     return ImageLoaders(*dls, path=settings().outputs_path, device=pick_device(device), about=about)
@@ -507,9 +549,10 @@ def _about(cube_set, size, norm, tasks, survey):
     if tasks: model_kw["num_classes"] = tasks.outputs
     if nm is not None: model_kw["wavelengths"] = nm.tolist()
     vocab = list(tasks.only.names) if tasks.only else cube_set.classes
-    return dict(wavelengths=nm, normalizer=norm, rgb_bands=rgb_bands(cube_set.wavelengths, cube_set.bands, cube_set.rgb_nm), img_size=img_size,
-        bands=cube_set.bands, n_classes=len(vocab), c=len(vocab) if tasks else cube_set.bands, vocab=vocab, model_kw=model_kw,
-        mean=survey["mean"], std=survey["std"], fingerprint=cube_set.fingerprint, image_set=cube_set, reader=_reader(cube_set))
+    about = dict(wavelengths=nm, normalizer=norm, img_size=img_size, bands=cube_set.bands, vocab=vocab, n_classes=len(vocab))
+    about |= dict(c=len(vocab) if tasks else cube_set.bands, model_kw=model_kw, mean=survey["mean"], std=survey["std"])
+    about |= dict(fingerprint=cube_set.fingerprint, image_set=cube_set, reader=_reader(cube_set))
+    return about | dict(rgb_bands=rgb_bands(cube_set.wavelengths, cube_set.bands, cube_set.rgb_nm))
 
 @patch
 def loaders(self:CubeSet,
@@ -526,7 +569,8 @@ SHARES = dict(train=.6, valid=.2, test=.2)
 @cube_sets.register("retina_synthetic")
 def _retina_synthetic(root=None, split_seed=0, shares=None, n=48, bands=30, size=64, seed=0, noise=1.):
     "Synthetic retinas, split by patient"
-    if root is not None: raise ValueError(f"root={root!r}: retina_synthetic is computed and lies nowhere; leave root out")
+    if root is not None:
+        raise ValueError(f"root={root!r}: retina_synthetic is computed and lies nowhere; leave root out")
     r = synthetic_retina(n, bands, size, seed, noise)
     shown = rgb_bands(r.wavelengths, bands)
     pictures = (r.cubes[:,shown].transpose(0,2,3,1)/np.quantile(r.cubes[:,shown], .999)).clip(0, 1)**.6*255
@@ -543,7 +587,9 @@ def _read_catalogue(file):
     with open(file, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f, skipinitialspace=True))
     have = list(rows[0]) if rows else []
     for k in ("ID", "label", "hs_file"):
-        if k not in have: raise ValueError(f"{file}: there is no column {k!r}: {nearest(k, have)}; a catalogue has ID,label,hs_file,rgb_file")
+        if k not in have:
+            raise ValueError(f"{file}: there is no column {k!r}: {nearest(k, have)}; a catalogue has "
+                "ID,label,hs_file,rgb_file")
     def at(text): return Path(file).parent/text.replace("\\", "/") if text else None # catalogues are often written on Windows
     return [(r["hs_file"], r["ID"], r["label"], at(r["hs_file"]), at(r.get("rgb_file"))) for r in rows]
 
@@ -592,7 +638,8 @@ def scene_set(
 )->CubeSet: # One record; every split sees its own ground
     "One scene, split into blocks that do not touch"
     h,w = source.shape[1:]
-    if truth is not None and truth.shape != (h, w): raise ValueError(f"truth of {truth.shape} does not fit the scene {name} of {(h, w)} pixels")
+    if truth is not None and truth.shape != (h, w):
+        raise ValueError(f"truth of {truth.shape} does not fit the scene {name} of {(h, w)} pixels")
     if classes is None: classes = {} if truth is None else {int(v):f"class {v}" for v in np.unique(truth) if v > 0}
     index = None if truth is None else np.full((h, w), IGNORE, np.int64)
     for i,v in enumerate(classes): index[truth == v] = i
@@ -602,7 +649,7 @@ def scene_set(
     record = CubeRecord(source, name, 0, name, truth=index, ground=ground)
     return CubeSet(name, [record], {k:[0] for k in SPLITS}, list(classes.values()) or ["all"], wavelengths, **kw)
 
-_without = lambda nm, *gone: np.delete(nm, np.concatenate([np.arange(a-1, b) for a,b in gone])) # bands counted from 1
+_without = lambda nm, *dropped: np.delete(nm, np.concatenate([np.arange(a-1, b) for a,b in dropped])) # bands counted from 1
 
 _scenes = dict( # folder, cube and its place, classes and their place, wavelengths; band centres are the sensors' nominal even steps
     indian_pines=dict(folder="hsi_indian_pines_subset", file="Indian_subset.mat", dataset="Indian_subset", axes="hwc", size=None, scale=1e-4,
@@ -619,7 +666,9 @@ def _scene(name, root, split_seed, shares, block, guard):
     o = _scenes[name]
     places = [Path(d)/sub for d in ([root] if root else [settings().data_path, repo_root()]) for sub in ("", o["folder"])]
     home = next((d for d in places if (d/o["file"]).is_file()), None)
-    if home is None: raise ValueError(f"{name} is not at {' or '.join(map(str, places))}: put {o['file']} there; this set cannot be downloaded")
+    if home is None:
+        raise ValueError(f"{name} is not at {' or '.join(map(str, places))}: put {o['file']} there; this set cannot be "
+            "downloaded")
     cube = CubeFile(home/o["file"], o["dataset"], o["axes"], o["size"], len(o["nm"]), o["scale"])
     truth = read_mat(home/o["truth"][0], o["truth"][1]) if (home/o["truth"][0]).is_file() else None
     return scene_set(name, cube, truth, o["classes"] if truth is not None else None, o["nm"], shares, block, guard, split_seed, rgb_nm=(650., 550., 460.))
@@ -641,7 +690,8 @@ def _find(path, root):
     for o in places:
         if o.exists(): return o.resolve()
     tried = " or ".join(map(str, places))
-    raise ValueError(f"unknown set of cubes {str(path)!r}: {nearest(path.name, cube_sets)}; a catalogue, cube or folder is not at {tried}")
+    raise ValueError(f"unknown set of cubes {str(path)!r}: {nearest(path.name, cube_sets)}; a catalogue, cube or "
+        f"folder is not at {tried}")
 
 def _cubes_at(path, split_seed=0, shares=None, dataset=None, axes="auto", size=None, bands=None, scale=1., wavelengths=None, background=None,
               background_band=0, max_bad=.01, block=None, guard=2, truth=None):

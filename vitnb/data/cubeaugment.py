@@ -60,7 +60,8 @@ class LogScale(CubeNormalizer):
         least:float=1e-6, # Reflectances below it count as it, because a logarithm has no value at 0
     ):
         if not 0 < least <= floor < top:
-            raise ValueError(f"least={least}, floor={floor}, top={top} must ascend from above 0; the usual ones are 1e-6, 1e-3 and 1")
+            raise ValueError(f"least={least}, floor={floor}, top={top} must ascend from above 0; the usual ones are "
+                "1e-6, 1e-3 and 1")
         self.floor,self.top,self.least = float(floor),float(top),float(least)
     def normalize(self, x):
         a,b = np.log10(self.floor),np.log10(self.top)
@@ -84,10 +85,12 @@ class ZScore(CubeNormalizer):
         self.mean,self.std = [float(o) for o in mean],[float(o) for o in std]
         dead = [i for i,s in enumerate(self.std) if not s > 0]
         if len(self.mean) != len(self.std) or dead:
-            raise ValueError(f"mean has {len(self.mean)} bands, std {len(self.std)}, and bands {dead[:8]} do not vary; leave those out with keep_bands")
+            raise ValueError(f"mean has {len(self.mean)} bands, std {len(self.std)}, and bands {dead[:8]} do not vary; "
+                "leave those out with keep_bands")
     def _of(self, x):
         if x.shape[-3] != len(self.mean):
-            raise ValueError(f"a cube of {x.shape[-3]} bands met the statistics of {len(self.mean)}; use the normaliser of its own sensor")
+            raise ValueError(f"a cube of {x.shape[-3]} bands met the statistics of {len(self.mean)}; use the "
+                "normaliser of its own sensor")
         return (torch.tensor(o, dtype=torch.float32, device=x.device).view(-1,1,1) for o in (self.mean, self.std))
     def normalize(self, x):
         m,s = self._of(x)
@@ -129,7 +132,8 @@ class CubeAffine(Transform):
         scale:float=.1, # Largest change of size: .1 draws from 0.9 to 1.1
         p:float=.5, # Share of the windows
     ):
-        if not (0 <= shift < 1 and 0 <= scale < 1 and 0 <= p <= 1): raise ValueError(f"shift={shift}, scale={scale} must lie in [0,1), p={p} in [0,1]")
+        if not (0 <= shift < 1 and 0 <= scale < 1 and 0 <= p <= 1):
+            raise ValueError(f"shift={shift}, scale={scale} must lie in [0,1), p={p} in [0,1]")
         self.shift,self.rotate,self.scale,self.p = shift,rotate,scale,p
 
     def matrices(self,
@@ -137,7 +141,8 @@ class CubeAffine(Transform):
     )->tuple: # Affine matrices (B,2,3) as `F.affine_grid` takes them, and which windows are moved (B,)
         "What is done to each window"
         hit,a = draws.uniform() < self.p,draws.uniform(-self.rotate, self.rotate)*np.pi/180
-        s,tx,ty = 1/draws.uniform(1-self.scale, 1+self.scale),draws.uniform(-2*self.shift, 2*self.shift),draws.uniform(-2*self.shift, 2*self.shift)
+        s = 1/draws.uniform(1-self.scale, 1+self.scale)
+        tx,ty = (draws.uniform(-2*self.shift, 2*self.shift) for _ in range(2))
         rows = [torch.stack([s*a.cos(), -s*a.sin(), tx], 1), torch.stack([s*a.sin(), s*a.cos(), ty], 1)]
         return torch.stack(rows, 1).float(), hit
 
@@ -166,13 +171,15 @@ def _resampled(samples, grid):
     image = F.grid_sample(samples["image"]*samples["mask"], grid, align_corners=False)/mass.clamp(min=1e-3)
     valid = mass >= .5
     moved = dict(image=torch.where(valid, image, 0.), mask=valid)
-    return moved if samples.get("rgb") is None else moved | dict(rgb=F.grid_sample(samples["rgb"], grid, align_corners=False))
+    if samples.get("rgb") is not None: moved["rgb"] = F.grid_sample(samples["rgb"], grid, align_corners=False)
+    return moved
 
 def _resampled_map(task, y, grid, valid):
     "The class of the nearest pixel, and none where nothing is valid"
     none = check_fill("CubeAffine", unknown_value(task))
-    near = F.grid_sample((y[:,None] - none).float(), grid, mode="nearest", align_corners=False)[:,0].round().to(y.dtype) + none
-    return torch.where(valid, near, none)
+    shifted = (y[:,None] - none).float() # what lies outside becomes 0, which is `none` afterwards
+    near = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[:,0]
+    return torch.where(valid, near.round().to(y.dtype) + none, none)
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #39fb7377
 @transforms.register()
@@ -199,7 +206,9 @@ class CubeNormalize(Transform):
         self.normalizer = make_normalizer(**normalizer) if isinstance(normalizer, dict) else normalizer
         self.background = background
 
-    def config(self): return dict(name="CubeNormalize", normalizer=self.normalizer.state_dict(), background=self.background)
+    def config(self):
+        return dict(name="CubeNormalize", normalizer=self.normalizer.state_dict(), background=self.background)
+
     def undo(self, x:Tensor)->Tensor: return self.normalizer.denormalize(x)
     def samples(self, samples, draws):
         y,mask = self.normalizer.normalize(samples["image"]),samples["mask"]
@@ -242,7 +251,8 @@ class BandModulation(Transform):
         waves:int=6, # Cosines that are added up
     ):
         if not 0 < shortest <= longest or waves < 1:
-            raise ValueError(f"shortest={shortest}, longest={longest} must ascend from above 0, and waves={waves} be at least 1")
+            raise ValueError(f"shortest={shortest}, longest={longest} must ascend from above 0, and waves={waves} be "
+                "at least 1")
         self.wavelengths,self.shortest,self.longest,self.waves = [float(o) for o in wavelengths],float(shortest),float(longest),waves
 
     def curves(self,
@@ -258,7 +268,8 @@ class BandModulation(Transform):
     def samples(self, samples, draws):
         x = samples["image"]
         c = self.curves(draws).to(x.device)
-        if c.shape[1] != x.shape[1]: raise ValueError(f"{c.shape[1]} wavelengths met cubes of {x.shape[1]} bands; give those of this sensor")
+        if c.shape[1] != x.shape[1]:
+            raise ValueError(f"{c.shape[1]} wavelengths met cubes of {x.shape[1]} bands; give those of this sensor")
         return {**samples, "image":torch.where(samples["mask"], x*c[:,:,None,None], x)}
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #bb29cae4

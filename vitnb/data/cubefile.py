@@ -164,7 +164,8 @@ class CubeFile:
         scale:float=1., # Reflectance for one unit of the file, such as 1e-4
     ):
         one_of(axes, ("auto", *_AXES), "order of axes")
-        if not scale > 0: raise ValueError(f"scale={scale!r} must be above 0: the reflectance of one unit in the file, such as 1e-4")
+        if not scale > 0:
+            raise ValueError(f"scale={scale!r} must be above 0: the reflectance of one unit in the file, such as 1e-4")
         self.path,self.dataset,self.scale = Path(path),dataset,float(scale)
         self.options = dict(dataset=dataset, axes=axes, size=None if size is None else list(size), scale=self.scale) # how to read another file alike
         self.file,self.inner = _place(self.path, dataset, axes)
@@ -207,7 +208,8 @@ def _window(shape, top, left, h, w):
     "A window inside (bands, height, width), or an error"
     h,w = shape[1] if h is None else h,shape[2] if w is None else w
     if min(h, w) < 1 or min(top, left) < 0 or top+h > shape[1] or left+w > shape[2]:
-        raise ValueError(f"window of {h}×{w} at ({top},{left}) leaves the cube of {shape[1]}×{shape[2]} pixels; choose one inside it")
+        raise ValueError(f"window of {h}×{w} at ({top},{left}) leaves the cube of {shape[1]}×{shape[2]} pixels; choose "
+            "one inside it")
     return dict(c=slice(None), h=slice(top, top+h), w=slice(left, left+w))
 
 @patch

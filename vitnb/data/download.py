@@ -42,7 +42,7 @@ def _ask(url, part, tag, timeout):
     ask = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     r = requests.get(url, headers={"Accept-Encoding": "identity", **ask}, stream=True, timeout=timeout)
     part_of = r.headers.get("Content-Range", "")
-    if r.status_code == 416 and part_of != f"bytes */{have}": tag.unlink(missing_ok=True) # not this file: the next try starts anew
+    if r.status_code == 416 and part_of != f"bytes */{have}": tag.unlink(missing_ok=True) # not this file: the next try starts over
     if r.status_code == 206 and not part_of.startswith(f"bytes {have}-"):
         tag.unlink(missing_ok=True)
         raise requests.ConnectionError(f"asked for bytes from {have}, the server sent {part_of!r}")
@@ -95,16 +95,19 @@ def download(
     part,tag = path.with_name(path.name + ".part"),path.with_name(path.name + ".tag")
     with FileLock(path.with_name(f".{path.name}.lock")): # processes that want the same file wait for the first
         if path.is_file():
-            if wrong := _wrong(path, md5, sha256): raise ValueError(f"{path} is not the file that was expected: {wrong}. Remove it and try again")
+            if wrong := _wrong(path, md5, sha256):
+                raise ValueError(f"{path} is not the file that was expected: {wrong}. Remove it and try again")
             return path
         try: _fetch_patiently(url, part, tag, tries, timeout, wait)
         except requests.RequestException as e:
             why = _cause(e) + (f" (the {part.stat().st_size:,} bytes that arrived are kept)" if part.is_file() else "")
-            raise ConnectionError(f"{path.name} could not be fetched from {url}: {why}. Try again later, or fetch it elsewhere and put it at {path}") from e
+            raise ConnectionError(f"{path.name} could not be fetched from {url}: {why}. Try again later, or fetch it "
+                f"elsewhere and put it at {path}") from e
         tag.unlink(missing_ok=True)
         if wrong := _wrong(part, md5, sha256):
             part.unlink()
-            raise ValueError(f"{url} did not send the file that was expected: {wrong}. Try again, or fetch the file elsewhere and put it at {path}")
+            raise ValueError(f"{url} did not send the file that was expected: {wrong}. Try again, or fetch the file "
+                f"elsewhere and put it at {path}")
         with part.open("rb+") as f: os.fsync(f.fileno())
         os.replace(part, path)
     return path
@@ -128,8 +131,11 @@ def _write_members(archive, folder):
     with progress_bar(None, f"unpacking {archive.name}", "files") as bar:
         for name,kind,opener in _members(archive):
             out = (folder/name).resolve()
-            if not out.is_relative_to(folder): raise ValueError(f"{archive.name} holds {name!r}, which leads out of the folder; do not use it")
-            if kind == "link": raise ValueError(f"{archive.name} holds {name!r}, which is a link or a device; images need neither, so it is refused")
+            if not out.is_relative_to(folder):
+                raise ValueError(f"{archive.name} holds {name!r}, which leads out of the folder; do not use it")
+            if kind == "link":
+                raise ValueError(f"{archive.name} holds {name!r}, which is a link or a device; images need neither, so "
+                    "it is refused")
             (out if kind == "folder" else out.parent).mkdir(parents=True, exist_ok=True)
             if kind == "file":
                 with opener() as src, out.open("wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
@@ -151,7 +157,8 @@ def unpack(
 )->Path: # `folder`
     "Unpack `archive` beside `folder`, then rename; nothing is ever written outside"
     archive,folder = Path(archive),Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()): raise ValueError(f"{folder} is not empty; remove it to unpack {archive.name} into it")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; remove it to unpack {archive.name} into it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
     try:
@@ -184,5 +191,6 @@ def unpack_once(
         if not folder.is_dir() or not any(folder.iterdir()): return unpack(archive, folder)
         mark = folder/".archive"
         if not mark.is_file() or mark.read_text() != _mark(archive):
-            raise ValueError(f"{folder} was not unpacked from this {archive.name}; remove or rename the folder, or pass the folder itself")
+            raise ValueError(f"{folder} was not unpacked from this {archive.name}; remove or rename the folder, or "
+                "pass the folder itself")
         return folder

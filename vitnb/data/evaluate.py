@@ -30,7 +30,7 @@ def _fields(o):
     return dict(image=torch.from_numpy(widen(o)).permute(2,0,1).contiguous())
 
 class EvalReader:
-    "Reads images or cubes and prepares them as evaluation does; drawing nothing, so that each comes out the same whatever goes with it"
+    "Reads images or cubes and prepares them as evaluation does, each alike whatever goes with it"
     def __init__(self,
         read:object, # Function of a path or an array that gives `(H,W,C)`, or a dictionary of fields
         pipeline:Pipeline, # Evaluation transforms, the normaliser last
@@ -63,9 +63,13 @@ def eval_reader(
     "What reads new images as a run's validation did"
     for k in config: one_of(k, _PARTS, "part of a reader's configuration")
     missing = [k for k in _PARTS if k not in config]
-    if missing: raise ValueError(f"the configuration has no {missing[0]!r}; it comes from dls.config() and has {', '.join(_PARTS)}")
+    if missing:
+        raise ValueError(f"the configuration has no {missing[0]!r}; it comes from dls.config() and has "
+            f"{', '.join(_PARTS)}")
     options = dict(config["reader"])
     name = options.pop("name")
-    if name not in readers: raise ValueError(f"unknown reader {name!r}: {nearest(name, readers)}; if it is yours, import the module that registers it")
+    if name not in readers:
+        raise ValueError(f"unknown reader {name!r}: {nearest(name, readers)}; if it is yours, import the module that "
+            "registers it")
     steps = [make_transform(o) for o in (*config["transforms"], config["normalize"])]
     return EvalReader(partial(_read_any, name=name, options=options), Pipeline(steps))

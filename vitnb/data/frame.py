@@ -27,14 +27,17 @@ def read_frame(
     with open(path, encoding="utf-8-sig", newline="") as f: head = f.readline()
     if not head.strip(): raise ValueError(f"{path} has no first line with the names of its columns")
     separator = max(",;\t|", key=head.count)
-    try: return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True).rename(columns=str.strip)
-    except (pd.errors.ParserError, UnicodeDecodeError) as e: raise ValueError(f"{path} is not a csv in UTF-8 with {separator!r} between its columns: {e}") from e
+    as_text = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    try: return pd.read_csv(path, sep=separator, **as_text).rename(columns=str.strip)
+    except (pd.errors.ParserError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is not a csv in UTF-8 with {separator!r} between its columns: {e}") from e
 
 def _is_empty(v): return v is None or v != v or str(v).strip() == ""
 
 def _cells(frame, column, what):
     "The values of a column"
-    if column not in frame: raise ValueError(f"there is no column {column!r} for {what}: {nearest(column, frame.columns)}")
+    if column not in frame:
+        raise ValueError(f"there is no column {column!r} for {what}: {nearest(column, frame.columns)}")
     return frame[column].tolist()
 
 def _place(i, column): return f"row {i+1} of the table, column {column!r}"
@@ -43,8 +46,14 @@ def _full_cells(frame, column, what):
     "The values of a column as text, each there"
     values = _cells(frame, column, what)
     for i,v in enumerate(values):
-        if _is_empty(v): raise ValueError(f"{_place(i, column)} is empty, and each image needs a {what}; fill it in or remove the row")
+        if _is_empty(v):
+            raise ValueError(f"{_place(i, column)} is empty, and each image needs a {what}; fill it in or remove the "
+                "row")
     return [str(v).strip() for v in values]
+
+def _path_cells(frame, column, what):
+    "The values of a column as paths; tables are often written on Windows"
+    return [o.replace("\\", "/") for o in _full_cells(frame, column, what)]
 
 _IMAGE_COLUMNS = ("image", "file", "path", "filename")
 
@@ -53,7 +62,8 @@ def _image_column(frame, given):
     if given is not None: return given
     found = [c for c in frame.columns if str(c).lower() in _IMAGE_COLUMNS]
     if len(found) != 1:
-        raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(_IMAGE_COLUMNS)}; the columns are {', '.join(map(str, frame.columns))}: give image='...'")
+        raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(_IMAGE_COLUMNS)}; the "
+            f"columns are {', '.join(map(str, frame.columns))}: give image='...'")
     return found[0]
 
 # %% ../../nbs/library/114_data.frame.ipynb #389c04fb
@@ -71,7 +81,8 @@ def _class_names(values):
 def _unknown(task, i, column):
     "What stands for an empty cell"
     if task.unknown is None:
-        raise ValueError(f"{_place(i, column)} is empty; fill it in, remove the row, or give the task unknown=..., a number that stands for unknown entries")
+        raise ValueError(f"{_place(i, column)} is empty; fill it in, remove the row, or give the task unknown=..., a "
+            "number that stands for unknown entries")
     return np.nan if task.decimal else task.unknown
 
 def _class_indices(task, values, column):
@@ -80,7 +91,8 @@ def _class_indices(task, values, column):
     out = []
     for i,v in enumerate(values):
         name = str(v).strip()
-        if not _is_empty(v) and name not in index: raise ValueError(f"{_place(i, column)}: {name!r} is no class of the task: {nearest(name, index)}")
+        if not _is_empty(v) and name not in index:
+            raise ValueError(f"{_place(i, column)}: {name!r} is no class of the task: {nearest(name, index)}")
         out.append(_unknown(task, i, column) if _is_empty(v) else index[name])
     return np.array(out, dtype=np.int64)
 
@@ -90,7 +102,8 @@ def _numbers(task, values, column):
     for i,v in enumerate(values):
         number = None if _is_empty(v) else _number(v)
         if number is None and not _is_empty(v): raise ValueError(f"{_place(i, column)}: {v!r} is not a number")
-        if number is not None and not task.decimal and number != int(number): raise ValueError(f"{_place(i, column)}: {v!r} is not a whole number")
+        if number is not None and not task.decimal and number != int(number):
+            raise ValueError(f"{_place(i, column)}: {v!r} is not a whole number")
         out.append(_unknown(task, i, column) if number is None else number)
     return np.array(out, dtype=np.float32 if task.decimal else np.int64)
 
@@ -101,11 +114,14 @@ def _target(frame, task, columns):
     else: columns,several = list(columns),True
     cells = [_cells(frame, c, "the label") for c in columns]
     if task is None:
-        if len(columns) > 1: raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with task=..., such as Ordinal(levels=4) or MultiLabel(names)")
+        if len(columns) > 1:
+            raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
+                "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
         task,several = OneClass(tuple(_class_names(cells[0]))),False
     if isinstance(task, (OneClass, ClassMap)) and len(columns) > 1:
-        raise ValueError(f"a task of kind {task.kind!r} has one column, not {len(columns)}; give several tasks by name, label=dict(a=..., b=...)")
-    if isinstance(task, ClassMap): return task, [o.replace("\\", "/") for o in _full_cells(frame, columns[0], "label map")]
+        raise ValueError(f"a task of kind {task.kind!r} has one column, not {len(columns)}; give several tasks by "
+            "name, label=dict(a=..., b=...)")
+    if isinstance(task, ClassMap): return task, _path_cells(frame, columns[0], "label map")
     if isinstance(task, OneClass): return task, _class_indices(task, cells[0], columns[0])
     if several and not task.names: task = replace(task, names=tuple(columns))
     found = [_numbers(task, o, c) for o,c in zip(cells, columns)]
@@ -114,14 +130,17 @@ def _target(frame, task, columns):
 def _wanted(label, task, tasks):
     "Name of each task to (task or None, columns)"
     if tasks is not None:
-        if label is not None or task is not None: raise ValueError("give either tasks={name: (task, columns)}, or label=... with task=...")
+        if label is not None or task is not None:
+            raise ValueError("give either tasks={name: (task, columns)}, or label=... with task=...")
         return dict(tasks)
     if label is None:
-        if task is not None: raise ValueError("task=... says what labels mean, and label=... is missing: name the column or columns")
+        if task is not None:
+            raise ValueError("task=... says what labels mean, and label=... is missing: name the column or columns")
         return {}
     if not isinstance(label, Mapping): return {"":(task, label)}
     given = task or {}
-    if not isinstance(given, Mapping): raise ValueError(f"label names {len(label)} tasks; give task=dict(name=...) for those that are not one class")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"label names {len(label)} tasks; give task=dict(name=...) for those that are not one class")
     for k in given:
         if k not in label: raise ValueError(f"task {k!r} has no columns: {nearest(k, label)}")
     return {k:(given.get(k), columns) for k,columns in label.items()}
@@ -129,7 +148,7 @@ def _wanted(label, task, tasks):
 # %% ../../nbs/library/114_data.frame.ipynb #f0a21f04
 def _paths(frame, column, root):
     "Paths of a column, each there"
-    paths = [o.replace("\\", "/") for o in _full_cells(frame, column, "path")] # tables are often written on Windows
+    paths = _path_cells(frame, column, "path")
     _there(paths, root, column)
     return paths
 
@@ -137,8 +156,9 @@ def _there(paths, root, column):
     "Refuse files that are not there"
     missing = [i for i,p in enumerate(paths) if not (root/p).is_file()]
     if missing:
-        raise ValueError(f"{_place(missing[0], column)}: there is no file {root/paths[missing[0]]} ({len(missing)} of {len(paths)} are missing); "
-                         "paths start at the folder of the table, or at root=...")
+        first = missing[0]
+        raise ValueError(f"{_place(first, column)}: there is no file {root/paths[first]} ({len(missing)} of {len(paths)} "
+            "are missing); paths start at the folder of the table, or at root=...")
 
 def _divide(table, frame, column):
     "The splits that a column names"
@@ -148,10 +168,12 @@ def _divide(table, frame, column):
         if o not in SPLIT_NAMES: raise ValueError(f"{_place(i, column)}: {o!r} is no split: {nearest(o, SPLIT_NAMES)}")
     where = np.array([SPLIT_NAMES[o] for o in said])
     parts = {k:np.flatnonzero(where == k) for k in ("train", "valid", "test") if (where == k).any()}
-    if "train" not in parts: raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(said)))}")
+    if "train" not in parts:
+        raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(said)))}")
     if table.groups is not None:
         for (a,b),both in shared_groups(parts, table.groups).items():
-            raise ValueError(f"group {both[0]!r} is in {a} and in {b} ({len(both)} such groups); put each group into one split, or leave split=... out")
+            raise ValueError(f"group {both[0]!r} is in {a} and in {b} ({len(both)} such groups); put each group into "
+                "one split, or leave split=... out")
     return {k:table.take(i) for k,i in parts.items()}
 
 def frame_set(

@@ -21,7 +21,8 @@ def _grey(
     white:float, # The value that means white
 )->Image.Image: # 8-bit greyscale
     "Scale deep grey values to 8 bits; values outside 0 to `white` are a `ValueError`"
-    if not (a.min() >= 0 and a.max() <= white): raise ValueError(f"values from {a.min()} to {a.max()} do not lie in 0 to {white}, so white is unknown")
+    if not (a.min() >= 0 and a.max() <= white):
+        raise ValueError(f"values from {a.min()} to {a.max()} do not lie in 0 to {white}, so white is unknown")
     return Image.fromarray(np.rint(a*(255/white)).astype(np.uint8))
 
 def as_rgb(
@@ -96,7 +97,9 @@ def read_grey(
     path:str|Path, # Image file
 )->np.ndarray: # `(H,W,1)`, 16 bits where the file has them
     "Read one channel: brightness of a colour image, a grey one as it is"
-    def read(img): return _upright(img if img.mode[0] in "IFL" and img.mode != "LA" else Image.fromarray(as_rgb(img)).convert("L"))
+    def read(img):
+        grey = img.mode[0] in "IFL" and img.mode != "LA"
+        return _upright(img if grey else Image.fromarray(as_rgb(img)).convert("L"))
     return _decode(path, read)
 
 # %% ../../nbs/library/100_data.image.ipynb #f496b5ca
@@ -106,7 +109,8 @@ def widen(
     a:np.ndarray, # Any numbers
 )->np.ndarray: # The same numbers, in a type that torch calculates with; without a copy where it is one
     "Values in a type that torch has operations for"
-    if a.dtype.name == "uint64": raise ValueError("values of uint64 fit no type of torch; store them as int64 or float32")
+    if a.dtype.name == "uint64":
+        raise ValueError("values of uint64 fit no type of torch; store them as int64 or float32")
     return np.ascontiguousarray(a, dtype=_WIDER.get(a.dtype.name, a.dtype.newbyteorder("=")))
 
 # %% ../../nbs/library/100_data.image.ipynb #5a42138d

@@ -47,7 +47,9 @@ class ImageDataset:
     @property
     def labels(self)->np.ndarray:
         "Targets of the only task, (N,...)"
-        if "" not in self.targets: raise ValueError(f"the dataset has {', '.join(map(repr, self.targets)) or 'no targets'}, not the targets of one task; ask for targets[name]")
+        if "" not in self.targets:
+            raise ValueError(f"the dataset has {', '.join(map(repr, self.targets)) or 'no targets'}, not the targets "
+                "of one task; ask for targets[name]")
         return self.targets[""]
 
     @property
@@ -101,13 +103,26 @@ def take(self:ImageDataset,
     "Some of the samples"
     if not self.at_hand and any(not isinstance(o, np.ndarray) for o in self.targets.values()):
         raise ValueError("some of the label maps of a set cannot be taken while they are files; load them as arrays")
-    of = lambda o: None if o is None else o[rows]
-    return ImageDataset(SubsetSource(self.source, rows), {k:v[rows] for k,v in self.targets.items()}, self.tasks, of(self.groups), of(self.weights))
+    groups,weights = (None if o is None else o[rows] for o in (self.groups, self.weights))
+    targets = {k:v[rows] for k,v in self.targets.items()}
+    return ImageDataset(SubsetSource(self.source, rows), targets, self.tasks, groups, weights)
 
 @patch
 def new_empty(self:ImageDataset)->ImageDataset: # What fastai's `export` stores
     "The same without a sample"
-    return ImageDataset(ArraySource(np.zeros((0,1,1,3), np.uint8)), {k:np.zeros((0,), np.int64) for k in self.targets}, self.tasks)
+    none = {k:np.zeros((0,), np.int64) for k in self.targets}
+    return ImageDataset(ArraySource(np.zeros((0,1,1,3), np.uint8)), none, self.tasks)
+
+# %% ../../nbs/library/130_data.loader.ipynb #5a7b75d4
+@patch
+def class_counts(self:ImageDataset,
+    task:str, # Name of a task
+    n:int=64, # Label maps that are read at a time
+)->np.ndarray: # Entries of each class, (K,)
+    "How often each class of a task occurs, for class weights"
+    if isinstance(self.targets.get(task), np.ndarray): return self.tasks[task].counts(self.targets[task])
+    maps = (o for i in range(0, len(self), n) for o in self.entries(task, np.arange(i, min(i+n, len(self)))))
+    return sum(self.tasks[task].counts(o) for o in maps)
 
 # %% ../../nbs/library/130_data.loader.ipynb #008a21cc
 @contextmanager
@@ -144,9 +159,11 @@ _ROOM = 2**19 # bytes of images that are made in one go
 
 class _Work:
     "Make the batch of a key (epoch, indices, whether the rest is done on the device); what a worker process holds"
-    def __init__(self, dataset, pipeline, seed, views=1): self.dataset,self.pipeline,self.seed,self.views = dataset,pipeline,seed,views
+    def __init__(self, dataset, pipeline, seed, views=1):
+        self.dataset,self.pipeline,self.seed,self.views = dataset,pipeline,seed,views
 
-    def draws(self, epoch, idx, view): return Draws(self.seed, epoch, view_index(idx, max(1, len(self.dataset)), view, self.views))
+    def draws(self, epoch, idx, view):
+        return Draws(self.seed, epoch, view_index(idx, max(1, len(self.dataset)), view, self.views))
 
     def __getitem__(self, key):
         epoch,idx,split = key
@@ -184,7 +201,9 @@ def _some_rows(fields, a, b):
     return own
 
 @patch
-def in_turn(self:_Work, keys):
+def in_turn(self:_Work,
+    keys:list, # (epoch, indices, whether the rest is done on the device) of each batch
+)->Iterator: # What `__getitem__` gives of each
     "The batches of `keys`; small ones several at a time, for an operation on few images costs nearly what it costs on many"
     k,i = 1,0
     while i < len(keys):
@@ -194,7 +213,9 @@ def in_turn(self:_Work, keys):
             continue
         made = self[now[0]]
         yield made
-        if i == 1 and self._alone(now[0]): k = max(1, _ROOM//max(made[0]["image"].nbytes, len(now[0][1])*self.dataset.source.item_bytes))
+        if i == 1 and self._alone(now[0]):
+            nbytes = max(made[0]["image"].nbytes, len(now[0][1])*self.dataset.source.item_bytes)
+            k = max(1, _ROOM//nbytes)
 
 @patch
 def _several(self:_Work, keys):
@@ -248,7 +269,8 @@ class ImageLoader(DataLoader):
 # %% ../../nbs/library/130_data.loader.ipynb #c9484fb4
 def _check_views(views):
     "A number of views"
-    if isinstance(views, bool) or not isinstance(views, int) or views < 1: raise ValueError(f"views={views!r} must be a whole number from 1; 2 for contrastive training")
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise ValueError(f"views={views!r} must be a whole number from 1; 2 for contrastive training")
     return views
 
 def _check_weights(weights, n, shuffle):
@@ -262,9 +284,11 @@ def _check_weights(weights, n, shuffle):
 
 def _check_bs(bs, n, drop_last):
     "A batch size that can give a batch"
-    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1: raise ValueError(f"bs={bs!r} must be a whole number from 1; for example 64")
+    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1:
+        raise ValueError(f"bs={bs!r} must be a whole number from 1; for example 64")
     if drop_last and 0 < n < bs:
-        raise ValueError(f"bs={bs} is larger than the set: it has {n} images, so no batch would be full; set bs to at most {n}")
+        raise ValueError(f"bs={bs} is larger than the set: it has {n} images, so no batch would be full; set bs to at "
+            f"most {n}")
 
 # %% ../../nbs/library/130_data.loader.ipynb #54043598
 @patch
@@ -317,7 +341,8 @@ def _key(self:ImageLoader, epoch, idx):
 @patch
 def _finish(self:ImageLoader, made, epoch, idx):
     "Move a worker's batch to the device and run the transforms that are left"
-    if self.device is not None and self.device.type != "cpu": made = map_tensors(lambda o: o.to(self.device, non_blocking=True), made)
+    if self.device is not None and self.device.type != "cpu":
+        made = map_tensors(lambda o: o.to(self.device, non_blocking=True), made)
     fields = self._work.rest(made, epoch, idx)
     return Batch({"image":fields["image"], **fields})
 
@@ -430,6 +455,11 @@ def _titles(tasks, target, n):
         for row,o in zip(rows, y[:n].cpu()): row.append(f"{name + ': ' if name else ''}{_in_words(task, o)}")
     return ["\n".join(o) for o in rows]
 
+def _one_number(target):
+    "Of a batch with several views those targets that are one number a sample"
+    if isinstance(target, dict): return {k:y for k,y in target.items() if y.ndim == 1}
+    return target if target is not None and target.ndim == 1 else None
+
 def _maps(tasks, target):
     "The label maps of a batch"
     return [y.cpu() for _,_,y in tasks.split(target) if is_map(y)] if target is not None else []
@@ -453,8 +483,9 @@ def show_batch(self:ImageLoader,
     views = x.unbind(1) if x.ndim == 5 else [x]
     bands = getattr(self.dataset, "shown", None) or slice(None)
     shown = np.concatenate([to_picture((norm.undo(o) if norm else o)[:,bands]) for o in views], 2) # B,H,V*W,3
-    n,maps = len(shown),_maps(self.tasks, b.get("target"))
-    names = titles or _titles(self.tasks, b.get("target"), n)
+    target = b.get("target") if len(views) == 1 else _one_number(b.get("target"))
+    n,maps = len(shown),_maps(self.tasks, target)
+    names = titles or _titles(self.tasks, target, n)
     fig,axs = plt.subplots(-(-n//cols), min(cols, n), squeeze=False, figsize=(1.1*len(views)*min(cols, n), 1.3*-(-n//cols)), dpi=80)
     for ax in axs.flat: ax.axis("off")
     for i,(ax,o,t) in enumerate(zip(axs.flat, shown, names)):
@@ -478,10 +509,10 @@ def show_results(self:ImageLoader,
 
 # %% ../../nbs/library/130_data.loader.ipynb #aea57f77
 class ImageLoaders(DataLoaders):
-    "Loaders for train, valid and test, with what the data tells a model: `tasks`, `model_kw`, `img_size`, `mean`, `std`, `image_set`; `vocab` and `c` for one class"
+    "Loaders for train, valid and test, with what the data tells a model (`tasks`, `model_kw`, `img_size`, `mean`, `std`)"
     def __init__(self,
         *loaders:ImageLoader, # Train, valid, test
-        about:dict|None=None, # The attributes named above, and `reader`, the reader's configuration
+        about:dict|None=None, # These attributes, `image_set`, `reader` (its configuration), and `vocab` and `c` for one class
         **kw, # `path` and `device`, as in fastai
     ):
         super().__init__(*loaders, **kw)
@@ -499,7 +530,8 @@ class ImageLoaders(DataLoaders):
         "Names and plain arguments from which `vitnb.data.evaluate.eval_reader` reads new images in the same way"
         steps = self.valid.pipeline.transforms
         norm = [t for t in steps if hasattr(t, "undo")]
-        if len(norm) != 1 or steps[-1] is not norm[0]: raise ValueError(f"an evaluation pipeline ends with its only normaliser, and this has {steps!r}")
+        if len(norm) != 1 or steps[-1] is not norm[0]:
+            raise ValueError(f"an evaluation pipeline ends with its only normaliser, and this has {steps!r}")
         return dict(reader=self.reader, transforms=[t.config() for t in steps[:-1]], normalize=norm[0].config())
 
     def new_empty(self): # what `Learner.export` stores: no images
@@ -534,7 +566,8 @@ def _datasets(image_set, cache, cache_size):
     shrunk = cache_size if cache and not isinstance(image_set.split("train").items, np.ndarray) else None
     out = {}
     for k,v in image_set.splits.items():
-        targets = {name:o if isinstance(o, np.ndarray) else MapSource(image_set, k, name, shrunk) for name,o in v.targets.items()}
+        maps = {name:MapSource(image_set, k, name, shrunk) for name,o in v.targets.items() if not isinstance(o, np.ndarray)}
+        targets = {**v.targets, **maps}
         out[k] = ImageDataset(sources[k], targets, image_set.tasks, v.groups, v.weights)
     return out
 
@@ -542,7 +575,8 @@ def _own_size(datasets, name):
     "The side of the images of a set, where they are square and of one size"
     sizes = {o.source.size for o in datasets.values()}
     h,w = sizes.pop() if len(sizes) == 1 and None not in sizes else (0, 1)
-    if h != w: raise ValueError(f"the images of {name} are not all square and of one size; give img_size, for example 224")
+    if h != w:
+        raise ValueError(f"the images of {name} are not all square and of one size; give img_size, for example 224")
     return h
 
 def _stats(image_set, stats):
@@ -554,8 +588,11 @@ def _first_batches(dataset, batches, bs, seed):
     "The first batches of a shuffled set"
     n = len(dataset)//bs
     if isinstance(batches, bool) or not isinstance(batches, int) or not 0 < batches <= n:
-        raise ValueError(f"overfit_batches={batches!r} must be from 1 to {n}, the full batches of {bs} that the set has (0: off)")
-    return dataset.take(np.argsort(hash_ints(settings().seed if seed is None else seed, np.arange(len(dataset))), kind="stable")[:batches*bs])
+        raise ValueError(f"overfit_batches={batches!r} must be from 1 to {n}, the full batches of {bs} that the set "
+            "has (0: off)")
+    seed = settings().seed if seed is None else seed
+    order = np.argsort(hash_ints(seed, np.arange(len(dataset))), kind="stable")
+    return dataset.take(order[:batches*bs])
 
 _SAMPLING = ("uniform", "balanced", "weighted")
 
@@ -564,9 +601,13 @@ def _sample_weights(dataset, sampling):
     sampling = sampling or ("uniform" if dataset.weights is None else "weighted")
     if one_of(sampling, _SAMPLING, "sampling") == "uniform": return None
     if sampling == "weighted":
-        if dataset.weights is None: raise ValueError("sampling='weighted' needs a weight for each sample; load the set with weight='...', the column that has them")
+        if dataset.weights is None:
+            raise ValueError("sampling='weighted' needs a weight for each sample; load the set with weight='...', the "
+                "column that has them")
         return dataset.weights
-    if not dataset.tasks.only: raise ValueError(f"sampling='balanced' balances the classes of one task, and the set has {list(dataset.tasks) or 'none'}; give each sample a weight instead")
+    if not dataset.tasks.only:
+        raise ValueError("sampling='balanced' balances the classes of one task, and the set has "
+            f"{list(dataset.tasks) or 'none'}; give each sample a weight instead")
     return dataset.tasks.only.balance(dataset.labels)
 
 def _model_kw(image_set, size, channels):
@@ -592,7 +633,7 @@ def image_loaders(
     stats:str|tuple="train", # Mean and std: "train" computes them, or a name in `STATS`, or (mean, std)
     drop_last:bool=True, # Train on full batches only; valid and test keep every sample
     on_device:bool|None=None, # Augment on the device what suits it; None: if that is CUDA
-    sampling:str|None=None, # "uniform": each sample once an epoch; "balanced": each class as often as any other; "weighted": by the set's weights; None: by weights if there are any
+    sampling:str|None=None, # "uniform", "balanced" (each class as often as any other), "weighted"; None: by the set's weights if it has any
     overfit_batches:int=0, # To find mistakes: train on so many batches only, without augmentation, and validate on them; 0: off
     views:int=1, # Training batches with so many views of each image, (B,V,C,H,W)
 )->ImageLoaders: # train, valid and test
@@ -605,10 +646,12 @@ def image_loaders(
     valid = eval_pipeline(size, resize=eval_resize or round(size*augment_ratio.get(augment, 1)), **norm)
     if overfit_batches: data["train"] = data["valid"] = _first_batches(data["train"], overfit_batches, bs, seed)
     kw = dict(seed=seed, workers=workers, vocab=image_set.classes, on_device=on_device)
-    own = dict(bs=bs, shuffle=True, drop_last=drop_last, sample_weights=_sample_weights(data["train"], sampling), views=views)
+    weights = _sample_weights(data["train"], sampling)
+    own = dict(bs=bs, shuffle=True, drop_last=drop_last, sample_weights=weights, views=views)
     own = dict(train=dict(pipeline=valid if overfit_batches else train, **own))
     dls = [ImageLoader(o, **own.get(k, dict(pipeline=valid, bs=valid_bs or bs)), **kw) for k,o in data.items()]
-    about = dict(mean=mean, std=std, img_size=size, image_set=image_set, reader=dict(name=image_set.reader), model_kw=_model_kw(image_set, size, len(mean)))
+    about = dict(mean=mean, std=std, img_size=size, image_set=image_set, reader=dict(name=image_set.reader))
+    about["model_kw"] = _model_kw(image_set, size, len(mean))
     if image_set.classes: about |= dict(vocab=image_set.classes, c=image_set.n_classes)
     return ImageLoaders(*dls, path=settings().outputs_path, device=pick_device(device), about=about)
 

@@ -29,7 +29,8 @@ def absorbers(
 )->dict: # oxy, deoxy: optical depth of 1 cm of whole blood; melanin, macular: relative to 500 and 460 nm
     "The spectra of what absorbs in a retina"
     nm = np.asarray(nm, dtype=float)
-    if nm.min() < 450 or nm.max() > 850: raise ValueError(f"wavelengths {nm.min():g} to {nm.max():g} nm leave the tables of haemoglobin, 450 to 850 nm")
+    if nm.min() < 450 or nm.max() > 850:
+        raise ValueError(f"wavelengths {nm.min():g} to {nm.max():g} nm leave the tables of haemoglobin, 450 to 850 nm")
     blood = 150/64_500 # mol/l of haemoglobin
     def bump(center, width, height): return height*np.exp(-width*(center - nm)**2)
     macular = bump(436, .0012, .32) + bump(480, .0012, .32) + bump(458, .0012, -.123) + bump(457, .006, .12042)

@@ -39,7 +39,8 @@ class Batch(tuple):
         if not isinstance(fields, Mapping): return cls.of(fields, n_inp)
         fields = dict(fields)
         if not 0 < n_inp <= len(fields) or "target" in list(fields)[:n_inp]:
-            raise ValueError(f"n_inp={n_inp}: the first {n_inp} of the fields {', '.join(fields)} must be inputs; put inputs first and the target after them")
+            raise ValueError(f"n_inp={n_inp}: the first {n_inp} of the fields {', '.join(fields)} must be inputs; put "
+                "inputs first and the target after them")
         inputs = tuple(fields)[:n_inp]
         batch = super().__new__(cls, [fields[k] for k in (*inputs, *_target_names(fields))])
         batch.fields,batch.inputs,batch.n_inp = fields,inputs,n_inp
@@ -49,8 +50,9 @@ class Batch(tuple):
     def of(cls, batch:Sequence, n_inp:int=1)->"Batch":
         "A batch from the plain tuple of a loader that is not ours"
         if isinstance(batch, Batch): return batch
-        names = ["image", *(f"input_{i}" for i in range(1, n_inp)), "target", *(f"target_{i}" for i in range(1, len(batch)-n_inp))]
-        return cls(dict(zip(names, batch)), n_inp)
+        inputs = ["image", *(f"input_{i}" for i in range(1, n_inp))]
+        targets = ["target", *(f"target_{i}" for i in range(1, len(batch)-n_inp))]
+        return cls(dict(zip(inputs + targets, batch)), n_inp)
 
     def __getitem__(self, k:str|int|slice)->object:
         if not isinstance(k, str): return super().__getitem__(k)
@@ -110,7 +112,9 @@ def map_targets(
     target = sample.get("target")
     if target is None: return sample
     tasks = sample.get("tasks")
-    if not tasks: raise ValueError("the samples have a target and no tasks, so nobody knows how it moves; give the pipeline its tasks: Pipeline(transforms, tasks)")
+    if not tasks:
+        raise ValueError("the samples have a target and no tasks, so nobody knows how it moves; give the pipeline its "
+            "tasks: Pipeline(transforms, tasks)")
     return {**sample, "target":tasks.map(f, target)}
 
 def map_names(

@@ -47,14 +47,17 @@ def _images(d, root):
 def _class_split(d, root, classes):
     "The `Split` of `d/<class>/*`"
     if extra := [o.name for o in _folders(d) if o.name not in classes and _images(o, root)]:
-        raise ValueError(f"{d} has class folders that train does not have: {', '.join(extra[:5])}; a model cannot have learnt them, so move or remove them")
+        raise ValueError(f"{d} has class folders that train does not have: {', '.join(extra[:5])}; a model cannot have "
+            "learnt them, so move or remove them")
     items,labels = [],[]
     for i,c in enumerate(classes):
         here = _images(d/c, root) if (d/c).is_dir() else []
         if (d/c).is_dir() and not here:
-            raise ValueError(f"class folder {d/c} holds no image (looked for {' '.join(sorted(IMAGE_TYPES))}); add images or remove the folder")
+            raise ValueError(f"class folder {d/c} holds no image (looked for {' '.join(sorted(IMAGE_TYPES))}); add "
+                "images or remove the folder")
         items += here; labels += [i]*len(here)
-    if not items: raise ValueError(f"{d} holds no image in a class folder; put each into {d.name}/<class>/, or remove {d.name}")
+    if not items:
+        raise ValueError(f"{d} holds no image in a class folder; put each into {d.name}/<class>/, or remove {d.name}")
     return Split(items, labels)
 
 # %% ../../nbs/library/115_data.sets.ipynb #a6e13d40
@@ -63,10 +66,12 @@ def _split_folders(root):
     found = {}
     for o in _folders(root):
         if k := SPLIT_NAMES.get(o.name.lower()):
-            if k in found: raise ValueError(f"{root} has both {found[k].name} and {o.name}, which mean the same; keep one")
+            if k in found:
+                raise ValueError(f"{root} has both {found[k].name} and {o.name}, which mean the same; keep one")
             found[k] = o
     if found and "train" not in found:
-        raise ValueError(f"{root} has {', '.join(o.name for o in found.values())} but no train folder; add one with the classes in it")
+        raise ValueError(f"{root} has {', '.join(o.name for o in found.values())} but no train folder; add one with "
+            "the classes in it")
     if set(found) == {"train", "valid"}: found["test"] = found.pop("valid")
     return found
 
@@ -81,7 +86,8 @@ def folder_set(
     classes = [o.name for o in _folders(found["train"])]
     if len(classes) < 2:
         loose = " and loose images" if _images(root, root) else ""
-        raise ValueError(f"{found['train']} has {len(classes)} class folders{loose}; put each class into a folder of its own, two at least")
+        raise ValueError(f"{found['train']} has {len(classes)} class folders{loose}; put each class into a folder of "
+            "its own, two at least")
     return ImageSet(name or root.name, classes, {k:_class_split(d, root, classes) for k,d in found.items()}, root)
 
 # %% ../../nbs/library/115_data.sets.ipynb #28b471cc
@@ -105,7 +111,8 @@ def _place(name, root, fetch):
     for d in (root, root/folder):
         if d.is_dir() and _layouts[name](unwrap_folder(d)): return unwrap_folder(d)
     archive = root/file
-    if not archive.is_file() and not fetch: raise ValueError(f"{name} is not at {root}: put {file} (from {url}{file}) there, or load it with download=True")
+    if not archive.is_file() and not fetch:
+        raise ValueError(f"{name} is not at {root}: put {file} (from {url}{file}) there, or load it with download=True")
     return unpack_once(download(url+file, archive, md5=md5), root/folder)
 
 # %% ../../nbs/library/115_data.sets.ipynb #e529c53b
@@ -146,7 +153,8 @@ def _cifar_split(folder, files, key, n_classes):
         b = load_pickle(folder/f)
         data,here = (np.asarray(b.get(k, [])) for k in ("data", key)) if isinstance(b, dict) else ([], [])
         if np.shape(data) != (len(here), 3072) or not len(here) or data.dtype != np.uint8 or not 0 <= here.min() <= here.max() < n_classes:
-            raise ValueError(f"{folder/f} does not hold rows of 3,072 bytes with {key!r} from 0 to {n_classes-1}; {_again(folder)}")
+            raise ValueError(f"{folder/f} does not hold rows of 3,072 bytes with {key!r} from 0 to {n_classes-1}; "
+                f"{_again(folder)}")
         items.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)); labels.append(here)
     return Split(np.ascontiguousarray(np.concatenate(items)), np.concatenate(labels))
 
@@ -155,7 +163,8 @@ def _cifar(name, root, download, train, test, meta, names, key):
     folder = _place(name, root, download)
     head = load_pickle(folder/meta)
     classes = head.get(names) if isinstance(head, dict) else None
-    if not classes: raise ValueError(f"{folder/meta} does not hold the names of the classes under {names!r}; {_again(folder)}")
+    if not classes:
+        raise ValueError(f"{folder/meta} does not hold the names of the classes under {names!r}; {_again(folder)}")
     return ImageSet(name, classes, dict(train=_cifar_split(folder, train, key, len(classes)), test=_cifar_split(folder, test, key, len(classes))))
 
 _batches = [f"data_batch_{i}" for i in range(1, 6)]
@@ -165,13 +174,16 @@ sets["cifar100"] = lambda root=None, download=True: _cifar("cifar100", root, dow
 # %% ../../nbs/library/115_data.sets.ipynb #5cad53ae
 def _val_labels(file, classes):
     "Image name to class index from `val_annotations.txt`: file, wnid and a box, separated by tabs, no header"
-    if not file.is_file(): raise ValueError(f"{file} is missing, so the images beside it have no labels; {_again(file.parents[1])}")
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, so the images beside it have no labels; {_again(file.parents[1])}")
     index,out = {c:i for i,c in enumerate(classes)},{}
     for n,line in enumerate(file.read_text().splitlines(), 1):
         cols = line.split("\t")
         if len(cols) != 6 or cols[1] not in index:
-            raise ValueError(f"{file} line {n}: {line!r} is not a file, a wnid of wnids.txt and four numbers, separated by tabs")
-        if out.setdefault(cols[0], index[cols[1]]) != index[cols[1]]: raise ValueError(f"{file} line {n}: {cols[0]} has another label above; keep one")
+            raise ValueError(f"{file} line {n}: {line!r} is not a file, a wnid of wnids.txt and four numbers, "
+                "separated by tabs")
+        if out.setdefault(cols[0], index[cols[1]]) != index[cols[1]]:
+            raise ValueError(f"{file} line {n}: {cols[0]} has another label above; keep one")
     return out
 
 def _tiny_val(root, classes):
@@ -192,7 +204,8 @@ def _tiny_imagenet(root=None, download=True):
     classes,here = sorted(set((root/"wnids.txt").read_text().split())),{o.name for o in _folders(root/"train")}
     if odd := sorted(here ^ set(classes)):
         only = "train" if odd[0] in here else "wnids.txt"
-        raise ValueError(f"{root}: {odd[0]} is in {only} only ({len(odd)} such); wnids.txt must list the folders of train")
+        raise ValueError(f"{root}: {odd[0]} is in {only} only ({len(odd)} such); wnids.txt must list the folders of "
+            "train")
     words = dict(o.split("\t", 1) for o in (root/"words.txt").read_text().splitlines() if "\t" in o) if (root/"words.txt").is_file() else {}
     titles = [words.get(c, c).split(",")[0] for c in classes]
     return ImageSet("tiny_imagenet", classes, dict(train=_class_split(root/"train", root, classes), test=_tiny_val(root, classes)), root, titles)
@@ -203,7 +216,8 @@ def _imagenet(root=None, download=True):
     root = _root(root)
     for d in (root, root/"imagenet"):
         if (d/"train").is_dir() and (d/"val").is_dir(): return folder_set(d, "imagenet", dict(train="train", test="val"))
-    raise ValueError(f"imagenet is not at {root/'imagenet'}: get ILSVRC2012 from image-net.org and sort it into train/<wnid>/ and val/<wnid>/ there")
+    raise ValueError(f"imagenet is not at {root/'imagenet'}: get ILSVRC2012 from image-net.org and sort it into "
+        "train/<wnid>/ and val/<wnid>/ there")
 
 # %% ../../nbs/library/115_data.sets.ipynb #263f473d
 def _resolve(path, root=None):
@@ -259,6 +273,8 @@ def _find_set(name, root, download, reader, columns):
     if table is not None and table.is_file() and table.suffix.lower() in (".csv", ".tsv"):
         start = table.parent if root is None else _root(root)
         return frame_set(read_frame(table), table.stem, start, reader=reader, **columns)
-    if columns: raise ValueError(f"{next(iter(columns))}=... names a column, and {name} is no table; leave it out, or give a csv or a DataFrame")
+    if columns:
+        raise ValueError(f"{next(iter(columns))}=... names a column, and {name} is no table; leave it out, or give a "
+            "csv or a DataFrame")
     s = sets[name](root, download) if name in sets else _from_path(name, root)
     return s if reader is None else ImageSet(s.name, s.tasks, s.splits, s.root, s.titles, reader=reader)

@@ -21,7 +21,9 @@ def shard(
     world:int, # How many processes
 )->np.ndarray: # Positions in the batch, ascending
     "The part of a batch that belongs to a process"
-    if n < world: raise ValueError(f"a batch of {n} samples cannot be divided among {world} processes; use drop_last=True, another bs, or fewer processes")
+    if n < world:
+        raise ValueError(f"a batch of {n} samples cannot be divided among {world} processes; use drop_last=True, "
+            "another bs, or fewer processes")
     if n % (2*world): return np.array_split(np.arange(n), world)[rank]
     front = np.array_split(np.arange(n//2), world)[rank]
     return np.concatenate([front, n-1-front[::-1]])
@@ -66,7 +68,8 @@ def shard_loader(
 )->ShardLoader: # At the same epoch
     "The loader of one of several processes"
     if not hasattr(dl, "make_batch"):
-        raise ValueError(f"a {type(dl).__name__} cannot be shared by processes: only an ImageLoader knows the whole batch; make it with image_loaders or cube_loaders")
+        raise ValueError(f"a {type(dl).__name__} cannot be shared by processes: only an ImageLoader knows the whole "
+            "batch; make it with image_loaders or cube_loaders")
     out = dl.new(cls=ShardLoader)
     out.rank,out.world,out.turns = my_rank() if rank is None else rank,n_ranks() if world is None else world,turns
     return out

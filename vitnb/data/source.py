@@ -88,7 +88,9 @@ class FileSource(ImageSource):
         self.size = sizes.pop() if len(sizes) == 1 else None # judged by the first images, good enough for a default
 
     def __len__(self): return len(self.image_set.split(self.split))
-    def read(self, idx): return stack_images([torch.from_numpy(widen(_shrink(self.image_set.read(self.split, int(i)), None))) for i in idx])
+    def read(self, idx):
+        images = [_shrink(self.image_set.read(self.split, int(i)), None) for i in idx]
+        return stack_images([torch.from_numpy(widen(o)) for o in images])
 
 class MapSource:
     "Label maps that are decoded at each reading"
@@ -104,7 +106,8 @@ class MapSource:
         idx:np.ndarray, # Positions, (B,)
     )->Tensor|list: # `int64` (B,H,W), or a list where sizes differ
         "The label maps at `idx`"
-        return stack_images([torch.from_numpy(_shrink_map(self.image_set.label_map(self.split, self.task, int(i)), self.size)) for i in idx])
+        maps = [self.image_set.label_map(self.split, self.task, int(i)) for i in idx]
+        return stack_images([torch.from_numpy(_shrink_map(o, self.size)) for o in maps])
 
 def _shrink_map(a, size):
     "A label map, its shorter side at most `size` pixels: the class of the nearest pixel"
@@ -169,7 +172,8 @@ def _check_disk(image_set, size, where):
 def _check_alike(a, kind, image_set, split, i):
     "Refuse an image of other channels or depth than the first"
     if (a.shape[0], a.dtype.name) != kind:
-        raise ValueError(f"{image_set.path(split, i)} has {a.shape[0]} channels of {a.dtype}, the first image {kind[0]} of {kind[1]}; choose a reader that makes them alike, such as reader='rgb'")
+        raise ValueError(f"{image_set.path(split, i)} has {a.shape[0]} channels of {a.dtype}, the first image "
+            f"{kind[0]} of {kind[1]}; choose a reader that makes them alike, such as reader='rgb'")
 
 # %% ../../nbs/library/125_data.source.ipynb #a948c9c4
 def _write_split(image_set, split, size, folder, bar, kind, chunk=256):
@@ -200,7 +204,8 @@ def _build(image_set, size, tmp, want):
 def _want(image_set, size):
     "What a cache of `image_set` must say of itself"
     counts = {k:len(v) for k,v in image_set.splits.items()}
-    return dict(version=2, fingerprint=image_set.fingerprint, stamp=image_set.stamp, reader=image_set.reader, size=size, counts=counts)
+    who = dict(fingerprint=image_set.fingerprint, stamp=image_set.stamp, reader=image_set.reader)
+    return dict(version=2, **who, size=size, counts=counts)
 
 # %% ../../nbs/library/125_data.source.ipynb #b85f94eb
 def build_cache(

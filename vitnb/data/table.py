@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from ..core import atomic_write, hash_ints, one_of, progress, settings
 from .image import UnreadableImage, read_map, readers
 from .split import group_split
-from .stats import BandStats, moments, pixel_counts, published_stats
+from .stats import BandStats, moments, channel_counts, published_stats
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/112_data.table.ipynb #5ef82032
@@ -32,7 +32,8 @@ def _as_target(o):
     "A column of targets: `int64`, `float32`, maps as they are, or paths"
     if isinstance(o, np.ndarray) and o.ndim >= 3: return o # maps keep their depth, which is an eighth of int64
     a = np.asarray(o)
-    if a.dtype.kind == "O" and not all(isinstance(v, (str, Path)) for v in a.ravel()): raise ValueError(f"targets such as {a.ravel()[0]!r} are neither numbers nor paths")
+    if a.dtype.kind == "O" and not all(isinstance(v, (str, Path)) for v in a.ravel()):
+        raise ValueError(f"targets such as {a.ravel()[0]!r} are neither numbers nor paths")
     if a.dtype.kind in "OU": return [str(v) for v in a]
     return a.astype(np.float32 if a.dtype.kind == "f" else np.int64)
 
@@ -50,14 +51,17 @@ class Split:
         self.groups = None if groups is None else np.asarray(groups)
         self.weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         for name,o in (*self.targets.items(), ("groups", self.groups), ("weights", self.weights)):
-            if o is not None and len(o) != len(self.items): raise ValueError(f"{len(self.items)} images but {len(o)} {name or 'labels'}; each image needs one")
+            if o is not None and len(o) != len(self.items):
+                raise ValueError(f"{len(self.items)} images but {len(o)} {name or 'labels'}; each image needs one")
 
     def __len__(self): return len(self.items)
 
     @property
     def labels(self)->np.ndarray:
         "The targets of the only task"
-        if "" not in self.targets: raise ValueError(f"the split has {', '.join(map(repr, self.targets)) or 'no targets'}, not the targets of one task; ask for targets[name]")
+        if "" not in self.targets:
+            raise ValueError(f"the split has {', '.join(map(repr, self.targets)) or 'no targets'}, not the targets of "
+                "one task; ask for targets[name]")
         return self.targets[""]
 
 def _rows(o, idx):
@@ -124,14 +128,20 @@ def _usual_reader(splits):
 def _check_split(s, name, split):
     "Refuse targets that do not fit their tasks"
     if isinstance(split.items, np.ndarray) and (split.items.ndim not in (3, 4) or split.items.dtype.kind not in "biuf"):
-        raise ValueError(f"{name} of {s.name} has images of shape {split.items.shape} and {split.items.dtype}; give numbers (N,H,W) or (N,H,W,C)")
+        raise ValueError(f"{name} of {s.name} has images of shape {split.items.shape} and {split.items.dtype}; give "
+            "numbers (N,H,W) or (N,H,W,C)")
     for k,v in split.targets.items():
-        if isinstance(v, np.ndarray) and v.ndim >= 3 and isinstance(split.items, np.ndarray) and v.shape[-2:] != split.items.shape[1:3]:
-            raise ValueError(f"{name} of {s.name} has maps of {v.shape[-2:]} pixels and images of {split.items.shape[1:3]}; make them one size")
-    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and v.ndim < 3 and len(v)}
+        both_arrays = isinstance(v, np.ndarray) and isinstance(split.items, np.ndarray)
+        if both_arrays and v.ndim >= 3 and v.shape[-2:] != split.items.shape[1:3]:
+            raise ValueError(f"{name} of {s.name} has maps of {v.shape[-2:]} pixels and images of "
+                f"{split.items.shape[1:3]}; make them one size")
+    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and len(v)}
     unknown = [k for k in split.targets if k not in s.tasks]
-    if unknown: raise ValueError(f"{name} of {s.name} has targets {unknown[0]!r} that no task describes; the tasks are {list(s.tasks)}: give the set a task for it, or leave it out")
+    if unknown:
+        raise ValueError(f"{name} of {s.name} has targets {unknown[0]!r} that no task describes; the tasks are "
+            f"{list(s.tasks)}: give the set a task for it, or leave it out")
     for k,v in arrays.items():
+        if v.ndim == 3 and v.dtype.kind in "iu": v = np.unique(v).astype(np.int64)[None,None] # the classes say it all
         try: s.tasks[k].check(torch.from_numpy(v))
         except ValueError as e: raise ValueError(f"{name} of {s.name}{f', task {k!r}' if k else ''}: {e}") from e
 
@@ -153,7 +163,8 @@ def read_array(
     a = a if a.ndim == 3 else a[...,None]
     if reader == "native" or reader not in ("rgb", "grey"): return np.array(a)
     if a.dtype != np.uint8 or a.shape[2] not in (1, 3):
-        raise ValueError(f"reader {reader!r} is for 8-bit images of 1 or 3 channels, and the array has {a.shape[2]} of {a.dtype}; use reader='native'")
+        raise ValueError(f"reader {reader!r} is for 8-bit images of 1 or 3 channels, and the array has {a.shape[2]} of "
+            f"{a.dtype}; use reader='native'")
     if reader == "rgb": return np.repeat(a, 3, axis=2) if a.shape[2] == 1 else np.array(a)
     return np.array(a) if a.shape[2] == 1 else np.array(Image.fromarray(a).convert("L"))[...,None]
 
@@ -184,7 +195,8 @@ def counts(self:ImageSet,
     task:str="", # Which task, where there are several
 )->np.ndarray: # Entries of each class, `(n,)`
     "How many images of each class a split has"
-    if task not in self.tasks: raise ValueError(f"{self.name} has no task {task!r} to count classes of; its tasks are {list(self.tasks)}")
+    if task not in self.tasks:
+        raise ValueError(f"{self.name} has no task {task!r} to count classes of; its tasks are {list(self.tasks)}")
     maps = self.split(split).targets[task]
     if isinstance(maps, np.ndarray): return self.tasks[task].counts(maps)
     return sum(self.tasks[task].counts(self.label_map(split, task, i)) for i in range(len(maps)))
@@ -195,15 +207,18 @@ def _about(s):
     said = [f"{k + ': ' if k else ''}{t.kind} of {len(t.names) or t.outputs}" for k,t in s.tasks.items()]
     return ", ".join(said) or "no targets"
 
+def _span(counts): return f"{counts.min():,} to {counts.max():,}|"
+
 @patch
 def _repr_markdown_(self:ImageSet):
     by_class = bool(self.classes) and all("" in v.targets for v in self.splits.values())
     head = ["|split|images|of each class|", "|---|---|---|"] if by_class else ["|split|images|", "|---|---|"]
-    rows = [f"|{k}|{len(s):,}|{f'{self.counts(k).min():,} to {self.counts(k).max():,}|' if by_class else ''}" for k,s in self.splits.items()]
+    rows = [f"|{k}|{len(s):,}|" + (_span(self.counts(k)) if by_class else "") for k,s in self.splits.items()]
     return "\n".join([f"**{self.name}**: {_about(self)}", "", *head, *rows])
 
 @patch
-def __repr__(self:ImageSet): return f"{self.name}: {_about(self)}, " + ", ".join(f"{len(s):,} {k}" for k,s in self.splits.items())
+def __repr__(self:ImageSet):
+    return f"{self.name}: {_about(self)}, " + ", ".join(f"{len(s):,} {k}" for k,s in self.splits.items())
 
 # %% ../../nbs/library/112_data.table.ipynb #426670fa
 def _hash_file(h, times, root, p):
@@ -235,7 +250,7 @@ def _hash_split(h, times, name, split, root):
 def _prints(s):
     "`fingerprint` and `stamp` of an `ImageSet`, computed once"
     if not s._known:
-        plain = isinstance(s.tasks.only, OneClass) and s.tasks.only == OneClass(s.tasks.only.names) and s.reader == "rgb"
+        plain = bool(s.classes) and s.tasks.only == OneClass(s.tasks.only.names) and s.reader == "rgb"
         h = hashlib.sha256(json.dumps(s.classes if plain else [s.tasks.config(), s.reader]).encode()) # a plain set keeps the fingerprint it always had
         times = hashlib.sha256()
         for k,v in s.splits.items(): _hash_split(h, times, k, v, s.root)
@@ -278,7 +293,8 @@ def _share(n, size, what):
     "How many of `n` images the share or count `size` asks for"
     k = round(n*size) if isinstance(size, float) and 0 < size < 1 else size
     if isinstance(k, bool) or not isinstance(k, int) or not 0 < k < n:
-        raise ValueError(f"{what}={size!r} must be a share between 0 and 1 or a count from 1 to {n-1} (the training images)")
+        raise ValueError(f"{what}={size!r} must be a share between 0 and 1 or a count from 1 to {n-1} (the training "
+            "images)")
     return k
 
 # %% ../../nbs/library/112_data.table.ipynb #f9a0c1ee
@@ -305,7 +321,8 @@ def _enough(labels, task, k, size, what):
         few = f"class {task.names[counts.argmin()]!r} has {counts.min()} training images"
         raise ValueError(f"{few}, but two are needed to carve {what}; add images or remove the class")
     if min(k, n-k) < task.n:
-        raise ValueError(f"{what}={size!r} of {n} images splits off {k}, but each part needs at least one of each of the {task.n} classes")
+        raise ValueError(f"{what}={size!r} of {n} images splits off {k}, but each part needs at least one of each of "
+            f"the {task.n} classes")
 
 def _carve_groups(split, k, seed, by, what):
     "Take about `k` images out, whole groups only"
@@ -321,11 +338,14 @@ def hold_out_missing(
     seed:int, # Decides which
 )->None:
     "Give a set the splits it lacks: a fifth of train becomes test, then a tenth or `valid` becomes valid"
-    if "test" not in s.splits: s.splits["train"],s.splits["test"] = carve(s.splits["train"], _TEST_SHARE, seed, s.tasks, "test")
+    if "test" not in s.splits:
+        s.splits["train"],s.splits["test"] = carve(s.splits["train"], _TEST_SHARE, seed, s.tasks, "test")
     if "valid" in s.splits and valid is not None:
-        raise ValueError(f"{s.name} has a validation split of its own, so valid={valid!r} would do nothing; leave it out")
+        raise ValueError(f"{s.name} has a validation split of its own, so valid={valid!r} would do nothing; leave it "
+            "out")
     if "valid" not in s.splits:
-        size = min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))) if valid is None else valid
+        usual = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))))
+        size = usual if valid is None else valid
         s.splits["train"],s.splits["valid"] = carve(s.splits["train"], size, seed, s.tasks)
     s.splits = {k:s.splits[k] for k in ("train", "valid", "test")}
     s._known = {}
@@ -352,12 +372,14 @@ def _decode(s, job):
     except UnreadableImage as e: return e.reason, None
     if img.dtype.kind == "f" and not np.isfinite(img).all(): return "it has values that are not finite", None
     if name != "train": return None, None
-    return None, pixel_counts(img) if img.dtype == np.uint8 else BandStats(img.shape[2]).add(img.reshape(-1, img.shape[2]).T)
+    if img.dtype == np.uint8: return None, channel_counts(img)
+    return None, BandStats(img.shape[2]).add(img.reshape(-1, img.shape[2]).T)
 
 def _check_map(s, task, label_map, img):
     "Refuse a map of another size than its image, or with other classes than its task's"
     if label_map.shape != img.shape[:2]:
-        raise UnreadableImage("", f"its label map has {label_map.shape[0]}×{label_map.shape[1]} pixels and the image {img.shape[0]}×{img.shape[1]}; make them one size")
+        sizes = "{}×{} pixels and the image {}×{}".format(*label_map.shape, *img.shape[:2])
+        raise UnreadableImage("", f"its label map has {sizes}; make them one size")
     try: s.tasks[task].check(torch.from_numpy(label_map)[None])
     except ValueError as e: raise UnreadableImage("", f"its label map: {e}") from e
 
@@ -366,7 +388,9 @@ def _add_up(found, name):
     first = found[0]
     deep = isinstance(first, BandStats)
     kinds = {(isinstance(o, BandStats), len(o.mean) if isinstance(o, BandStats) else o.shape[1]) for o in found}
-    if len(kinds) > 1: raise ValueError(f"the images of {name} differ in channels or depth; choose a reader that makes them alike, such as reader='rgb'")
+    if len(kinds) > 1:
+        raise ValueError(f"the images of {name} differ in channels or depth; choose a reader that makes them alike, "
+            "such as reader='rgb'")
     if not deep: return moments(sum(found))
     for o in found[1:]: first.merge(o)
     return first.mean.tolist(), first.std.tolist()
@@ -374,19 +398,24 @@ def _add_up(found, name):
 # %% ../../nbs/library/112_data.table.ipynb #7be78138
 def _decode_all(s):
     "Go through all images of `s`: what does not decode, and the statistics of train"
-    if ImageFile.LOAD_TRUNCATED_IMAGES: raise ValueError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so broken images would count as good; set it to False")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ValueError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on, so broken images would count as good; set it to "
+            "False")
     jobs = [(k,i) for k,v in s.splits.items() if k == "train" or _has_files(v) for i in range(len(v))]
     bad,found = {},[]
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        for (k,i),(reason,o) in zip(jobs, progress(pool.imap(partial(_decode, s), jobs, chunksize=32), f"reading {s.name}", len(jobs), "images")):
+        results = pool.imap(partial(_decode, s), jobs, chunksize=32)
+        for (k,i),(reason,o) in zip(jobs, progress(results, f"reading {s.name}", len(jobs), "images")):
             if reason is not None: bad[_item_name(s, k, i)] = reason
             elif o is not None: found.append(o)
             if len(found) > 256 and not isinstance(found[0], BandStats): found = [sum(found)] # histograms add up exactly
-    if not found: raise ValueError(f"not one training image of {s.name} can be read; the first says: {next(iter(bad.values()))}")
+    if not found:
+        raise ValueError(f"not one training image of {s.name} can be read; the first says: {next(iter(bad.values()))}")
     mean,std = _add_up(found, s.name)
     return dict(bad=bad, mean=mean, std=std)
 
-def _has_files(split): return not isinstance(split.items, np.ndarray) or any(not isinstance(v, np.ndarray) for v in split.targets.values())
+def _has_files(split): return any(not isinstance(v, np.ndarray) for v in (split.items, *split.targets.values()))
+
 def _item_name(s, split, i):
     "What a sample is called in messages: its path, or its place where the set holds arrays"
     items = s.splits[split].items
@@ -413,7 +442,8 @@ def _drop(s, bad):
         if len(kept) < len(v): s.splits[k] = v.take(np.array(kept, dtype=np.int64))
     s.unreadable,s._known = bad,{}
     if s.classes and s.counts("train").min() == 0:
-        raise ValueError(f"class {s.classes[s.counts('train').argmin()]!r} has no training image that can be read; repair its files or remove the class")
+        raise ValueError(f"class {s.classes[s.counts('train').argmin()]!r} has no training image that can be read; "
+            "repair its files or remove the class")
 
 @patch
 def check(self:ImageSet,
@@ -426,7 +456,8 @@ def check(self:ImageSet,
     if not bad: return {}
     first = "; ".join(f"{p} ({r})" for p,r in list(bad.items())[:5]) + ("; ..." if len(bad) > 5 else "")
     said = f"{len(bad):,} of {n:,} files of {self.name} cannot be read: {first}"
-    if len(bad)/n > most: raise ValueError(f"{said}. That is more than max_bad={most:g}; repair or remove them, or raise max_bad")
+    if len(bad)/n > most:
+        raise ValueError(f"{said}. That is more than max_bad={most:g}; repair or remove them, or raise max_bad")
     print(f"{said}. They are left out.")
     _drop(self, bad)
     return bad
@@ -449,6 +480,7 @@ def stats(self:ImageSet,
     if which != "train":
         found = published_stats(which, self.channels())
         if self.white() == 255: return found
-        raise ValueError(f"stats={which!r} are of 8-bit images, and those of {self.name} are {self.read('train', 0).dtype}; use stats='train', or give (mean, std) in stored values")
+        raise ValueError(f"stats={which!r} are of 8-bit images, and those of {self.name} are "
+            f"{self.read('train', 0).dtype}; use stats='train', or give (mean, std) in stored values")
     self.check()
     return tuple(list(_survey(self)[k]) for k in ("mean", "std"))

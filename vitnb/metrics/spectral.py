@@ -205,5 +205,5 @@ def make_spectral_metrics(
     unit = "" if normalizer is None else "_reflectance"
     cols = dict(mse_masked="mse_masked", sam_degrees=f"sam_masked{unit}", psnr=f"psnr_all{unit}", ssim=f"ssim_all{unit}")
     once = _Once(dict(normalizer=normalizer, where=("masked", "all"), data_range=data_range, norm_target=norm_target, ssim=ssim, only=list(cols.values())))
-    meaning = dict(mse_masked=("min", ""), sam_degrees=("min", "degrees"), psnr=("max", "dB"), ssim=("max", "")) # direction and unit
+    meaning = dict(mse_masked=("min", "squared units"), sam_degrees=("min", "degrees"), psnr=("max", "dB"), ssim=("max", "")) # direction and unit
     return [CubeMetric(k, v, once, *meaning[k]) for k,v in cols.items() if ssim or k != "ssim"]

@@ -285,7 +285,7 @@ class SpectralMAE(nn.Module):
         self._make_head(num_classes)
         self.n_visible = n_visible(self.grid, *mask) if decoder else self.n_tokens
         self.register_buffer("band_scale", None, persistent=False)
-        if wavelengths is not None: self.set_wavelengths(wavelengths)
+        if wavelengths is not None: self._describe_bands(band_groups(wavelengths, patch_size[1]))
 
     def _make_encoder(self, values, embed_dim, depth, num_heads, mlp_ratio, drop_path_rate):
         _check_heads(embed_dim, num_heads, "encoder")
@@ -317,10 +317,15 @@ def set_wavelengths(self:SpectralMAE,
     "Tell a model with wavelength positions which bands its cubes have from now on"
     if self.spectral_pos != "wavelength":
         raise ValueError("this model has index positions, which belong to one sensor; create it with spectral_pos='wavelength'")
-    nm = band_groups(wavelengths, self.patch_size[1])
+    self._describe_bands(band_groups(wavelengths, self.patch_size[1]))
+
+@patch
+def _describe_bands(self:SpectralMAE, nm):
+    "Take in where the bands of the cubes lie and which are missing; `nm` is `(T,s)`"
     self.wavelengths,self.in_chans,self.grid = nm.flatten().tolist(),nm.numel(),(len(nm), *self.grid[1:])
     self.n_visible = n_visible(self.grid, *self.mask) if self.decoder is not None else self.n_tokens
-    for part in (self, self.decoder) if self.decoder is not None else (self,): part.pos.set_wavelengths(nm)
+    if self.spectral_pos == "wavelength":
+        for part in (self, self.decoder) if self.decoder is not None else (self,): part.pos.set_wavelengths(nm)
     there = (~nm.isnan()).float()
     scale = there*nm.shape[1]/there.sum(1, keepdim=True) # the bands that are there stand in for those that are not
     self.band_scale = None if bool(there.all()) else scale.flatten().to(self.patch_embed.weight.device)
@@ -491,8 +496,8 @@ def spectral_mae(
     patch_size:Sequence=(25, 5), # (pixels, bands) of a token
     mask_ratio:float=.8, # Share of tokens that is removed
     mask_mode:str="random", # "random", "tube" or "spectral"
-    wavelengths:Sequence|None=None, # Band centres, nm; NaN where a band is missing
-    spectral_pos:str="auto", # "index", "wavelength", or "auto": wavelength if wavelengths are given
+    wavelengths:Sequence|None=None, # Band centres of the cubes, nm; NaN where a band is missing
+    spectral_pos:str="auto", # Whether positions follow them: "wavelength", "index" (not), or "auto": wavelength if wavelengths are given
     num_classes:int=0, # 0: an autoencoder; else outputs of a head in place of the decoder
     head:str="pool", # "pool": a label a cube; "patch": a label a place; "pixel": a label a pixel
     embed_dim:int=512, # Width
@@ -511,7 +516,6 @@ def spectral_mae(
         if not 0 <= v < 1: raise ValueError(f"{k}={v!r} must be at least 0 and below 1")
     one_of(head, ("pool", "patch", "pixel"), "head")
     if one_of(spectral_pos, ("auto", "index", "wavelength"), "spectral_pos") == "auto": spectral_pos = "index" if wavelengths is None else "wavelength"
-    if wavelengths is not None and spectral_pos == "index": raise ValueError("spectral_pos='index' does not look at wavelengths; leave one of them out")
     if wavelengths is not None: in_chans = len(wavelengths)
     encoder = dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
     decoder = dict(dim=decoder_embed_dim or embed_dim//2, depth=decoder_depth, num_heads=decoder_num_heads or num_heads)
