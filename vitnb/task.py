@@ -78,6 +78,7 @@ class Task:
     kind:ClassVar[str] = ""
     score_name:ClassVar[str] = "accuracy" # what `score` measures
     score_better:ClassVar[str] = "max"
+    decimal:ClassVar[bool] = False # targets are decimal numbers, of which NaN is unknown; else whole ones
     defaults:ClassVar[dict] = {} # loss, metrics and monitor of the kind
     hints:ClassVar[dict] = {} # keywords for a model that has them, such as which head it should have
 
@@ -552,6 +553,7 @@ class Value(Task):
     unit:str="" # Such as "mm"
 
     kind:ClassVar[str] = "value"
+    decimal:ClassVar[bool] = True
     score_name:ClassVar[str] = "mae"
     score_better:ClassVar[str] = "min"
     defaults:ClassVar[dict] = dict(loss="mse", metrics=("mae", "rmse", "r2"), monitor="mae")

@@ -545,6 +545,17 @@ class ImageLoaders(DataLoaders):
         about = {k:v for k,v in self.about.items() if k != "image_set"}
         return type(self)(*[o.new(o.dataset.new_empty()) for o in self.loaders], path=self.path, device=self.device, about=about)
 
+# %% ../../nbs/library/130_data.loader.ipynb #2fc93a47
+@patch
+def with_views(self:ImageLoaders,
+    views:int, # Views of an image
+)->ImageLoaders: # The same sets; train and validation give (B,V,C,H,W)
+    "Load several views of each image"
+    if self.train.views not in (1, views): raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them with views={views}")
+    train,valid,*rest = self.loaders
+    parts = [train.new(views=views), valid.new(views=views, pipeline=train.pipeline), *rest]
+    return type(self)(*parts, path=self.path, device=self.device, about=self.about)
+
 # %% ../../nbs/library/130_data.loader.ipynb #61359d39
 def _sources(image_set, cache, cache_size):
     "Where the images of each split come from"

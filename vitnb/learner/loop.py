@@ -300,6 +300,7 @@ def train_epoch(self:VitLearner):
 def _do_epoch_validate(self:VitLearner, ds_idx=1, dl=None):
     "Go through a loader without training; fastai's `validate` and `get_preds` call it by this name"
     self.dl = self.parallel.valid_loader(self.dls[ds_idx] if dl is None else dl)
+    if hasattr(self.dl, "set_epoch"): self.dl.set_epoch(0) # where a validation draws views, it draws the same each time
     self.objective.eval() # smoothing acts in training only: a validation loss can be compared between runs
     with torch.no_grad(): self._with_events(self.all_batches, "validate", CancelValidException)
 
