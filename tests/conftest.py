@@ -6,6 +6,8 @@ import pytest
 import torch
 from process_state import left, reseed, shared
 
+import vitnb.all # noqa: F401, so that whatever registers itself has done so before a test looks
+
 
 def pytest_configure(config):
     torch.set_num_threads(1)

@@ -29,6 +29,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -158,6 +159,7 @@ if __name__ == "__main__":
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     if not commit.startswith(COMMIT): raise SystemExit(f"vitnb is that of commit {commit[:7]}, not of {COMMIT}")
     os.environ["VITNB_WORKSPACE"] = str(home) # its commit is what environment.json names
+    os.environ["VITNB_CACHE_PATH"] = tempfile.mkdtemp() # nothing is left in that checkout
     for family,given in CLASSIFIERS.items(): classifier(out/family, family, given)
     autoencoder(out/"spectral")
     label_map(out/"label_map", out/"spectral")

@@ -12,7 +12,8 @@ import torch
 
 from vitnb.core import Registry
 
-OWN = ("VITNB_", "OMP_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "PATH", "HOME") # of the environment
+# variables of the environment, by how they begin
+OWN = ("VITNB_", "OMP_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "PATH", "HOME")
 
 
 def registries():

@@ -7,56 +7,52 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelFitException, CancelTrainException
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
-from torch.utils.data import TensorDataset
 
+from tiny_tasks import From, TwoHeads, classes, fit, loaders, task_learner, weights
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.mix import MixCallback
-
-
-class HalfPrecision(MixedPrecision):
-    "fastai's mixed precision, which knows CUDA only, on the CPU"
-    def before_fit(self):
-        self.kwargs["enabled"],self.scales = self.amp_mode.value == "fp16",[]
-        dtype = torch.bfloat16 if self.amp_mode.value == "bf16" else torch.float16
-        self.autocast,self.learn.scaler = torch.autocast("cpu", dtype=dtype),torch.amp.GradScaler("cpu", **self.kwargs)
+from vitnb.losses.objective import Objective
+from vitnb.task import ClassMap, MultiLabel, Ordinal, Value
 
 
 class Spy(Callback):
-    "What happened, event by event"
+    "What happened at the end of each step: its loss, and how many samples it was divided by"
     order = 70
-    def before_fit(self): self.events,self.steps,self.losses,self.seen = [],0,[],[]
+    def before_fit(self): self.steps,self.losses,self.seen = 0,[],[]
     def after_step(self):
         self.steps += 1
         self.grads = [p.grad.clone() for p in self.model.parameters()]
     def after_batch(self):
-        if self.training and len(self.yb): self.losses.append(self.loss.item()); self.seen.append((len(self.yb[0]), len(self.pred)))
+        if not self.training or self.learn.report is None: return
+        self.losses.append(self.loss.item())
+        self.seen.append(int(self.learn.report.terms["loss"][1]))
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
 
 
-def tiny(*cbs, n=75, bs=8, opt="AdamW", lr=1e-2, model=None, loss=None, recorder=None, **kw):
+def wrapped(model, lr, opt, **kw): return OptimWrapper(list(model.parameters()), opt=getattr(torch.optim, opt), lr=lr, **kw)
+def optimizer(opt, **kw): return partial(wrapped, opt=opt, **kw)
+
+
+def tiny(*cbs, n=75, bs=8, opt="AdamW", lr=1e-2, model=None, opt_kw=None, loader=From, **kw):
     torch.manual_seed(0)
     x = torch.randn(100,6)[:n]
     y = (x.sum(1) > 0).long()
-    dls = DataLoaders(*(DataLoader(TensorDataset(x, y), bs=bs) for _ in range(2)))
     model = model() if model else nn.Sequential(nn.Linear(6,16), nn.GELU(), nn.Linear(16,2))
-    learn = Learner(dls, model, loss or nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=getattr(torch.optim, opt), **kw), lr=lr, cbs=[*cbs, Spy()], metrics=accuracy)
+    return task_learner(x, y, classes(2), model, *cbs, Spy(), bs=bs, lr=lr, opt_func=optimizer(opt, **(opt_kw or {})), metrics=accuracy, loader=loader, **kw)
+
+
+def half(learn, precision):
+    "The same Learner in half precision"
+    learn.run_in(dict(fp16=torch.float16, bf16=torch.bfloat16)[precision])
     return learn
-
-
-def fit(learn, n=3):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
-
-
-def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 
 
 @pytest.mark.parametrize("opt,kw", [("SGD", dict(momentum=.9)), ("AdamW", {}), ("Adam", {})])
@@ -65,8 +61,8 @@ def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.
 def test_equals_the_large_batch(opt, kw, n, clip):
     "n: whole groups; a last group of 8+3; of 3 alone; of one sample; less than one batch"
     cbs = lambda: [GradientClip(clip)] if clip else []
-    large = fit(tiny(*cbs(), n=n, bs=32, opt=opt, **kw))
-    small = fit(tiny(Accumulate(4), *cbs(), n=n, bs=8, opt=opt, **kw))
+    large = fit(tiny(*cbs(), n=n, bs=32, opt=opt, opt_kw=kw), 3)
+    small = fit(tiny(Accumulate(4), *cbs(), n=n, bs=8, opt=opt, opt_kw=kw), 3)
     assert (weights(large)-weights(small)).abs().max() < 1e-6
     assert np.allclose(large.spy.losses, small.spy.losses, atol=1e-6) and large.spy.steps == small.spy.steps
     assert large.spy.seen == small.spy.seen
@@ -74,17 +70,120 @@ def test_equals_the_large_batch(opt, kw, n, clip):
 
 @pytest.mark.parametrize("k", [1,2,3,8,100])
 def test_any_k(k):
-    large = fit(tiny(n=50, bs=min(4*k, 50)))
-    small = fit(tiny(Accumulate(k), n=50, bs=4))
+    large = fit(tiny(n=50, bs=min(4*k, 50)), 3)
+    small = fit(tiny(Accumulate(k), n=50, bs=4), 3)
     assert (weights(large)-weights(small)).abs().max() < 1e-6
 
+
+# ---- what a mean over samples is not: weights of classes, unknown entries, maps, several tasks
+
+class MapNet(nn.Module):
+    "A class for each patch of 2x2 pixels, and a value for the image"
+    def __init__(self, classes):
+        super().__init__()
+        self.conv,self.head = nn.Conv2d(1, classes, 2, stride=2),nn.Linear(16, 1)
+    def forward(self, x): return self.conv(x)
+
+
+class Several(MapNet):
+    def forward(self, x):
+        flat = x.flatten(1)
+        return dict(what=self.conv(x).mean((2,3)), where=self.conv(x), how_much=self.head(flat))
+
+
+def sample_targets(kind, n, g):
+    "Targets of `n` images of 4x4 pixels, many of them unknown"
+    draw = lambda high, *shape: torch.randint(0, high, (n, *shape), generator=g)
+    holes = lambda y: torch.where(torch.rand(y.shape, generator=g) < .4, -1, y)
+    if kind == "weighted": return draw(3)
+    if kind == "unknown": return holes(draw(3))
+    if kind == "zones": return holes(draw(3, 2))
+    if kind == "map": return holes(draw(3, 4, 4))
+    if kind == "labels": return holes(draw(2, 3))
+    y = torch.rand(n, generator=g)
+    values = torch.where(y < .4, torch.nan, y)
+    return dict(what=holes(draw(3)), where=holes(draw(3, 4, 4)), how_much=values)
+
+
+class ZoneNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(16, 6)
+    def forward(self, x): return self.l(x.flatten(1)).view(-1, 2, 3)
+
+
+def flat(n): return nn.Sequential(nn.Flatten(), nn.Linear(16, n))
+
+WEIGHT = [.2,1.,5.]
+KINDS = dict( # tasks, model, arguments of the objective
+    weighted = (lambda: classes(3), lambda: flat(3), dict(loss_kw=dict(weight=WEIGHT), label_smoothing=.1)),
+    unknown  = (lambda: classes(3, unknown=-1), lambda: flat(3), dict(loss_kw=dict(weight=WEIGHT))),
+    zones    = (lambda: Ordinal("lr", levels=3, unknown=-1), ZoneNet, {}),
+    map      = (lambda: ClassMap("abc", unknown=-1), lambda: MapNet(3), dict(loss_kw=dict(weight=WEIGHT))),
+    labels   = (lambda: MultiLabel("abc", unknown=-1), lambda: flat(3), dict(loss_kw=dict(pos_weight=WEIGHT))),
+    several  = (lambda: dict(what=classes(3, unknown=-1), where=ClassMap("abc", unknown=-1), how_much=Value(unknown=0)), lambda: Several(3),
+                dict(loss_kw=dict(what=dict(weight=WEIGHT)), task_weights=dict(where=.3))))
+
+
+def of_kind(kind, n, bs, seed, *cbs):
+    tasks,model,kw = KINDS[kind]
+    g = torch.Generator().manual_seed(seed)
+    x,y = torch.randn(n,1,4,4, generator=g),sample_targets(kind, n, g)
+    torch.manual_seed(seed)
+    return task_learner(x, y, tasks(), model(), *cbs, bs=bs, lr=.02, opt_func=optimizer("SGD", momentum=.9), **kw)
+
+
+def alike(a, b): return a is b if a is None or b is None else a == pytest.approx(b, rel=1e-5, abs=2e-6) # None: nothing was known
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(n=st.integers(1, 40), bs=st.integers(1, 8), k=st.integers(2, 5), seed=st.integers(0, 10**6))
+def test_parts_of_a_batch_are_the_whole_batch(kind, n, bs, k, seed):
+    "The update, the losses of steps and the row of the epoch, whatever the loss divides by"
+    large,small = fit(of_kind(kind, n, bs*k, seed), 2),fit(of_kind(kind, n, bs, seed, Accumulate(k)), 2)
+    assert torch.allclose(weights(large), weights(small), atol=2e-6)
+    assert large.opt_steps == small.opt_steps
+    losses = lambda learn: [o["loss"] or 0. for o in learn.recorder.steps] # none where nothing was known
+    assert losses(small) == pytest.approx(losses(large), rel=1e-5, abs=2e-6)
+    for a,b in zip(small.recorder.rows, large.recorder.rows):
+        for column in (c for c in b if "train_" in c): assert alike(a[column], b[column]), column
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_of_the_parts_would_be_another_update(kind):
+    "The test above sees something: dividing each batch by its own count moves the weights elsewhere"
+    large,small = of_kind(kind, 32, 16, 5),of_kind(kind, 32, 8, 5, Accumulate(2))
+    small.whole_counts = lambda batches: None
+    def halve(learn):
+        measure = type(learn).measure
+        def f(whole):
+            measure(learn, whole)
+            learn.loss_grad = learn.loss_grad/2
+        return f
+    small.measure = halve(small)
+    assert not torch.allclose(weights(fit(large)), weights(fit(small)), atol=1e-4)
+
+
+def test_a_loss_that_cannot_be_divided_refuses():
+    class Pairs(Objective):
+        whole_batch = True
+        def terms(self, pred, batch): return dict(loss=(pred.std(), 1))
+        def counts(self, batch): return dict(loss=1)
+    learn = tiny(Accumulate(2), loss=Pairs())
+    with pytest.raises(ValueError, match="depends on the whole batch.*Pairs.*gradient checkpointing"): fit(learn)
+    with pytest.raises(ValueError, match="class weights.*make_loss"): fit(tiny(Accumulate(2), loss=nn.CrossEntropyLoss(weight=torch.ones(2))))
+    fit(tiny(Accumulate(1), loss=nn.CrossEntropyLoss(weight=torch.ones(2))))
+
+
+# ---- half precision
 
 @pytest.mark.parametrize("mode", ["fp16", "bf16"])
 def test_mixed_precision(mode):
     "Half-precision layers round each small gradient to their format; what remains beside that is nothing"
-    kw = dict(opt="SGD", lr=1e-3, momentum=.9)
-    large = fit(tiny(HalfPrecision(mode), GradientClip(.5), bs=32, **kw))
-    small = fit(tiny(HalfPrecision(mode), GradientClip(.5), Accumulate(4), **kw))
+    kw = dict(opt="SGD", lr=1e-3, opt_kw=dict(momentum=.9))
+    large = fit(half(tiny(GradientClip(.5), bs=32, **kw), mode), 3)
+    small = fit(half(tiny(GradientClip(.5), Accumulate(4), **kw), mode), 3)
     moved = (weights(small)-weights(tiny(**kw))).abs().max()
     unit = torch.finfo(dict(fp16=torch.float16, bf16=torch.bfloat16)[mode]).eps
     assert moved > 1e-3 and (weights(large)-weights(small)).abs().max() < unit*moved
@@ -93,14 +192,21 @@ def test_mixed_precision(mode):
 
 def test_gradient_scaler():
     "The scaler's part alone, without the rounding of half-precision layers: equal to 1e-6, with clipping of the unscaled gradients"
-    class ScalerOnly(HalfPrecision):
-        order = MixedPrecision.order
-        def before_batch(self): pass
-        def after_loss(self): pass
-    large = fit(tiny(ScalerOnly("fp16"), GradientClip(.2), bs=32))
-    small = fit(tiny(ScalerOnly("fp16"), GradientClip(.2), Accumulate(4)))
-    plain = fit(tiny(GradientClip(.2), bs=32))
+    def scaled(*cbs, **kw):
+        learn = half(tiny(*cbs, **kw), "fp16")
+        learn.dtype = torch.float32
+        return learn
+    large = fit(scaled(GradientClip(.2), bs=32), 3)
+    small = fit(scaled(GradientClip(.2), Accumulate(4)), 3)
+    plain = fit(tiny(GradientClip(.2), bs=32), 3)
+    assert small.scaler is not None
     for o in (large, plain): assert (weights(o)-weights(small)).abs().max() < 1e-6
+
+
+class Kept(Callback):
+    order = 80
+    def before_fit(self): self.kept = [weights(self.learn)]
+    def after_step(self): self.kept.append(weights(self.learn))
 
 
 def test_overflow_skips_the_whole_group():
@@ -108,28 +214,21 @@ def test_overflow_skips_the_whole_group():
         order = 9
         def after_backward(self):
             if self.train_iter == 2: self.model[0].weight.grad[0,0] = float("inf")
-    learn = tiny(HalfPrecision("fp16"), Accumulate(4), Boom(), EMACallback(.9), n=64, opt="SGD")
-    learn.add_cb(Rows())
-    fit(learn, 1)
-    assert learn.ema.n_updates == 1 # two groups, one skipped
-    assert torch.equal(learn.rows.kept[0], learn.rows.kept[1]) # no weight moved in the skipped group
+    learn = fit(half(tiny(Accumulate(4), Boom(), EMACallback(.9), Kept(), n=64, opt="SGD"), "fp16"))
+    assert learn.ema.n_updates == 1 and learn.opt_steps == 1 # two groups, one skipped
+    assert torch.equal(learn.kept.kept[0], learn.kept.kept[1]) # no weight moved in the skipped group
 
 
-class Rows(Callback):
-    order = 80
-    def before_fit(self): self.kept = [weights(self.learn)]
-    def after_step(self): self.kept.append(weights(self.learn))
+# ---- what others see
 
-
-def test_recorder_sees_large_batches():
-    def learner(*cbs, bs):
-        learn = tiny(*cbs, bs=bs)
-        learn.recorder.train_metrics = True
-        return fit(learn)
-    large,small = learner(bs=32),learner(Accumulate(4), bs=8)
+def test_the_recorder_sees_large_batches():
+    large,small = fit(tiny(bs=32), 3),fit(tiny(Accumulate(4), bs=8), 3)
     assert len(small.recorder.losses) == len(large.recorder.losses) == 9
     assert np.allclose(torch.stack(small.recorder.losses), torch.stack(large.recorder.losses), atol=1e-6)
-    assert np.allclose(np.array(small.recorder.values, dtype=float), np.array(large.recorder.values, dtype=float), atol=1e-6) # metrics over training samples too
+    assert np.allclose(np.array(small.recorder.values, dtype=float), np.array(large.recorder.values, dtype=float), atol=1e-6)
+    for a,b in zip(small.recorder.rows, large.recorder.rows): assert a["train_accuracy"] == pytest.approx(b["train_accuracy"]) # scores over training samples too
+    assert [o["loss"] for o in small.recorder.steps] == pytest.approx([o["loss"] for o in large.recorder.steps], abs=1e-6)
+    assert small.opt_steps == large.opt_steps == 9
 
 
 def test_no_trailing_gradients():
@@ -137,10 +236,11 @@ def test_no_trailing_gradients():
         order = 90
         def before_fit(self): self.rest = []
         def after_train(self): self.rest += [p.grad for p in self.model.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-    learn = fit(tiny(Accumulate(4), Left(), n=75))
-    assert learn.left.rest == [] and learn.accumulate.pending == 0
-    fastais = fit(tiny(GradientAccumulation(32), Left(), n=75))
-    assert fastais.left.rest # the defect this answers
+    learn = fit(tiny(Accumulate(4), Left(), n=75), 3)
+    assert learn.left.rest == [] and learn.group_size == 1
+    twin = tiny()
+    fastais = Learner(twin.dls, twin.model, nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=torch.optim.SGD), lr=.01, cbs=[GradientAccumulation(32), Left()])
+    assert fit(fastais, 3).left.rest # the defect this answers
 
 
 class Stop(Callback):
@@ -152,16 +252,19 @@ class Stop(Callback):
 
 
 @pytest.mark.parametrize("ex", [KeyboardInterrupt, RuntimeError, CancelFitException, CancelTrainException])
-def test_interrupted_group_leaves_nothing(ex):
-    learn = tiny(Accumulate(4), Stop(ex("stop")))
-    if ex in (CancelFitException, CancelTrainException): fit(learn, 1)
+@pytest.mark.parametrize("event,at", [("after_backward", 5), ("after_pred", 6), ("before_step", 7), ("before_batch", 4)])
+def test_interrupted_group_leaves_nothing(ex, event, at):
+    learn = tiny(Accumulate(4), EMACallback(.5), Stop(ex("stop"), event, at))
+    if ex in (CancelFitException, CancelTrainException): fit(learn)
     else:
-        with pytest.raises(ex): fit(learn, 1)
+        with pytest.raises(ex): fit(learn)
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters()) and learn.group_size == 1
     learn.remove_cb(learn.stop)
     twin = tiny(Accumulate(4))
     twin.model.load_state_dict(learn.model.state_dict())
+    twin.epochs_done = learn.epochs_done
     for l in (learn, twin): l.opt = None
-    assert torch.equal(weights(fit(learn, 1)), weights(fit(twin, 1))) # the rest of the broken group had no part in it
+    assert torch.equal(weights(fit(learn)), weights(fit(twin))) # the rest of the broken group had no part in it
 
 
 def test_cancelled_batch_of_another_callback():
@@ -170,23 +273,19 @@ def test_cancelled_batch_of_another_callback():
         order = 1
         def before_batch(self):
             if self.training and self.iter == 1: raise CancelBatchException()
-    learn = fit(tiny(Accumulate(2), Skip(), n=40), 1) # batches 0 2 | 3 4
-    assert learn.spy.steps == 2 and learn.spy.seen[-1] == (16,16)
-    one = fit(tiny(Accumulate(1), Skip(), n=40), 1) # right after a step, too
+    learn = fit(tiny(Accumulate(2), Skip(), n=40)) # batches 0 2 | 3 4
+    assert learn.spy.steps == 2 and learn.spy.seen[-1] == 16
+    one = fit(tiny(Accumulate(1), Skip(), n=40)) # right after a step, too
     assert one.spy.steps == 4
 
 
 def test_loader_that_announced_too_much():
-    class Fewer(DataLoader):
+    class Fewer(From):
         def __iter__(self):
             for i,b in enumerate(super().__iter__()):
                 if i < 6: yield b
-    learn = tiny(Accumulate(4), n=64)
-    dl = learn.dls.train
-    learn.dls = DataLoaders(Fewer(dl.dataset, bs=8), learn.dls[1])
-    fit(learn, 1)
-    twin = fit(tiny(bs=32, n=48), 1)
-    assert learn.spy.steps == 2 and learn.accumulate.pending == 0
+    learn,twin = fit(tiny(Accumulate(4), n=64, loader=Fewer)),fit(tiny(bs=32, n=48))
+    assert learn.spy.steps == 2 and all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
     assert (weights(learn)-weights(twin)).abs().max() < 1e-6
 
 
@@ -210,25 +309,24 @@ def test_no_sync_on_small_batches():
     assert learn.model.passes == [True,True,True,False]*2 + [True,False] + [True,True,True,False]*2 + [True,False]
     assert not learn.model.quiet
     learn = tiny(Accumulate(4), Stop(KeyboardInterrupt(), at=1), model=Syncing)
-    with pytest.raises(KeyboardInterrupt): fit(learn, 1)
+    with pytest.raises(KeyboardInterrupt): fit(learn)
     learn.remove_cb(learn.stop)
-    fit(learn, 1)
+    fit(learn)
     assert not learn.model.quiet
 
 
 def test_with_mixing_and_average():
     "Mixing comes first, the average counts steps"
     learn = tiny(MixCallback(mixup=.5, cutmix=None, mode="elem"), Accumulate(4), EMACallback(half_life=1.), n=75, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(6,2)))
-    learn.dls.c = 2
-    for dl in learn.dls.loaders: dl.dataset = TensorDataset(dl.dataset.tensors[0].view(-1,1,1,6), dl.dataset.tensors[1])
+    x,y = learn.dls.train.dataset.tensors
+    learn.dls = loaders(x.view(-1,1,1,6), y, 8)
     fit(learn, 2)
     assert learn.ema.n_updates == learn.spy.steps == 6
     assert abs(learn.ema.avg.decay - .5**(1/3)) < 1e-12
 
 
 def test_validation_and_prediction():
-    learn = fit(tiny(Accumulate(4)))
-    plain = fit(tiny(bs=32))
+    learn,plain = fit(tiny(Accumulate(4)), 3),fit(tiny(bs=32), 3)
     with learn.no_bar(), plain.no_bar():
         assert len(learn.get_preds()[0]) == 75
         assert np.allclose(learn.validate(), plain.validate(), atol=1e-6)
@@ -240,59 +338,42 @@ def test_bad_input(k):
 
 
 def test_pickles():
-    learn = tiny(Accumulate(4))
-    fit(learn, 1)
-    again = pickle.loads(pickle.dumps(learn.accumulate))
-    assert again.n_batches == 4 and again.pending == 0
+    learn = fit(tiny(Accumulate(4)))
+    assert pickle.loads(pickle.dumps(learn.accumulate)).n_batches == 4
 
 
-class From(DataLoader):
-    "A loader that can begin later, as vitnb's own"
-    start = 0
-    def __iter__(self):
-        skip,self.start = self.start,0
-        for i,b in enumerate(super().__iter__()):
-            if i >= skip: yield b
+# ---- states
 
-
-def vit(*cbs, n=75, bs=8, **kw):
-    core = pytest.importorskip("vitnb.learner.core")
-    torch.manual_seed(0)
-    x = torch.randn(100,6)[:n]
-    y = (x.sum(1) > 0).long()
-    dls = DataLoaders(*(From(TensorDataset(x, y), bs=bs) for _ in range(2)))
-    learn = core.VitLearner(dls, nn.Sequential(nn.Linear(6,16), nn.GELU(), nn.Linear(16,2)), nn.CrossEntropyLoss(), lr=1e-2, precision="fp32", cbs=[*cbs, Spy()], **kw)
-    for cb in list(learn.cbs):
-        if cb.name == "live_view": learn.remove_cb(cb)
-    return learn
-
-
-def test_vit_learner():
-    large,small = fit(vit(GradientClip(.3), bs=32)),fit(vit(GradientClip(.3), Accumulate(4)))
-    assert (weights(large)-weights(small)).abs().max() < 1e-6
-    assert small.opt_steps == large.opt_steps == 9
-    assert np.allclose([o["loss"] for o in small.recorder.steps], [o["loss"] for o in large.recorder.steps], atol=1e-6)
-    for a,b in zip(small.recorder.rows, large.recorder.rows): assert abs(a["train_loss"]-b["train_loss"]) < 1e-6
-
-
-@pytest.mark.parametrize("ex", [KeyboardInterrupt, RuntimeError, CancelFitException])
-def test_vit_learner_interrupted(ex):
-    learn = vit(Accumulate(4), EMACallback(.5), Stop(ex("stop")))
-    try: fit(learn, 1)
-    except (KeyboardInterrupt, RuntimeError): pass
-    assert learn.accumulate.pending == 0 and all(p.grad is None for p in learn.model.parameters())
+class Save(Callback):
+    "A state at the first step's end from batch `at` on"
+    order = 100
+    def __init__(self, at, path): self.at,self.path,self.done = at,path,False
+    def after_batch(self):
+        if self.done or not self.training or self.train_iter < self.at or self.learn.report is None: return
+        torch.save(self.learn.training_state(), self.path)
+        self.done = True
 
 
 @pytest.mark.parametrize("at", [4, 5, 7, 9, 12])
-def test_resume_in_the_middle_of_a_group(at, tmp_path):
-    class Save(Callback):
-        order = 100
-        def after_batch(self):
-            if self.training and self.train_iter == at: torch.save(self.learn.training_state(), tmp_path/"ck.pth")
+def test_resume_between_the_groups_of_an_epoch(at, tmp_path):
     cbs = lambda: (Accumulate(4), EMACallback(.9))
-    whole = fit(vit(*cbs(), Save()), 2)
-    rest = vit(*cbs())
-    with rest.no_bar(), rest.no_logging(): rest.fit(2, resume=torch.load(tmp_path/"ck.pth", weights_only=True))
+    whole = fit(tiny(*cbs(), Save(at, tmp_path/"ck.pth")), 2)
+    state,rest = torch.load(tmp_path/"ck.pth", weights_only=True),tiny(*cbs())
+    assert tuple(state["position"]) in ((0, 4), (0, 8), (0, 10), (1, 4)) # whole groups
+    fit(rest, 2, resume=state)
     assert torch.equal(weights(whole), weights(rest))
     assert all(torch.equal(a, b) for a,b in zip(whole.ema.module.parameters(), rest.ema.module.parameters()))
     assert [o["loss"] for o in whole.recorder.steps] == [o["loss"] for o in rest.recorder.steps]
+    with pytest.raises(ValueError, match="n_batches: 4 -> 2"): fit(tiny(Accumulate(2), EMACallback(.9)), 2, resume=state)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 8])
+def test_a_state_between_the_batches_of_a_step_is_refused(at):
+    "It would lose the gradients of the batches before it"
+    class Ask(Callback):
+        order = 100
+        def after_batch(self):
+            if self.training and self.iter == at: self.learn.training_state()
+    learn = tiny(Accumulate(4), Ask())
+    with pytest.raises(RuntimeError, match="between the batches of a step.*learn.report"): fit(learn)
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())

@@ -126,8 +126,10 @@ def test_interruption(workspace, sig):
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, work)
     said = workspace/"said.txt"
     with said.open("w") as log:
-        p = subprocess.Popen([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], stdout=log, stderr=subprocess.PIPE, text=True)
-    pid = int(wait_for(lambda: "".join(f.read_text() for f in workspace.glob("out/*/*/pid")), "the notebook did not come to its second cell"))
+        cmd = [sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)]
+        p = subprocess.Popen(cmd, stdout=log, stderr=subprocess.PIPE, text=True)
+    written = lambda: "".join(f.read_text() for f in workspace.glob("out/*/*/pid"))
+    pid = int(wait_for(written, "the notebook did not come to its second cell"))
     wait_for(lambda: "started" in said.read_text(), "what the cell prints did not arrive")
     p.send_signal(sig)
     _,err = p.communicate(timeout=200)
@@ -141,14 +143,14 @@ def test_a_pipe_on_stdin_does_not_overwrite_the_source(workspace):
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, "print('from the file')")
     other = notebook(workspace/"other.ipynb", PARAMS, "print('from the pipe')")
     before = nb.read_bytes()
-    r = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], input=other.read_text(), capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], input=other.read_text(), capture_output=True, text=True, timeout=400)
     assert r.returncode == 0 and "from the file" in r.stdout and nb.read_bytes() == before
 
 
 def test_run_cell_stops_plain_papermill(workspace):
     src = "import vitnb.core\nfrom vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag)"
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, src)
-    call = lambda *a: subprocess.run([sys.executable, "-m", "papermill", str(nb), str(workspace/"o.ipynb"), *a], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    call = lambda *a: subprocess.run([sys.executable, "-m", "papermill", str(nb), str(workspace/"o.ipynb"), *a], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
     bad = call("-p", "epoch", "3")
     assert bad.returncode != 0 and "did you mean 'epochs'" in bad.stderr and not list((workspace/"out").glob("*/*"))
     good = call("-p", "epochs", "3", "-p", "tag", "w4")
@@ -159,7 +161,7 @@ def test_run_cell_stops_plain_papermill(workspace):
 
 def test_papermill_runs_this_python(workspace):
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, "import sys\nprint(sys.prefix)")
-    r = subprocess.run([sys.executable, "-m", "papermill", str(nb), "o.ipynb"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, "-m", "papermill", str(nb), "o.ipynb"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400)
     assert r.returncode == 0 and text(workspace/"o.ipynb").strip() == sys.prefix
 
 

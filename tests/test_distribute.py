@@ -19,10 +19,11 @@ from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.core import Ranks
-from vitnb.data.loader import SomePixels
+from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.learner.distribute import WholeBatch, check_batches, shard
+from vitnb.data.shard import shard
+from vitnb.learner.distribute import WholeBatch, check_batches
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -185,7 +186,7 @@ def test_resume_on_another_number_of_processes(two, tmp_path):
 def test_only_rank_0_writes(two):
     "One event stream, one history, one tracker file"
     files = sorted(str(p.relative_to(two[1]/"whole")) for p in (two[1]/"whole").rglob("*") if p.is_file() and "events.out" not in p.name)
-    assert files == sorted(["checkpoints/best_model.pth", "checkpoints/last_model.pth", "events.jsonl", "history.csv", "history.json", "tracker.json",
+    assert files == sorted(["checkpoints/best_model.pth", "checkpoints/last_model.pth", "columns.json", "events.jsonl", "history.csv", "history.json", "tracker.json",
                             *[f for f in files if f.endswith(".lock")]])
     assert len(list((two[1]/"whole").rglob("events.out*"))) == 1
     events = [json.loads(line)["event"] for line in (two[1]/"whole/events.jsonl").read_text().splitlines()]
@@ -207,14 +208,14 @@ def test_ranks_that_differ_are_named(two, what, says):
     for o in two[0]: assert says in o["alike"][what], o["alike"][what]
 
 
-def test_cubes_are_shared_evenly():
-    "A mean over processes is the mean of the batch only if each has as many cubes; pictures, whose labels all know, may be shared unevenly"
-    learn,odd = worker.make(**dict(worker.CASES["masked"], bs=8, drop_last=False)),worker.make(bs=32, drop_last=False)
-    for o,n in ((learn, 11), (odd, 35)):
-        data = o.dls.train.dataset
-        o.dls.loaders[0] = o.dls.train.new(type(data)(SomePixels(data.pixels, np.arange(n)), data.labels[:n]))
-    check_batches(odd, 2)
-    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 2 processes; use drop_last=True"): check_batches(learn, 2)
+@pytest.mark.parametrize("case,n", [("masked", 11), ("swin", 35)])
+def test_a_last_batch_may_be_shared_unevenly(case, n):
+    "Sums add up whatever the parts; only partners of mixing must stay together, and each process needs a sample"
+    learn = worker.make(**dict(worker.CASES[case], bs=8, drop_last=False))
+    data = learn.dls.train.dataset
+    learn.dls.loaders[0] = learn.dls.train.new(type(data)(SubsetSource(data.source, np.arange(n)), {k: v[:n] for k,v in data.targets.items()}, data.tasks))
+    check_batches(learn, 2)
+    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 4 processes; use drop_last=True"): check_batches(learn, 4)
 
 
 def test_the_learner_is_as_before(two):

@@ -1,44 +1,39 @@
 "The moving average: against a slow reference, in all of the Learner's situations, and over a resume"
 import copy
 import pickle
-import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException, CancelValidException
-from fastai.callback.progress import CSVLogger
-from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TrackerCallback
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner, Recorder
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from functools import partial
 from hypothesis import given, settings, strategies as st
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import TensorDataset
 
+from tiny_tasks import classes, fit, task_learner
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.ema import CachedEma, EMACallback, decay_for
+from vitnb.callback.track import History
+from vitnb.metrics.base import make_task_metrics
+from vitnb.task import Tasks
 
 
 def net():
     return nn.Sequential(nn.Conv2d(1,4,3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64,2))
 
 
-def tiny(*cbs, n=44, bs=8, model=None, opt="SGD", **kw):
+def wrapped(model, lr, opt): return OptimWrapper(list(model.parameters()), opt=getattr(torch.optim, opt), lr=lr)
+
+
+def tiny(*cbs, n=44, bs=8, model=None, opt="SGD", metrics=accuracy, **kw):
     torch.manual_seed(0)
     x = torch.randn(n,1,6,6)
     y = (x.mean((1,2,3)) > 0).long()
-    dls = DataLoaders(*(DataLoader(TensorDataset(x, y), bs=bs) for _ in range(2)))
-    return Learner(dls, (model or net)(), nn.CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=getattr(torch.optim, opt)), lr=.05, metrics=accuracy, cbs=list(cbs), **kw)
-
-
-def fit(learn, n=2, **kw):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kw)
-    return learn
+    return task_learner(x, y, classes(2), (model or net)(), *cbs, bs=bs, lr=.05, opt_func=partial(wrapped, opt=opt), metrics=metrics, **kw)
 
 
 def state(model): return {k:v.clone() for k,v in model.state_dict().items()}
@@ -180,9 +175,9 @@ def test_one_update_an_optimizer_step():
 
 def test_validation_of_both():
     learn = tiny(EMACallback(.5), States())
-    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    fit(learn, 2)
     rec,last = learn.recorder,learn.recorder.values[-1]
-    assert list(rec.metric_names) == ["epoch","train_loss","valid_loss","accuracy","valid_loss_ema","accuracy_ema","time"]
+    assert list(rec.metric_names) == ["epoch","train_loss","valid_loss","accuracy","valid_loss_ema","accuracy_ema"]
     assert all(len(v) == 5 for v in rec.values)
     with learn.no_bar():
         raw = learn.validate()
@@ -191,7 +186,9 @@ def test_validation_of_both():
     assert np.allclose(last[1:3], raw, atol=1e-6) and np.allclose(last[3:], avg, atol=1e-6)
     assert abs(raw[0]-avg[0]) > 1e-4
     before = state(learn.ema.module)
-    with learn.no_bar(): learn.get_preds(), learn.validate()
+    with learn.no_bar():
+        learn.get_preds()
+        learn.validate()
     assert same(before, state(learn.ema.module)) and learn.ema.n_updates == 12
 
 
@@ -203,42 +200,46 @@ def test_training_is_not_touched():
 
 
 def test_options_act():
-    assert list(fit(tiny(EMACallback(.5, validate=False))).recorder.metric_names) == ["epoch","train_loss","valid_loss","accuracy","time"]
-    a,b,c = (fit(tiny(EMACallback(.9, **kw))).ema.module[4].weight for kw in ({}, dict(warmup=False), dict(power=.3)))
+    assert list(fit(tiny(EMACallback(.5, validate=False)), 2).recorder.metric_names) == ["epoch","train_loss","valid_loss","accuracy"]
+    a,b,c = (fit(tiny(EMACallback(.9, **kw)), 2).ema.module[4].weight for kw in ({}, dict(warmup=False), dict(power=.3)))
     assert not torch.equal(a, b) and not torch.equal(a, c)
 
 
-@pytest.mark.parametrize("add_time", [True, False])
-@pytest.mark.parametrize("train_metrics", [True, False])
-def test_columns(add_time, train_metrics):
-    learn = tiny(EMACallback(.5))
-    learn.recorder.add_time,learn.recorder.train_metrics = add_time,train_metrics
+@pytest.mark.parametrize("metrics", [accuracy, make_task_metrics(Tasks.of(classes(2))), []], ids=["fastai", "task", "none"])
+def test_columns(metrics):
+    "Those of validation, with their directions, declared before they are filled"
+    learn = tiny(EMACallback(.5), metrics=metrics)
+    names = [m.name for m in learn.metrics]
+    declared = learn.columns
+    assert [o for o in declared if o.endswith("_ema")] == ["valid_loss_ema", *(f"{n}_ema" for n in names)]
     fit(learn)
     assert len(learn.recorder.log) == len(learn.recorder.metric_names)
-    names = [o for o in learn.recorder.metric_names if o.endswith("_ema")]
-    assert names == (["valid_loss_ema","valid_accuracy_ema"] if train_metrics else ["valid_loss_ema","accuracy_ema"])
+    assert [o for o in learn.recorder.metric_names if o.endswith("_ema")] == ["valid_loss_ema", *(f"{n}_ema" for n in names)]
+    for o in declared.values():
+        if o.name.endswith("_ema"): assert (o.better, o.unit) == (declared[o.name.removesuffix("_ema")].better, declared[o.name.removesuffix("_ema")].unit)
+    row = learn.recorder.rows[-1]
+    assert set(row) - {"epoch", "step", "seconds"} == set(declared) and all(v is not None for v in row.values())
 
 
 def test_trackers_can_watch_the_average(tmp_path):
     learn = tiny(EMACallback(.5), SaveModelCallback("accuracy_ema", with_opt=False), EarlyStoppingCallback("valid_loss_ema", patience=3), path=tmp_path)
-    fit(learn, 3, cbs=CSVLogger("log.csv"))
-    rows = (tmp_path/"log.csv").read_text().splitlines()
-    assert rows[0].split(",")[-3:] == ["valid_loss_ema","accuracy_ema","time"] and len(rows) == 4 and len(rows[1].split(",")) == 7
+    fit(learn, 3, cbs=History(tmp_path))
+    rows = (tmp_path/"history.csv").read_text().splitlines()
+    assert {"valid_loss_ema","accuracy_ema"} <= set(rows[0].split(",")) and len(rows) == 4 and all(len(r.split(",")) == len(rows[0].split(",")) for r in rows)
+    assert len(list(tmp_path.rglob("model.pth"))) == 1 # SaveModelCallback found its column, too
 
 
 def test_without_a_recorder():
     learn = tiny(EMACallback(.5))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        learn.remove_cbs([cb for cb in list(learn.cbs) if cb.name in ("recorder","progress")])
-        learn.fit(1)
+    learn.remove_cbs([cb for cb in list(learn.cbs) if cb.name in ("recorder","progress")])
+    learn.fit(1)
     assert learn.ema.n_updates == 6
 
 
 # trading places
 
 def test_swap_is_exact_and_keeps_objects():
-    learn = fit(tiny(EMACallback(.5), opt="AdamW"))
+    learn = fit(tiny(EMACallback(.5), opt="AdamW"), 2)
     raw,avg,ids = state(learn.model),state(learn.ema.module),[id(p) for p in learn.model.parameters()]
     with learn.ema.averaged() as m:
         assert m is learn.model and same(state(m), avg) and same(state(learn.ema.module), raw)
@@ -268,7 +269,7 @@ ALL = [KeyboardInterrupt, RuntimeError, CancelFitException, CancelEpochException
 @pytest.mark.parametrize("ex", ALL)
 @pytest.mark.parametrize("event,training,at", [("after_pred",True,3), ("after_pred",False,3), ("after_pred",False,8), ("before_validate",False,2)])
 def test_no_trace_after_an_interruption(ex, event, training, at):
-    "On a plain Learner, which cleans nothing up; at=8 is in the middle of the average's validation"
+    "at=8 is in the middle of the average's validation"
     learn = tiny(EMACallback(.5), States(), Stop(ex("stop"), event, training, at))
     caught = (Exception,KeyboardInterrupt)
     try: fit(learn, 1)
@@ -353,11 +354,9 @@ def test_bad_input(kw, say):
 
 
 @pytest.mark.parametrize("at", [2, 8, None])
-def test_vit_learner(at, tmp_path):
+def test_interrupted_in_either_validation(at, tmp_path):
     "Interrupted in the validation of the trained weights (2) or of the average (8), or not at all"
-    core = pytest.importorskip("vitnb.learner.core")
-    plain = tiny()
-    learn = core.VitLearner(plain.dls, plain.model, nn.CrossEntropyLoss(), lr=.05, precision="fp32", metrics=accuracy, cbs=[EMACallback(.5), States()])
+    learn = tiny(EMACallback(.5), States())
     if at:
         learn.add_cb(Stop(KeyboardInterrupt(), "after_pred", False, at))
         with pytest.raises(KeyboardInterrupt): fit(learn, 1)

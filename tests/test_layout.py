@@ -20,9 +20,10 @@ NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
-ALLOW = dict(core="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
+ALLOW = dict(core="", device="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
     callback="task data losses metrics figures", learner="task data models losses metrics figures callback", experiment="figures learner",
     explore="models figures", testing="task data models losses metrics figures callback learner experiment explore")
+ALWAYS = {"core", "device"} # every room may import these
 
 
 def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
@@ -70,7 +71,7 @@ def test_no_number_means_no_export():
     for p in SHOWN: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it belongs into nbs/library, with a number"
 
 
-HUNDREDS = dict(core=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
+HUNDREDS = dict(core=0, device=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))
@@ -85,15 +86,17 @@ def test_numbers_are_used_once():
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_rooms(p):
     room = module(p).split(".")[0]
-    may = {"core", room, *ALLOW.get(room, "").split()} - ({"core"} if room == "core" else set())
+    may = {*ALWAYS, room, *ALLOW.get(room, "").split()} if room not in ALWAYS else {"core"} - {room}
     wrong = [m for m in ours(tree(p)) if m.split(".")[0] not in may]
     assert not wrong, f"{room} may import {sorted(may)}, not {wrong}"
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_only_lower_numbers(p):
+    "What a callback does is shown on a Learner, so the examples of that room may import what comes later; what is exported may not"
     number = {module(q): int(q.name[:3]) for q in NUMBERED}
-    wrong = [m for m in ours(python(p)) if number.get(m, 1000) >= int(p.name[:3])]
+    looked = tree(p) if module(p).startswith("callback.") else python(p)
+    wrong = [m for m in ours(looked) if number.get(m, 1000) >= int(p.name[:3])]
     assert not wrong, f"{p.name} imports {wrong}, which come later or do not exist"
 
 
@@ -129,6 +132,26 @@ def blankets(t):
 def test_nothing_is_swallowed(p): assert not list(blankets(python(p)))
 
 
+def sniffing(t):
+    "Where a tree asks what fastai's own callbacks leave on a Learner, in place of its phase"
+    marks = ("lr_finder", "gather_preds")
+    for n in ast.walk(t):
+        said = n.attr if isinstance(n, ast.Attribute) else n.id if isinstance(n, ast.Name) else n.value if isinstance(n, ast.Constant) else None
+        if said in marks: yield f"{said} in line {n.lineno}"
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_the_phase_is_asked_and_not_guessed(p):
+    found = list(sniffing(tree(p)))
+    assert not found, f"{found}: a callback names its phases (TrainCallback), and a Learner says `learn.phase`"
+
+
+def test_the_phase_check_sees():
+    "The check itself: each of these guesses, the last does not"
+    for code in ('hasattr(self.learn, "lr_finder")', "self.gather_preds", "getattr(learn, 'gather_preds', None)", "lr_finder.run"): assert list(sniffing(ast.parse(code))), code
+    assert not list(sniffing(ast.parse("'a text about lr_finder'; self.learn.phase == 'lr_find'")))
+
+
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_mistakes_are_errors_not_asserts(p):
     found = [ast.unparse(n)[:80] for n in ast.walk(tree(p)) if isinstance(n, ast.Assert)]
@@ -141,12 +164,19 @@ def inherited(cls, name):
     return known or any(name in vars(base) for base in getattr(cls, "__mro__", ())[1:])
 
 
+def patched(f):
+    "Name of the class that a function is patched into; empty if none"
+    note = f.args.args[0].annotation if f.args.args and f.args.args[0].arg == "self" else None
+    return note.id if isinstance(note, ast.Name) else ""
+
+
 def explainable(t, space):
     "Public functions, `__init__` and public methods that override nothing, with their names"
     for f,cls in functions(t):
         if (f.name.startswith("_") and f.name != "__init__") or (cls and cls.name.startswith("_")): continue
         method = cls or (f.args.args and f.args.args[0].arg == "self") # in a class, or patched into one
-        if method and f.name != "__init__" and inherited(space.get(cls.name) if cls else None, f.name): continue
+        owner = cls.name if cls else patched(f)
+        if method and f.name != "__init__" and inherited(space.get(owner), f.name): continue
         yield f, cls, f"{cls.name}.{f.name}" if cls else f.name
 
 

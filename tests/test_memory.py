@@ -95,7 +95,7 @@ needs_peak = pytest.mark.skipif(not has_peak, reason="there is no VmHWM in /proc
 def printed(code, **env):
     "The numbers that a fresh interpreter prints"
     env = {**os.environ, "OMP_NUM_THREADS":"1", **env}
-    p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=env)
+    p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, env=env)
     assert p.returncode == 0, p.stderr[-2000:]
     return list(map(int, p.stdout.split()))
 
@@ -104,7 +104,7 @@ def printed(code, **env):
 def test_the_operating_system_counts_no_less_and_little_more():
     "From a small to a large batch: libraries, weights and what the convolutions set up once are in both peaks"
     counted,rise = printed(RISE, MALLOC_MMAP_THRESHOLD_="65536") # give back what is freed
-    assert .95*counted < rise < 1.15*counted # 1.00 to 1.01 with kernels for SSE4.1, AVX2 and AVX-512
+    assert .95*counted < rise < 1.15*counted # it is within 1 % with kernels for SSE4.1, AVX2 and AVX-512
 
 
 @needs_peak
@@ -256,7 +256,7 @@ except RuntimeError as e: print(type(e).__name__, e)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS and /proc are Linux's")
 def test_a_real_lack_of_memory():
     env = {**os.environ, "OMP_NUM_THREADS":"1", "MALLOC_ARENA_MAX":"1"} # a thread's arena takes address space, which is what is limited here
-    p = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=200, env=env)
+    p = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, timeout=500, env=env)
     assert p.returncode == 0, p.stderr[-2000:]
     assert p.stdout.startswith("RuntimeError") and "can't allocate memory" in p.stdout and "training step on (1000, 3, 32, 32)" in p.stdout
     assert "1. gradient checkpointing" in p.stdout, p.stdout

@@ -1,4 +1,4 @@
-"MixUp and CutMix: against timm, against a slow reference, and for each form of target"
+"MixUp and CutMix: against timm, against a slow reference, and for each kind of task"
 import pickle
 from unittest import mock
 
@@ -7,19 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 from timm.data import Mixup
 from torch import nn
-from torch.utils.data import TensorDataset
 
-from vitnb.callback.mix import MixCallback, pair_loss
-from vitnb.data.mix import (MODES, Head, MixPlan, beta_from, cut_boxes, draw_plan, draw_plans, encode, mix_images, mix_targets, partner,
-                            with_weights)
+from tiny_tasks import TwoHeads, classes, fit, task_learner, weights
+from vitnb.callback.mix import MixCallback
+from vitnb.data.mix import MODES, MixPlan, beta_from, cut_boxes, draw_plan, mix_images
+from vitnb.losses.base import make_loss
+from vitnb.task import ClassMap, MultiLabel, Ordinal, Tasks, Value, make_task
 
 NO_BOX = np.zeros((1,4), int)
 
@@ -94,7 +91,7 @@ def test_probabilities():
     assert abs((lam < 1).mean() - .3) < .03
     box = np.concatenate([draw_plan(64, (32,32), 0, 0, s, switch_p=.8, mode="elem").box for s in range(40)])
     assert abs((box[:,1] > box[:,0]).mean() - .8) < .05
-    assert draw_plan(8, (8,8), 0, 0, 0, p=0, mode="elem").idle
+    assert draw_plan(8, (8,8), 0, 0, 0, p=0, mode="elem").is_identity
 
 
 def test_modes():
@@ -155,12 +152,12 @@ def test_same_as_timm(mode, alphas, smoothing, multi_label):
     for seed in range(4):
         np.random.seed(seed)
         torch.manual_seed(seed)
-        x,k = torch.randn(6,3,16,12),5
+        x,k,names = torch.randn(6,3,16,12),5,"abcde"
         y = torch.randint(0, 2, (6,k)) if multi_label else torch.randint(0, k, (6,))
         m = Mixup(*alphas, mode=mode, num_classes=k, label_smoothing=smoothing, prob=.8, multi_label=multi_label)
         plan,(tx,ty) = timm_plan(6, mode, m, x, y)
         assert torch.allclose(mix_images(x, plan), tx, atol=1e-6)
-        soft = mix_targets(y, plan, Head("dense") if multi_label else Head("class", k))
+        soft = MultiLabel(names).mix(y, plan)[...,1] if multi_label else classes(k).mix(y, plan)
         soft = soft*(1-smoothing) + smoothing*(.5 if multi_label else 1/k) # smoothing is linear: it may follow the mixing, and is the loss's task
         assert torch.allclose(soft, ty, atol=1e-6)
 
@@ -179,58 +176,111 @@ def test_boxes_same_as_timm():
 # targets
 
 PLAN = MixPlan(np.array([.7,.2,.5,.2,.7]), np.repeat(NO_BOX, 5, 0))
+SHARE = torch.tensor(PLAN.lam, dtype=torch.float32)
 
 
-def test_targets_of_every_form():
+def test_targets_of_every_kind():
     y = torch.tensor([0,1,2,1,0])
-    got = mix_targets(y, PLAN, Head("class", 3))
-    hot = F.one_hot(y, 3).float()
-    lam = torch.tensor(PLAN.lam, dtype=torch.float32)[:,None]
+    got = classes(3).mix(y, PLAN)
+    hot,lam = F.one_hot(y, 3).float(),SHARE[:,None]
     want = lam*hot + (1-lam)*hot.flip(0)
     assert torch.allclose(got, want, atol=1e-6)
-    assert torch.allclose(mix_targets(hot, PLAN, Head("dense")), want, atol=1e-6)
-    assert mix_targets(torch.rand(5), PLAN, Head("dense")).shape == (5,)
-    zones = mix_targets(torch.randint(0, 4, (5,6)), PLAN, Head("class", 4))
+    assert torch.allclose(classes(3).mix(hot, PLAN), want, atol=1e-6) # soft labels stay soft labels
+    values = torch.rand(5)
+    assert torch.allclose(Value().mix(values, PLAN), SHARE*values + (1-SHARE)*values.flip(0), atol=1e-6)
+    zones = Ordinal("abcdef", levels=4).mix(torch.randint(0, 4, (5,6)), PLAN)
     assert zones.shape == (5,6,4) and torch.allclose(zones.sum(-1), torch.ones(5,6))
-    pair = mix_targets((y, [hot]), PLAN, (Head("class", 3), [Head("dense")]))
-    assert isinstance(pair, tuple) and isinstance(pair[1], list) and torch.allclose(pair[1][0], want, atol=1e-6)
+    both = Tasks(a=classes(3), b=Value()).map(lambda task,t: task.mix(t, PLAN), dict(a=y, b=values))
+    assert list(both) == ["a", "b"] and torch.allclose(both["a"], want, atol=1e-6)
     assert torch.equal(hot, F.one_hot(y, 3).float())
+
+
+def test_a_map_is_pasted_where_images_are_pasted():
+    "Pixel by pixel the class of the image it came from, and never an average"
+    y = torch.randint(0, 4, (6,8,8))
+    for step in range(20):
+        plan = draw_plan(6, (8,8), 0, 0, step, mixup=None, mode="elem")
+        got = ClassMap("abcd").mix(y, plan)
+        assert got.dtype == y.dtype and torch.equal(got, mix_images(y[:,None].float(), plan)[:,0].long())
+    plan = draw_plan(6, (8,8), 0, 0, 1, cutmix=None, mode="elem")
+    masses = ClassMap("abcd").mix(y, plan)
+    lam = torch.tensor(plan.lam, dtype=torch.float32)[:,None,None,None]
+    hot = F.one_hot(y, 4).float()
+    assert torch.allclose(masses, lam*hot + (1-lam)*hot.flip(0), atol=1e-6)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_ordinal_mean_is_the_mean_level(levels):
     y,plan = torch.tensor(levels),MixPlan(np.array([.3]), NO_BOX)
-    got = mix_targets(y, plan, Head("ordinal", 5))
-    assert torch.allclose(got.sum(-1), .3*y + .7*y.flip(0), atol=1e-5) # the sum of "above level j" is the level
-    assert (got.diff(dim=-1) <= 1e-6).all() # "above 2" never exceeds "above 1"
+    masses = Ordinal(levels=5).mix(y, plan)
+    above = 1 - masses.cumsum(-1)[:,:-1] # "above level j"
+    assert torch.allclose(above.sum(-1), .3*y + .7*y.flip(0), atol=1e-5) # their sum is the level
+    assert (above.diff(dim=-1) <= 1e-6).all() # "above 2" never exceeds "above 1"
+    assert torch.allclose((masses*torch.arange(5)).sum(-1), .3*y + .7*y.flip(0), atol=1e-5)
+
+
+def each(loss, task, pred, target): return loss.each(task.rows(pred, target), *task.entries(target))
+
+
+LINEAR = dict(class_=(classes(3), "cross_entropy", {}, 3), weighted=(classes(3), "cross_entropy", dict(weight=[.5,1.,3.]), 3), unknown=(classes(3, unknown=-1), "cross_entropy", {}, 3),
+              focal=(classes(3, unknown=-1), "focal", dict(gamma=2.), 3), cumulative=(Ordinal(levels=3, cumulative=True, unknown=-1), "cumulative", {}, 2),
+              labels=(MultiLabel("ab"), "binary_cross_entropy", dict(pos_weight=[2.,.5]), 2), unknown_labels=(MultiLabel("ab", unknown=-1), "binary_cross_entropy", {}, 2))
+
+@pytest.mark.parametrize("case", LINEAR)
+@pytest.mark.parametrize("smoothing", [0., .1])
+def test_losses_are_linear_in_the_masses(case, smoothing):
+    "The loss of a mixed target is the average of two losses, in which unknown entries are 0: also for losses that are no cross-entropy"
+    task,name,kw,k = LINEAR[case]
+    if smoothing and name == "cumulative": return
+    loss = make_loss(name, smoothing or None, **kw)
+    y = torch.randint(0, 2, (5,2)) if k == 2 and name.startswith("binary") else torch.tensor([0,1,2,1,2])
+    if task.unknown is not None: y[2] = y[4] = -1
+    pred = torch.randn(5, k, dtype=torch.float64)
+    lam = torch.tensor(PLAN.lam).view(-1, *[1]*(y.ndim-1))
+    want = lam*each(loss, task, pred, y) + (1-lam)*each(loss, task, pred, y.flip(0))
+    assert torch.allclose(each(loss, task, pred, task.mix(y, PLAN)), want, atol=1e-6)
 
 
 def test_unknown_entries_vanish():
-    y = torch.tensor([0,1,-1,2,-1])
+    task,y = classes(3, unknown=-1),torch.tensor([0,1,-1,2,-1])
     pred = torch.randn(5,3, requires_grad=True)
-    per_sample = -(mix_targets(y, PLAN, Head("class", 3, ignore=-1))*pred.log_softmax(-1)).sum(-1)
+    per_sample = -(task.mix(y, PLAN)*pred.log_softmax(-1)).sum(-1)
     ce = lambda t: F.cross_entropy(pred, t, ignore_index=-1, reduction="none")
-    lam = torch.tensor(PLAN.lam, dtype=torch.float32)
-    want = lam*ce(y) + (1-lam)*ce(y.flip(0))
+    want = SHARE*ce(y) + (1-SHARE)*ce(y.flip(0))
     assert torch.allclose(per_sample, want, atol=1e-6)
     both = torch.tensor([0,-1,1,-1,2])
-    soft = mix_targets(both, PLAN, Head("class", 3, ignore=-1))
+    soft = task.mix(both, PLAN)
     assert (soft[1] == 0).all() and (soft[3] == 0).all() # partners, both unknown
-    grad, = torch.autograd.grad(-(soft*pred.log_softmax(-1)).sum(), pred)
-    assert (grad[[1,3]] == 0).all()
-    assert (encode(torch.tensor([0,1]), Head("class", 3, ignore=0)) == torch.tensor([[0.,0,0],[0,1,0]])).all() # a class may be the unknown one
-    with pytest.raises(ValueError, match="how='pair'"): mix_targets(y, PLAN, Head("ordinal", 3, ignore=-1))
+    loss = make_loss("cross_entropy", .1)(pred, soft)
+    grad, = torch.autograd.grad(loss, pred)
+    assert (grad[[1,3]] == 0).all() and (grad[[0,2,4]] != 0).any() # smoothing gives them nothing either
+    assert (classes(3, unknown=0).encode(torch.tensor([0,1])) == torch.tensor([[0.,0,0],[0,1,0]])).all() # a class may be the unknown one
+    values = Value(unknown=0).mix(torch.tensor([1.,float("nan"),3.,4.,float("nan")]), PLAN)
+    assert values.isnan().tolist() == [True,True,False,True,True] # half of an unknown value is not known
 
 
-@pytest.mark.parametrize("y,heads,say", [
-    (torch.tensor([0,3]), Head("class", 3), "target 3 is not in 0..2"), (torch.tensor([.5,1.]), Head("class", 3), "Head\\('dense'\\)"),
-    (dict(a=torch.zeros(2)), dict(b=Head("dense")), "names must agree"), ((torch.zeros(2),), (Head("dense"),)*2, "2 heads for 1"),
-    (torch.zeros(2), (Head("dense"),), "single target")])
-def test_bad_targets(y, heads, say):
-    with pytest.raises(ValueError, match=say): mix_targets(y, MixPlan(np.array([.5]), NO_BOX), heads)
-    with pytest.raises(ValueError, match="needs n"): Head("class")
-    with pytest.raises(ValueError, match="did you mean"): Head("ordinl", 3)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_of_mixed_targets_divides_by_what_is_known(mode):
+    task,loss = classes(3, unknown=-1),make_loss("cross_entropy")
+    pred,y = torch.randn(5,3),torch.tensor([0,-1,2,-1,1])
+    plan = draw_plan(5, (8,8), 0, 0, 2, mode=mode)
+    lam = torch.tensor(plan.lam if mode != "batch" else plan.lam.repeat(5), dtype=torch.float32)
+    ce = lambda t: F.cross_entropy(pred, t, ignore_index=-1, reduction="none")
+    known = (lam*(y != -1) + (1-lam)*(y != -1).flip(0)).sum() # the share of each sample that is known
+    if mode != "elem": assert known.item() == pytest.approx(3)
+    target,mask = task.entries(task.mix(y, plan))
+    assert torch.allclose(loss(pred, target, mask), (lam*ce(y) + (1-lam)*ce(y.flip(0))).sum()/known, atol=1e-6)
+
+
+@pytest.mark.parametrize("tasks,y,say", [
+    (classes(3), torch.tensor([0,3]), "target 3 is not in 0..2"), (classes(3), torch.tensor([.5,1.]), "is no index"),
+    (classes(3), torch.zeros(2, 3), "not one class a sample"), (dict(a=Value(), b=Value()), dict(c=torch.zeros(2)), "no task for the target 'c'"),
+    (Ordinal("ab", levels=3), torch.zeros(2, 3).long(), "one level for each of 2 zones"), (ClassMap("ab"), torch.zeros(2).long(), "a class for each pixel")])
+def test_bad_targets(tasks, y, say):
+    with pytest.raises(ValueError, match=say): Tasks.of(tasks).check(y)
+    with pytest.raises(ValueError, match="at least two"): classes(1)
+    with pytest.raises(ValueError, match="did you mean 'ordinal'"): make_task(dict(kind="ordinl", levels=3))
 
 
 # the callback
@@ -242,132 +292,90 @@ class Seen(Callback):
     def after_backward(self): self.log[-1] += (self.learn.loss.item(),)
 
 
-def tiny(*cbs, y=None, loss=None, n=22, bs=6, c=3, x=None, model=None):
+def tiny(*cbs, y=None, tasks=None, n=22, bs=6, x=None, model=None, **kw):
     torch.manual_seed(0)
     x = torch.randn(n,1,6,6) if x is None else x
     y = torch.arange(n)%3 if y is None else y
-    ds = list(zip(x, y)) if isinstance(y, list) else TensorDataset(x, *(y if isinstance(y, tuple) else (y,)))
-    dls = DataLoaders(*(DataLoader(ds, bs=bs) for _ in range(2)))
-    dls.n_inp = 1
-    if c: dls.c = c
-    return Learner(dls, model() if model else nn.Sequential(nn.Flatten(), nn.Linear(36,3)), loss_func=loss or nn.CrossEntropyLoss(), lr=.01, cbs=[*cbs, Seen()])
+    return task_learner(x, y, tasks or classes(3), model() if model else nn.Sequential(nn.Flatten(), nn.Linear(36,3)), *cbs, Seen(), bs=bs, **kw)
 
 
-def fit(learn, n=1):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n)
-    return learn
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_soft_and_pair_are_one_loss(mode):
-    soft,pair = (fit(tiny(MixCallback(mode=mode, how=how, seed=4)), 2) for how in ("soft","pair"))
-    assert np.allclose([o[3] for o in soft.seen.log if o[0]], [o[3] for o in pair.seen.log if o[0]], atol=1e-6)
-    for a,b in zip(soft.model.parameters(), pair.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_loss_is_the_average_of_two_losses():
-    learn = fit(tiny(MixCallback(mode="elem", seed=9), loss=CrossEntropyLossFlat()))
-    _,xb,yb,loss = learn.seen.log[0]
-    assert not yb[0].is_floating_point() # fastai's loss wants whole numbers: pairs, unasked
+def losses(learn): return [o[3] for o in learn.seen.log if o[0]]
+def first_images():
     torch.manual_seed(0)
-    x = torch.randn(22,1,6,6)[:6]
-    plan = draw_plan(6, (6,6), 9, 0, 0, mode="elem")
-    assert torch.allclose(xb[0], mix_images(x, plan))
+    return torch.randn(22,1,6,6)[:6]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_masked_pair_loss_divides_by_known(mode):
-    ce = nn.CrossEntropyLoss(ignore_index=-1)
-    pred,y = torch.randn(5,3),torch.tensor([0,-1,2,-1,1])
-    plan = draw_plan(5, (8,8), 0, 0, 2, mode=mode)
-    got = pair_loss(ce, pred, (y,), (partner(y),), plan, (y != -1).sum())
-    lam = torch.tensor(plan.lam if mode != "batch" else plan.lam.repeat(5), dtype=torch.float32)
-    each = lambda t: F.cross_entropy(pred, t, ignore_index=-1, reduction="none")
-    assert torch.allclose(got.float(), (lam*each(y) + (1-lam)*each(y.flip(0))).sum()/3, atol=1e-6)
-    assert ce.reduction == "mean"
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_training_is_that_of_a_loop_written_by_hand(mode, loss):
+    "Two epochs, in each step the average of the losses with both targets"
+    learn = tiny(MixCallback(mode=mode, seed=4), loss=loss)
+    twin = tiny()
+    opt = twin.opt_func(twin.model, lr=.01)
+    criterion,seen = make_loss(loss, reduction="none"),[]
+    for epoch in range(2):
+        for step,(x,y) in enumerate(twin.dls.train):
+            plan = draw_plan(len(x), (6,6), 4, epoch, step, mode=mode)
+            lam = torch.tensor(plan.lam, dtype=torch.float32)
+            pred = twin.model(mix_images(x, plan))
+            value = (lam*criterion(pred, y) + (1-lam)*criterion(pred, y.flip(0))).mean()
+            value.backward()
+            opt.step()
+            opt.zero_grad()
+            seen.append(value.item())
+    fit(learn, 2)
+    assert np.allclose(losses(learn), seen, atol=1e-6)
+    assert torch.allclose(weights(learn), weights(twin), atol=1e-6)
+
+
+def test_the_images_are_those_of_the_plan_and_the_targets_masses():
+    learn = fit(tiny(MixCallback(mode="elem", seed=9)))
+    _,xb,yb,loss = learn.seen.log[0]
+    plan = draw_plan(6, (6,6), 9, 0, 0, mode="elem")
+    assert torch.allclose(xb[0], mix_images(first_images(), plan))
+    assert torch.allclose(yb[0], classes(3).mix(torch.arange(6)%3, plan))
+
+
+def test_a_loss_of_torch_takes_the_masses():
+    mine,torchs = (fit(tiny(MixCallback(mode="elem", seed=1), loss=loss), 2) for loss in (None, nn.CrossEntropyLoss()))
+    assert np.allclose(losses(mine), losses(torchs), atol=1e-6)
 
 
 def test_masked_targets_in_training():
     y = torch.arange(22)%3
     y[::4] = -1
-    learn = fit(tiny(MixCallback(mode="elem", heads=Head("class", 3, ignore=-1)), y=y, loss=nn.CrossEntropyLoss(ignore_index=-1)))
-    assert all(np.isfinite(o[3]) for o in learn.seen.log if o[0])
-    with pytest.raises(ValueError, match="label smoothing"):
-        fit(tiny(MixCallback(how="soft", heads=Head("class", 3, ignore=-1)), y=y, loss=nn.CrossEntropyLoss(ignore_index=-1, label_smoothing=.1)))
+    for smoothing in (None, .1):
+        learn = fit(tiny(MixCallback(mode="elem"), y=y, tasks=classes(3, unknown=-1), label_smoothing=smoothing))
+        assert all(np.isfinite(o) for o in losses(learn))
+    nothing = fit(tiny(MixCallback(mode="elem"), y=torch.full((22,), -1), tasks=classes(3, unknown=-1)))
+    assert losses(nothing) == [0.]*4
 
 
-class Focal(nn.Module):
-    "A loss that is not linear in its target"
-    def __init__(self):
-        super().__init__()
-        self.reduction = "mean"
-    def forward(self, pred, y):
-        ce = F.cross_entropy(pred, y, reduction="none")
-        loss = (1-torch.exp(-ce))**2*ce
-        return loss if self.reduction == "none" else loss.mean()
+def test_several_tasks():
+    "Each is mixed by its own rule with one plan, and their losses add up"
+    y = dict(a=torch.arange(22)%3, b=torch.randint(0, 2, (22,2)))
+    tasks = dict(a=classes(3), b=MultiLabel("xy"))
+    learn = fit(tiny(MixCallback(mode="elem", seed=3), y=y, tasks=tasks, model=lambda: TwoHeads(36, a=3, b=2), task_weights=dict(b=.5)))
+    seen = learn.seen.log[0][2][0]
+    assert seen["a"].shape == (6,3) and seen["b"].shape == (6,2,2)
+    plan = draw_plan(6, (6,6), 3, 0, 0, mode="elem")
+    pred = tiny(y=y, tasks=tasks, model=lambda: TwoHeads(36, a=3, b=2)).model(mix_images(first_images(), plan))
+    soft = tasks["b"].mix(y["b"][:6], plan)[...,1]
+    want = F.cross_entropy(pred["a"], tasks["a"].mix(y["a"][:6], plan)) + .5*F.binary_cross_entropy_with_logits(pred["b"], soft)
+    assert losses(learn)[0] == pytest.approx(want.item(), abs=1e-6)
 
 
-def test_focal_by_pairs():
-    loss = Focal()
-    learn = fit(tiny(MixCallback(mode="elem", how="pair", seed=1), loss=loss))
-    assert loss.reduction == "mean"
-    w0 = tiny(loss=loss).model
-    plan = draw_plan(6, (6,6), 1, 0, 0, mode="elem")
-    torch.manual_seed(0)
-    x,y = torch.randn(22,1,6,6)[:6],torch.arange(6)%3
-    pred = w0(mix_images(x, plan))
-    loss.reduction = "none"
-    lam = torch.tensor(plan.lam, dtype=torch.float32)
-    want = (lam*loss(pred, y) + (1-lam)*loss(pred, y.flip(0))).mean()
-    assert abs(learn.seen.log[0][3] - want.item()) < 1e-6
-
-
-class TwoHeads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a,self.b = nn.Linear(36,3),nn.Linear(36,2)
-    def forward(self, x): return self.a(x.flatten(1)),self.b(x.flatten(1))
-
-
-def two_loss(pred, a, b): return F.cross_entropy(pred[0], a) + F.binary_cross_entropy_with_logits(pred[1], b)
-def dict_loss(pred, y): return two_loss(pred, y["a"], y["b"])
-
-
-def test_several_heads():
-    ya,yb = torch.arange(22)%3,torch.randint(0, 2, (22,2))
-    heads = (Head("class", 3), Head("dense"))
-    soft = tiny(MixCallback(mode="elem", heads=heads), y=(ya,yb), loss=lambda p,a,b: two_loss(p, a, b.float()), model=TwoHeads)
-    fit(soft)
-    assert soft.seen.log[0][2][0].shape == (6,3) and soft.seen.log[0][2][1].dtype == torch.float32
-    y = [dict(a=a, b=b.float()) for a,b in zip(ya, yb)]
-    named = fit(tiny(MixCallback(mode="elem", heads=dict(a=heads[0], b=heads[1])), y=y, loss=dict_loss, model=TwoHeads))
-    assert np.allclose([o[3] for o in soft.seen.log if o[0]], [o[3] for o in named.seen.log if o[0]], atol=1e-6)
-    pair = fit(tiny(MixCallback(mode="batch", how="pair", heads=dict(a=heads[0], b=heads[1])), y=y, loss=dict_loss, model=TwoHeads))
-    again = fit(tiny(MixCallback(mode="batch", how="soft", heads=dict(a=heads[0], b=heads[1])), y=y, loss=dict_loss, model=TwoHeads))
-    assert np.allclose([o[3] for o in pair.seen.log if o[0]], [o[3] for o in again.seen.log if o[0]], atol=1e-6)
-
-
-def test_multi_label_masked_by_pairs():
-    "Single unknown labels of a multi-label target: the loss masks them, for both partners"
-    class Masked(nn.Module):
-        reduction = "mean"
-        def forward(self, pred, y):
-            known = y >= 0
-            each = F.binary_cross_entropy_with_logits(pred, y.clamp(min=0).float(), reduction="none")*known
-            return each if self.reduction == "none" else each.sum()/known.sum()
-    y = torch.randint(-1, 2, (22,3))
-    learn = fit(tiny(MixCallback(mode="elem", heads=Head("dense", ignore=-1), seed=2), y=y, loss=Masked()))
+def test_unknown_labels_of_several():
+    "Single unknown labels of a sample: masked for both partners"
+    y,task = torch.randint(-1, 2, (22,3)),MultiLabel("abc", unknown=-1)
+    learn = fit(tiny(MixCallback(mode="elem", seed=2), y=y, tasks=task))
     plan = draw_plan(6, (6,6), 2, 0, 0, mode="elem")
-    pred = tiny(loss=Masked()).model(mix_images(_first(), plan))
-    lam,loss,t = torch.tensor(plan.lam, dtype=torch.float32)[:,None],Masked(),y[:6]
-    loss.reduction = "none"
-    want = (lam*loss(pred, t) + (1-lam)*loss(pred, t.flip(0))).sum()/(t >= 0).sum()
-    assert abs(learn.seen.log[0][3] - want.item()) < 1e-6
-
-
-def _first():
-    torch.manual_seed(0)
-    return torch.randn(22,1,6,6)[:6]
+    pred = tiny(y=y, tasks=task).model(mix_images(first_images(), plan))
+    lam,t = torch.tensor(plan.lam, dtype=torch.float32)[:,None],y[:6]
+    def masked(t): return F.binary_cross_entropy_with_logits(pred, t.clamp(min=0).float(), reduction="none")*(t >= 0)
+    known = (lam*(t >= 0) + (1-lam)*(t >= 0).flip(0)).sum()
+    want = (lam*masked(t) + (1-lam)*masked(t.flip(0))).sum()/known
+    assert losses(learn)[0] == pytest.approx(want.item(), abs=1e-6)
 
 
 def test_validation_untouched_and_inputs_never_in_place():
@@ -379,12 +387,13 @@ def test_validation_untouched_and_inputs_never_in_place():
     assert torch.equal(torch.cat([o[1][0] for o in valid[:4]]), keep) and not valid[0][2][0].is_floating_point()
 
 
-def test_guesses_and_refusals():
-    soft = fit(tiny(MixCallback(), y=torch.rand(22,3).softmax(-1), c=None))
+def test_soft_labels_and_a_refusal():
+    soft = fit(tiny(MixCallback(), y=torch.rand(22,3).softmax(-1)))
     assert soft.seen.log[0][2][0].shape == (6,3)
-    with pytest.raises(ValueError, match="needs heads"): fit(tiny(MixCallback(), c=None))
-    with pytest.raises(ValueError, match="needs heads"): fit(tiny(MixCallback(), y=torch.randint(0, 2, (22,3))))
-    with pytest.raises(ValueError, match="mode='batch'"): fit(tiny(MixCallback(mode="elem", how="pair"), loss=lambda p,y,reduction="mean": F.cross_entropy(p, y)))
+    without = tiny(MixCallback())
+    without.tasks = Tasks()
+    with pytest.raises(ValueError, match="must know what the targets mean"): fit(without)
+    assert without.opt_steps == 0
 
 
 def test_second_input():
@@ -393,10 +402,7 @@ def test_second_input():
             super().__init__()
             self.l = nn.Linear(36,3)
         def forward(self, x, z): return self.l((x+z).flatten(1)) if z.ndim == 4 else self.l(x.flatten(1))
-    def learner(z):
-        learn = tiny(MixCallback(), y=(z, torch.arange(22)%3), model=Two)
-        learn.dls.n_inp = 2
-        return learn
+    def learner(z): return tiny(MixCallback(), y=(z, torch.arange(22)%3), model=Two, n_inp=2, seed=42)
     same = torch.randn(22,1,6,6)
     learn = fit(learner(same))
     assert torch.allclose(learn.seen.log[0][1][1], mix_images(same[:6], draw_plan(6, (6,6), 42, 0, 0)))
@@ -423,9 +429,8 @@ class Stop(Callback):
 @pytest.mark.parametrize("ex", [KeyboardInterrupt, RuntimeError, CancelFitException])
 @pytest.mark.parametrize("event", ["before_batch","after_loss","before_step"])
 def test_no_trace_after_an_interruption(ex, event):
-    "Also on a plain Learner, which cleans nothing up after an ordinary exception"
-    loss = CrossEntropyLossFlat()
-    learn = tiny(MixCallback(mode="elem"), Stop(ex("stop"), event), loss=loss)
+    learn = tiny(MixCallback(mode="elem"), Stop(ex("stop"), event))
+    loss = learn.loss_func
     if ex is CancelFitException: fit(learn)
     else:
         with pytest.raises(ex): fit(learn)
@@ -436,35 +441,16 @@ def test_no_trace_after_an_interruption(ex, event):
 
 
 def test_deterministic_and_pickles():
-    a,b = (fit(tiny(MixCallback(mode="elem", seed=s)), 2) for s in (5,5))
-    assert all(torch.equal(p, q) for p,q in zip(a.model.parameters(), b.model.parameters()))
-    c = fit(tiny(MixCallback(mode="elem", seed=6)), 2)
-    assert not torch.equal(a.model[1].weight, c.model[1].weight)
+    a,b,c = (fit(tiny(MixCallback(mode="elem", seed=s)), 2) for s in (5,5,6))
+    assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
     again = pickle.loads(pickle.dumps(a.mix))
-    assert again.plan is None and again.kw == a.mix.kw and again.seed == 5
+    assert again.kw == a.mix.kw and again.seed == 5
 
 
-class From(DataLoader):
-    "A loader that can begin later, as vitnb's own"
-    start = 0
-    def __iter__(self):
-        skip,self.start = self.start,0
-        for i,b in enumerate(super().__iter__()):
-            if i >= skip: yield b
-
-
-def vit(*cbs, seed=7, **kw):
-    core = pytest.importorskip("vitnb.learner.core")
-    base = tiny()
-    dls = DataLoaders(*(From(dl.dataset, bs=6) for dl in base.dls.loaders))
-    dls.c = 3
-    return core.VitLearner(dls, base.model, nn.CrossEntropyLoss(), lr=.01, precision="fp32", seed=seed, cbs=[*cbs, Seen()])
-
-
-def test_vit_learner_seed_and_epochs():
-    a,b,c = (fit(vit(MixCallback(mode="elem"), seed=s)) for s in (7,7,8))
+def test_the_learners_seed_and_epochs():
+    a,b,c = (fit(tiny(MixCallback(mode="elem"), seed=s)) for s in (7,7,8))
     assert torch.equal(a.seen.log[0][2][0], b.seen.log[0][2][0]) and not torch.equal(a.seen.log[0][2][0], c.seen.log[0][2][0])
-    assert torch.allclose(a.seen.log[0][2][0], mix_targets(torch.arange(6)%3, draw_plan(6, (6,6), 7, 0, 0, mode="elem"), Head("class", 3)))
+    assert torch.allclose(a.seen.log[0][2][0], classes(3).mix(torch.arange(6)%3, draw_plan(6, (6,6), 7, 0, 0, mode="elem")))
     first = a.seen.log[0][2][0]
     assert not torch.equal(first, fit(a).seen.log[0][2][0]) # a second fit goes on, it does not repeat the first
 
@@ -475,9 +461,10 @@ def test_resume_in_the_middle(at, tmp_path):
         order = 100
         def after_batch(self):
             if self.training and self.train_iter == at: torch.save(self.learn.training_state(), tmp_path/"ck.pth")
-    whole,rest = fit(vit(MixCallback(mode="elem"), Save()), 2),vit(MixCallback(mode="elem"))
-    with rest.no_bar(), rest.no_logging(): rest.fit(2, resume=torch.load(tmp_path/"ck.pth", weights_only=True))
-    assert all(torch.equal(p, q) for p,q in zip(whole.model.parameters(), rest.model.parameters()))
+    whole,rest = fit(tiny(MixCallback(mode="elem"), Save()), 2),tiny(MixCallback(mode="elem"))
+    fit(rest, 2, resume=torch.load(tmp_path/"ck.pth", weights_only=True))
+    assert torch.equal(weights(whole), weights(rest))
+    with pytest.raises(ValueError, match="mixup"): fit(tiny(MixCallback(mixup=.3, mode="elem")), 2, resume=torch.load(tmp_path/"ck.pth", weights_only=True))
 
 
 def test_compiles_without_breaks():
@@ -485,17 +472,3 @@ def test_compiles_without_breaks():
     plan = draw_plan(4, (8,8), 0, 0, 1, mode="elem")
     net = torch.compile(lambda t: t*2, backend="eager", fullgraph=True)
     assert torch.allclose(net(mix_images(x, plan)), 2*mix_images(x, plan))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("mixup,cutmix", [(.8, 1.), (None, 1.), (.4, None)])
-def test_several_plans_at_once_are_those_of_each_step(mode, mixup, cutmix):
-    kw = dict(mixup=mixup, cutmix=cutmix, p=.8, mode=mode)
-    many,size = draw_plans(7, (9,5), 42, 3, range(4, 20), **kw),(9,5)
-    x = torch.rand(7, 3, *size)
-    for step,plan,weighed in zip(range(4, 20), many, with_weights(many, size)):
-        one = draw_plan(7, size, 42, 3, step, **kw)
-        assert (plan.lam == one.lam).all() and (plan.box == one.box).all() and plan.box.shape == one.box.shape and plan.idle == one.idle
-        assert (weighed.weight is None) == (mode == "batch")
-        assert torch.equal(mix_images(x, weighed), mix_images(x, one)) and weighed.rows(np.array([1])).weight is None
-    assert with_weights(many, size, room=10) is many

@@ -10,6 +10,8 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
 import vitnb.learner.core as core
+import vitnb.learner.precision as precision
+from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import BackgroundWriter, Checkpoints, load_checkpoint, save_checkpoint, snapshot
 from vitnb.callback.limit import Anomaly
 from vitnb.data.loader import image_loaders
@@ -41,31 +43,31 @@ def measured(monkeypatch, tmp_path):
     def measure(device):
         asked.append(device)
         return dict(said)
-    monkeypatch.setattr(core, "measure_precision", measure)
-    core._best_precision.cache_clear()
+    monkeypatch.setattr(precision, "measure_precision", measure)
+    precision._best_precision.cache_clear()
     yield said, asked, tmp_path/"cache"/"precision.json"
-    core._best_precision.cache_clear()
+    precision._best_precision.cache_clear()
 
 
 def test_auto_takes_what_was_faster_and_asks_once(measured):
     said,asked,file = measured
     said["bf16"] = 4.
-    assert core.pick_precision("auto", "cpu") == torch.bfloat16 and tiny_learner(precision="auto").dtype == torch.bfloat16 and len(asked) == 1
+    assert precision.pick_precision("auto", "cpu") == torch.bfloat16 and tiny_learner(precision="auto").dtype == torch.bfloat16 and len(asked) == 1
     (kept,) = json.loads(file.read_text()).values()
     assert kept["precision"] == "bf16" and kept["milliseconds"]["bf16"] == 4.
     said["bf16"] = 40.
-    core._best_precision.cache_clear() # as another process
-    assert core.pick_precision("auto", "cpu") == torch.bfloat16 and len(asked) == 1, "this machine has decided"
+    precision._best_precision.cache_clear() # as another process
+    assert precision.pick_precision("auto", "cpu") == torch.bfloat16 and len(asked) == 1, "this machine has decided"
 
 
 @pytest.mark.parametrize("ms,want", [(dict(fp32=9, bf16=7.3), "fp32"), (dict(fp32=9, bf16=7), "bf16"), (dict(fp32=9, bf16=5, fp16=4), "bf16"),
                                      (dict(fp32=9, bf16=30, fp16=4), "fp16"), (dict(fp32=9, bf16=30, fp16=8), "fp32")])
-def test_what_is_worth_it(ms, want): assert core.choose_precision(ms) == want
+def test_what_is_worth_it(ms, want): assert precision.choose_precision(ms) == want
 
 
 def test_measuring_draws_nothing():
     before = torch.get_rng_state()
-    ms = core.measure_precision("cpu", 1)
+    ms = precision.measure_precision("cpu", 1)
     assert set(ms) == {"fp32", "bf16"} and min(ms.values()) > 0 and torch.equal(before, torch.get_rng_state())
 
 
@@ -76,7 +78,7 @@ def test_a_resumed_run_keeps_its_precision(measured, tmp_path):
     with pytest.raises(RuntimeError, match="here"): tiny_fit(tmp_path/"b", precision="auto", cbs=[StopAt(8)])
     said["bf16"] = 1.
     measured[2].unlink()
-    core._best_precision.cache_clear()
+    precision._best_precision.cache_clear()
     assert tiny_learner(precision="auto").dtype == torch.bfloat16
     again = tiny_fit(tmp_path/"b", precision="auto")
     assert again.dtype == torch.float32 and torch.equal(weights(whole), weights(again))
@@ -142,7 +144,7 @@ def test_class_weights_reach_the_loss():
     learn = core.vit_learner(dls, "swin_micro", device="cpu", precision="fp32", class_weights=True, model_kw=dict(num_classes=3)) if dls.c == 3 else None
     if learn is None: learn = core.vit_learner(full := image_loaders(load_set("digits"), bs=8, device="cpu"), "swin_micro", device="cpu", precision="fp32", class_weights=True)
     counts = np.bincount(learn.dls.train.dataset.labels)
-    assert torch.equal(learn.loss_func.weight, class_weights(counts)) and learn.config["training"]["class_weights"]
+    assert torch.equal(learn.objective.loss_of("").weight, class_weights(counts)) and learn.config["training"]["class_weights"]
     with pytest.raises(ValueError, match="twice"): tiny_learner(class_weights=True, loss_kw=dict(weight=[1.]*10))
 
 
@@ -188,14 +190,11 @@ def test_two_batches_are_learnt_by_heart():
 
 # ---------------------------------------------------------------------------------------------- files
 
-class Scores(Callback):
+class Scores(TrainCallback):
     "Write accuracies into the row"
     order = 55
     def __init__(self, values): self.values = values
-    def after_epoch(self):
-        if self.recorder.trained: self.recorder.rows[-1]["accuracy"] = self.values[self.epoch]
-    def state_dict(self): return {}
-    def load_state_dict(self, s): pass
+    def after_epoch(self): self.recorder.rows[-1]["accuracy"] = self.values[self.epoch]
 
 
 def tops(d): return sorted(p.name for p in (d/"checkpoints").glob("top_epoch_*.pth"))
@@ -299,10 +298,10 @@ def test_a_dry_run_finds_what_is_wrong():
     before = weights(learn)
     with pytest.raises(KeyError, match="a metric that fails"): learn.dry_run()
     assert torch.equal(before, weights(learn)) and learn.opt_steps == 0
-    with pytest.raises(FloatingPointError, match="lower lr"): tiny_learner(cbs=[Callback(after_loss=_nan)]).dry_run()
+    with pytest.raises(FloatingPointError, match="lower lr"): tiny_learner(cbs=[Callback(after_pred=_nan)]).dry_run()
 
 
-def _nan(self): self.learn.loss = self.learn.loss*float("nan")
+def _nan(self): self.learn.pred = self.learn.pred*float("nan")
 
 
 def test_events_come_as_in_fastai():

@@ -103,7 +103,93 @@ def make_task(
         if k not in known: raise ValueError(f"a task of kind {config['kind']!r} has no field {k!r}: {nearest(k, known)}")
     return cls(**own)
 
-# %% ../nbs/library/050_task.ipynb #e9e45b2b
+# %% ../nbs/library/050_task.ipynb #80ba0481
+@patch(as_prop=True)
+def outputs(self:Task)->object:
+    "What `num_classes` is to a model: a number of outputs, or a shape"
+    raise NotImplementedError(f"{type(self).__name__} has no `outputs`")
+
+@patch
+def check(self:Task,
+    target:Tensor, # Targets of a batch or of a split
+)->None:
+    "Refuse targets that do not fit"
+
+@patch
+def activation(self:Task,
+    pred:Tensor, # What the model says, such as logits
+)->Tensor: # Such as probabilities, float32
+    "Read what the model says"
+    return pred.float()
+
+@patch
+def decode(self:Task,
+    pred:Tensor, # What the model says
+)->Tensor: # In the form of a target
+    "Decide"
+    raise NotImplementedError(f"{type(self).__name__} has no `decode`")
+
+@patch
+def average(self:Task,
+    preds:Sequence, # What the model says of several views, or several models of one
+)->Tensor: # What, read by `activation`, is the mean of what they say
+    "Average predictions as probabilities"
+    return torch.stack([o.float() for o in preds]).mean(0)
+
+@patch
+def score(self:Task,
+    pred:Tensor, # What the model says
+    target:Tensor, # Targets, also mixed ones
+)->tuple: # Sum and count, to be added up
+    "Score known entries while training"
+    raise NotImplementedError(f"{type(self).__name__} has no `score`")
+
+@patch
+def mix(self:Task,
+    target:Tensor, # Targets (B,...)
+    plan:object, # A `vitnb.data.mix.MixPlan`: partner of sample i is B-1-i
+)->Tensor: # The targets of the mixed images
+    "Mix targets as MixUp and CutMix mixed the images"
+    raise ValueError(f"a task of kind {self.kind!r} does not say how its targets are mixed; train without MixUp and CutMix")
+
+@patch
+def move(self:Task,
+    target:Tensor, # Targets (B,...)
+    view:str, # A name of `MOVES`
+)->Tensor: # The targets of the moved images
+    "Move targets as the images were moved; most do not lie anywhere"
+    return target
+
+@patch
+def move_back(self:Task,
+    pred:Tensor, # What the model says of the moved images
+    view:str, # A name of `MOVES`, or another view
+)->Tensor: # As if it had been asked of the images themselves
+    "Bring a prediction back to the places of the image"
+    return pred
+
+@patch
+def strata(self:Task,
+    targets:np.ndarray, # Of a whole split, (N,...)
+)->np.ndarray: # A whole number a sample, (N,)
+    "What a stratified split shares out alike"
+    return np.zeros(len(targets), int)
+
+@patch
+def balance(self:Task,
+    targets:np.ndarray, # Of a whole split, (N,...)
+)->np.ndarray: # How often to draw each sample, in proportion, (N,)
+    "Balance classes by drawing samples"
+    raise ValueError(f"a task of kind {self.kind!r} has no classes to balance; use sampling='uniform'")
+
+@patch
+def counts(self:Task,
+    targets:np.ndarray, # Of a whole split, (N,...)
+)->np.ndarray: # Entries of each class, (n,)
+    "Count classes, for class weights"
+    raise ValueError(f"class_weights=True weighs classes, and a task of kind {self.kind!r} has none; leave it out")
+
+# %% ../nbs/library/050_task.ipynb #63b5d592
 @patch
 def known(self:Task,
     target:Tensor, # As the loader gives it, or mixed
@@ -127,7 +213,11 @@ def entries(self:Task,
     "What a loss takes of a target"
     return target, self.known(target)
 
-# %% ../nbs/library/050_task.ipynb #70ca29b1
+# %% ../nbs/library/050_task.ipynb #15314d93
+def _one_hot(target, n):
+    "Masses of whole numbers; none for a number that is not in 0..n-1"
+    return (target[...,None] == torch.arange(n, device=target.device)).float()
+
 class Categorical(Task):
     "A task whose entries are one of several things"
     @property
@@ -140,8 +230,8 @@ class Categorical(Task):
     )->Tensor: # Masses (B,...,n), 0 for an unknown entry
         "Indices as masses"
         if target.is_floating_point(): return target
-        levels = torch.arange(self.n, device=target.device)
-        return (target[...,None] == levels).float() # an unknown entry is no level
+        masses,known = _one_hot(target, self.n),self.known(target)
+        return masses if known is None else masses*known[...,None] # one of the classes may be the unknown one
 
     def mix(self,
         target:Tensor, # Indices (B,...)
@@ -183,7 +273,7 @@ class Categorical(Task):
         y = np.asarray(targets)
         return np.bincount(y[y != self.unknown].ravel() if self.unknown is not None else y.ravel(), minlength=self.n)
 
-# %% ../nbs/library/050_task.ipynb #48a1678d
+# %% ../nbs/library/050_task.ipynb #efbce973
 def _log_mean(preds, log_prob):
     "Logarithm of the mean of probabilities that are given by their logarithms"
     return torch.stack([log_prob(o.float()) for o in preds]).logsumexp(0) - np.log(len(preds))
@@ -204,8 +294,6 @@ class OneClass(Categorical):
     def activation(self, pred:Tensor)->Tensor: return pred.float().softmax(-1)
     def decode(self, pred:Tensor)->Tensor: return pred.argmax(-1)
     def average(self, preds:Sequence)->Tensor: return _log_mean(preds, lambda o: o.log_softmax(-1))
-    def move(self, target:Tensor, view:str)->Tensor: return target
-    def move_back(self, pred:Tensor, view:str)->Tensor: return pred
 
     def check(self,
         target:Tensor, # Targets of a batch or a split
@@ -223,7 +311,7 @@ class OneClass(Categorical):
         y = np.asarray(targets)
         return 1/self.counts(y)[y]
 
-# %% ../nbs/library/050_task.ipynb #97e45873
+# %% ../nbs/library/050_task.ipynb #ce8e2f9a
 @tasks.register("labels")
 @dataclass(frozen=True)
 class MultiLabel(Categorical):
@@ -245,8 +333,6 @@ class MultiLabel(Categorical):
         "Logits of the mean probability: log p - log(1-p)"
         return _log_mean(preds, F.logsigmoid) - _log_mean(preds, lambda o: F.logsigmoid(-o))
 
-    def move(self, target:Tensor, view:str)->Tensor: return target
-    def move_back(self, pred:Tensor, view:str)->Tensor: return pred
 
     def check(self, target:Tensor):
         "Refuse targets that are not a 0 or 1 for each label"
@@ -266,7 +352,7 @@ class MultiLabel(Categorical):
         "Refused: a label is there or not, and has no class"
         raise ValueError("class_weights=True weighs classes, and a task of labels has none; weigh labels with loss_kw=dict(pos_weight=[...])")
 
-# %% ../nbs/library/050_task.ipynb #8630be66
+# %% ../nbs/library/050_task.ipynb #ef34a3eb
 @tasks.register("ordinal")
 @dataclass(frozen=True)
 class Ordinal(Categorical):
@@ -297,8 +383,9 @@ class Ordinal(Categorical):
     @property
     def n(self)->int: return self.levels + self.abstain
     def encode(self, target:Tensor)->Tensor:
-        if self.abstain and not target.is_floating_point(): target = torch.where(target == self.unknown, self.levels, target)
-        return super().encode(target)
+        if not self.abstain or target.is_floating_point(): return super().encode(target)
+        return _one_hot(torch.where(target == self.unknown, self.levels, target), self.n)
+
     def hard(self, target:Tensor)->tuple:
         truth,known = super().hard(target)
         if not self.abstain or not target.is_floating_point(): return truth, known
@@ -310,7 +397,7 @@ class Ordinal(Categorical):
     @property
     def outputs(self)->int|tuple: return (len(self.names), self.width) if self.names else self.width
 
-# %% ../nbs/library/050_task.ipynb #b990cdc8
+# %% ../nbs/library/050_task.ipynb #b221c5cd
 def _level_probs(
     pred:Tensor, # Logits of "above level j", (...,L-1)
 )->Tensor: # Probability of each level, (...,L)
@@ -335,8 +422,10 @@ def average(self:Ordinal, preds:Sequence)->Tensor:
     return _log_mean(preds, F.logsigmoid) - _log_mean(preds, lambda o: F.logsigmoid(-o))
 
 @patch
-def expected(self:Ordinal, pred:Tensor)->Tensor:
-    "The mean level by the probabilities of the levels, (B,[Z])"
+def expected(self:Ordinal,
+    pred:Tensor, # What the model says
+)->Tensor: # (B,[Z])
+    "The mean level by the probabilities of the levels"
     probs = self.activation(pred)[...,:self.levels]
     return (probs*torch.arange(self.levels, device=pred.device)).sum(-1)/probs.sum(-1)
 
@@ -350,7 +439,7 @@ def entries(self:Ordinal, target:Tensor)->tuple:
     if not self.names: return target, known
     return target.flatten(0, 1), None if known is None else known.flatten()
 
-# %% ../nbs/library/050_task.ipynb #804da277
+# %% ../nbs/library/050_task.ipynb #cae78f97
 def _order(self:Ordinal, view:str):
     "Which zone takes whose place in a view; None: each its own"
     if not self.names or view not in MOVES: return None
@@ -397,7 +486,7 @@ def balance(self:Ordinal, targets:np.ndarray)->np.ndarray:
     _,stratum,counts = np.unique(self.strata(targets), return_inverse=True, return_counts=True)
     return 1/counts[stratum]
 
-# %% ../nbs/library/050_task.ipynb #0e9c3d1d
+# %% ../nbs/library/050_task.ipynb #09af3b3a
 @tasks.register("map")
 @dataclass(frozen=True)
 class ClassMap(Categorical):
@@ -413,9 +502,6 @@ class ClassMap(Categorical):
 
     def full(self, pred:Tensor, size:Sequence)->Tensor:
         "Answers for patches as answers for pixels"
-        if pred.ndim != 4:
-            raise ValueError(f"a class for each pixel needs predictions (B,K,h,w), and the model gives {tuple(pred.shape)}; "
-                             "create the model with head='pixel' or 'patch'")
         return pred if tuple(pred.shape[-2:]) == tuple(size) else F.interpolate(pred, tuple(size)) # nearest
 
     def rows(self, pred:Tensor, target:Tensor)->Tensor:
@@ -455,7 +541,7 @@ def _moved(x, view, back):
     if view not in MOVES: raise ValueError(f"view {view!r} cannot be taken back from a map; use one of identity, {', '.join(MOVES)}")
     return MOVES[view][back](x)
 
-# %% ../nbs/library/050_task.ipynb #e63fc887
+# %% ../nbs/library/050_task.ipynb #25c2aed9
 @tasks.register("value")
 @dataclass(frozen=True)
 class Value(Task):
@@ -478,8 +564,6 @@ class Value(Task):
     def entries(self, target:Tensor)->tuple:
         known = self.known(target)
         return target.flatten(), None if known is None else known.flatten()
-    def move(self, target:Tensor, view:str)->Tensor: return target
-    def move_back(self, pred:Tensor, view:str)->Tensor: return pred
 
     def mix(self, target:Tensor, plan:object)->Tensor:
         "Average values in the proportion of the images"
@@ -513,7 +597,7 @@ class Value(Task):
         "Refused: a value has no classes"
         raise ValueError("class_weights=True weighs classes, and a value has none; leave it out")
 
-# %% ../nbs/library/050_task.ipynb #0b57dcee
+# %% ../nbs/library/050_task.ipynb #5548431c
 def column(
     task:str, # Name of a task; empty for the only one
     metric:str, # Name of a metric
@@ -546,7 +630,7 @@ class Tasks(dict):
 
     def config(self)->dict: return {k:t.config() for k,t in self.items()}
 
-# %% ../nbs/library/050_task.ipynb #ac88bddf
+# %% ../nbs/library/050_task.ipynb #76d82944
 def make_tasks(
     config:Mapping, # From `Tasks.config()`
 )->Tasks: # The same tasks

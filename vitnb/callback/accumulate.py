@@ -24,10 +24,12 @@ class Accumulate(TrainCallback):
     def before_fit(self):
         objective = self.learn.objective
         if self.n_batches > 1 and objective.whole_batch:
-            raise ValueError(f"the loss of a sample depends on the whole batch here ({type(objective).__name__}), so a step of {self.n_batches} batches would be "
-                             "another loss; leave Accumulate out, and lower memory with gradient checkpointing or bf16")
+            raise ValueError(f"the loss of a sample depends on the whole batch here ({type(objective).__name__}), "
+                             f"so a step of {self.n_batches} batches would be another loss; leave Accumulate out, "
+                             "and lower memory with gradient checkpointing or bf16")
         if self.n_batches > 1 and getattr(objective, "uneven", ""):
-            raise ValueError(f"this loss is no mean over samples ({objective.uneven}), so its batches do not add up; take vitnb's, make_loss('cross_entropy', weight=...)")
+            raise ValueError(f"this loss is no mean over samples ({objective.uneven}), so its batches do not add up; "
+                             "take vitnb's, make_loss('cross_entropy', weight=...)")
         self.learn.group_size = self.n_batches
 
     def after_fit(self): self.learn.group_size = 1

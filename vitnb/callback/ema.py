@@ -138,7 +138,8 @@ def columns(self:EMACallback)->list: # `Column`s
 @patch(as_prop=True)
 def twice(self:EMACallback)->bool:
     "Whether there is a validation to be done twice"
-    return self.validate and self.learn.recorder.valid_metrics
+    recorder = getattr(self.learn, "recorder", None)
+    return self.validate and recorder is not None and recorder.valid_metrics
 
 @patch
 def before_fit(self:EMACallback): self._begin = True
@@ -199,8 +200,9 @@ def averaged(self:EMACallback)->Iterator[nn.Module]:
 @patch
 def after_validate(self:EMACallback):
     "Validate the averaged weights"
+    if self._validating or not self.twice: return
     learn,recorder = self.learn,self.learn.recorder
-    if self._validating or not self.twice or getattr(recorder, "cancel_valid", False): return
+    if getattr(recorder, "cancel_valid", False): return
     self._validating,recorder.suffix = True,"_ema"
     try:
         with self.averaged(): learn._do_epoch_validate(dl=learn.dl)

@@ -51,7 +51,11 @@ class Stopper(TrainCallback):
     def after_epoch(self):
         if self.epoch + 1 < self.n_epoch and (why := self.reason()): self.stop(*why)
 
-    def stop(self, text, code):
+    def stop(self,
+        text:str, # Why
+        code:int, # Exit code for `vitnb run`
+    ):
+        "Save everything and end the fit"
         cb = next((c for c in self.learn.cbs if isinstance(c, Checkpoints)), None)
         if cb: cb.writer.join() # an earlier file that could not be written is an error now
         path = save_checkpoint(cb.state(full=True), cb.folder/"checkpoint_time_limit.pth") if cb else None

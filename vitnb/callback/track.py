@@ -164,10 +164,12 @@ def flush(self:StepRecorder):
         loss = _weighted(terms, weights)
         _add_sums(self.sums, terms)
         _add_sums(self.score_sums, scores)
-        self.losses.append(torch.tensor(self.smooth_loss.add(loss if loss is not None else math.nan)))
-        new.append(dict(step=step, lr=lr, loss=loss))
+        if loss is not None: self.smooth_loss.add(loss)
+        self.losses.append(torch.tensor(self.smooth_loss.value))
+        if loss is not None: new.append(dict(step=step, lr=lr, loss=loss)) # a step of unknown entries only has no loss
     self.steps += new
-    for f in self.listeners: f(new)
+    for f in self.listeners:
+        if new: f(new)
 
 @patch
 def after_fit(self:StepRecorder): self.flush() # early stopping and `lr_find` end a fit in the middle of an epoch, without `after_train`

@@ -256,7 +256,7 @@ def _leave_out(s, bad, max_bad):
     s.unreadable |= new
     s.splits = {k:np.array([i for i in v if i not in bad], dtype=np.int64) for k,v in s.splits.items()}
     if empty := [k for k,v in s.splits.items() if not len(v)]:
-        raise ValueError(f"no cube of {empty[0]} of {s.name} can be read; repair the files or split anew")
+        raise ValueError(f"no cube of {empty[0]} of {s.name} can be read; repair the files or choose another split_seed")
 
 # %% ../../nbs/library/160_data.cube.ipynb #150b21cd
 def _corners(n, size, stride):
@@ -649,7 +649,7 @@ def scene_set(
     record = CubeRecord(source, name, 0, name, truth=index, ground=ground)
     return CubeSet(name, [record], {k:[0] for k in SPLITS}, list(classes.values()) or ["all"], wavelengths, **kw)
 
-_without = lambda nm, *gone: np.delete(nm, np.concatenate([np.arange(a-1, b) for a,b in gone])) # bands counted from 1
+_without = lambda nm, *dropped: np.delete(nm, np.concatenate([np.arange(a-1, b) for a,b in dropped])) # bands counted from 1
 
 _scenes = dict( # folder, cube and its place, classes and their place, wavelengths; band centres are the sensors' nominal even steps
     indian_pines=dict(folder="hsi_indian_pines_subset", file="Indian_subset.mat", dataset="Indian_subset", axes="hwc", size=None, scale=1e-4,

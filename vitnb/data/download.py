@@ -42,7 +42,7 @@ def _ask(url, part, tag, timeout):
     ask = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
     r = requests.get(url, headers={"Accept-Encoding": "identity", **ask}, stream=True, timeout=timeout)
     part_of = r.headers.get("Content-Range", "")
-    if r.status_code == 416 and part_of != f"bytes */{have}": tag.unlink(missing_ok=True) # not this file: the next try starts anew
+    if r.status_code == 416 and part_of != f"bytes */{have}": tag.unlink(missing_ok=True) # not this file: the next try starts over
     if r.status_code == 206 and not part_of.startswith(f"bytes {have}-"):
         tag.unlink(missing_ok=True)
         raise requests.ConnectionError(f"asked for bytes from {have}, the server sent {part_of!r}")

@@ -455,6 +455,11 @@ def _titles(tasks, target, n):
         for row,o in zip(rows, y[:n].cpu()): row.append(f"{name + ': ' if name else ''}{_in_words(task, o)}")
     return ["\n".join(o) for o in rows]
 
+def _one_number(target):
+    "Of a batch with several views those targets that are one number a sample"
+    if isinstance(target, dict): return {k:y for k,y in target.items() if y.ndim == 1}
+    return target if target is not None and target.ndim == 1 else None
+
 def _maps(tasks, target):
     "The label maps of a batch"
     return [y.cpu() for _,_,y in tasks.split(target) if is_map(y)] if target is not None else []
@@ -478,8 +483,9 @@ def show_batch(self:ImageLoader,
     views = x.unbind(1) if x.ndim == 5 else [x]
     bands = getattr(self.dataset, "shown", None) or slice(None)
     shown = np.concatenate([to_picture((norm.undo(o) if norm else o)[:,bands]) for o in views], 2) # B,H,V*W,3
-    n,maps = len(shown),_maps(self.tasks, b.get("target"))
-    names = titles or _titles(self.tasks, b.get("target"), n)
+    target = b.get("target") if len(views) == 1 else _one_number(b.get("target"))
+    n,maps = len(shown),_maps(self.tasks, target)
+    names = titles or _titles(self.tasks, target, n)
     fig,axs = plt.subplots(-(-n//cols), min(cols, n), squeeze=False, figsize=(1.1*len(views)*min(cols, n), 1.3*-(-n//cols)), dpi=80)
     for ax in axs.flat: ax.axis("off")
     for i,(ax,o,t) in enumerate(zip(axs.flat, shown, names)):

@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from ..core import atomic_write, hash_ints, one_of, progress, settings
 from .image import UnreadableImage, read_map, readers
 from .split import group_split
-from .stats import BandStats, moments, pixel_counts, published_stats
+from .stats import BandStats, moments, channel_counts, published_stats
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/112_data.table.ipynb #5ef82032
@@ -135,12 +135,13 @@ def _check_split(s, name, split):
         if both_arrays and v.ndim >= 3 and v.shape[-2:] != split.items.shape[1:3]:
             raise ValueError(f"{name} of {s.name} has maps of {v.shape[-2:]} pixels and images of "
                 f"{split.items.shape[1:3]}; make them one size")
-    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and v.ndim < 3 and len(v)}
+    arrays = {k:v for k,v in split.targets.items() if isinstance(v, np.ndarray) and len(v)}
     unknown = [k for k in split.targets if k not in s.tasks]
     if unknown:
         raise ValueError(f"{name} of {s.name} has targets {unknown[0]!r} that no task describes; the tasks are "
             f"{list(s.tasks)}: give the set a task for it, or leave it out")
     for k,v in arrays.items():
+        if v.ndim == 3 and v.dtype.kind in "iu": v = np.unique(v).astype(np.int64)[None,None] # the classes say it all
         try: s.tasks[k].check(torch.from_numpy(v))
         except ValueError as e: raise ValueError(f"{name} of {s.name}{f', task {k!r}' if k else ''}: {e}") from e
 
@@ -343,7 +344,8 @@ def hold_out_missing(
         raise ValueError(f"{s.name} has a validation split of its own, so valid={valid!r} would do nothing; leave it "
             "out")
     if "valid" not in s.splits:
-        size = min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))) if valid is None else valid
+        usual = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(s.splits["train"]))))
+        size = usual if valid is None else valid
         s.splits["train"],s.splits["valid"] = carve(s.splits["train"], size, seed, s.tasks)
     s.splits = {k:s.splits[k] for k in ("train", "valid", "test")}
     s._known = {}
@@ -370,7 +372,7 @@ def _decode(s, job):
     except UnreadableImage as e: return e.reason, None
     if img.dtype.kind == "f" and not np.isfinite(img).all(): return "it has values that are not finite", None
     if name != "train": return None, None
-    if img.dtype == np.uint8: return None, pixel_counts(img)
+    if img.dtype == np.uint8: return None, channel_counts(img)
     return None, BandStats(img.shape[2]).add(img.reshape(-1, img.shape[2]).T)
 
 def _check_map(s, task, label_map, img):

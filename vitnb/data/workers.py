@@ -69,7 +69,7 @@ class Slots:
         return _Packed(spot, packed)
 
     def take(self, made:object)->object:
-        "Main process: the batch; its place is free again when the last of its tensors is gone"
+        "Main process: the batch; its place is free again when nobody holds any of its tensors"
         spot = self.lent.popleft()
         if not isinstance(made, _Packed):
             if spot is not None: self.free.append(spot)
@@ -113,7 +113,7 @@ class WorkerPasses:
                                   collate_fn=_unchanged, pin_memory=pin, generator=torch.Generator(), persistent_workers=True)
     def close(self)->None:
         "Stop the processes, at once; a forked copy of this object has none to stop"
-        if os.getpid() == self.pid: self.loader = None # no cycle leads here, so this ends them before their queues are gone
+        if os.getpid() == self.pid: self.loader = None # no cycle leads here, so this ends them before their queues
         else: _inherited.append(self.loader)
 
 _inherited = [] # torch complains when a worker process collects its parent's workers

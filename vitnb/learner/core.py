@@ -103,7 +103,8 @@ def vit_learner(
     tasks = Tasks() if pretext is not None else dls.tasks
     model_kw = _model_kw(dls, tasks, pretext, model_kw)
     model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
-    training = dict(seed=settings().seed if kw.get("seed") is None else kw["seed"], loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+    seed = settings().seed if kw.get("seed") is None else kw["seed"]
+    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
     if pretext is not None: objective = _pretext_objective(pretext, dls, model, training, loss_kw)
     else: objective = _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights)
@@ -136,7 +137,9 @@ def _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, cl
 def _pretext_objective(pretext, dls, model, training, loss_kw):
     "The pretext task, once what belongs to labels is refused"
     given = [k for k in ("loss", "label_smoothing", "task_weights", "class_weights") if training[k]] + (["loss_kw"] if loss_kw else [])
-    if given: raise ValueError(f"{given[0]} belongs to targets, and the pretext task {pretext.name!r} has none; give {pretext.name!r} its options: pretext=dict(name={pretext.name!r}, ...)")
+    if given:
+        raise ValueError(f"{given[0]} belongs to targets, and the pretext task {pretext.name!r} has none; "
+                         f"give it options of its own: pretext=dict(name={pretext.name!r}, ...)")
     pretext.setup(dls, model)
     return pretext
 
@@ -186,7 +189,9 @@ def run_callbacks(
 def _check_arch(name):
     "Refuse a model that nobody has registered"
     known = list_models()
-    if name not in known: raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; if it is yours, import the module that registers it")
+    if name not in known:
+        raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
+                         "if it is yours, import the module that registers it")
 
 def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes

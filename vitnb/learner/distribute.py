@@ -55,6 +55,7 @@ from ..device import set_rng_state
 from ..figures import plot_curves
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
+from .resume import Resume # noqa: F401, lets a Learner give and take states
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #4805fd58
 def gather_rows(
@@ -321,8 +322,10 @@ def forward(self:Together, learn:VitLearner)->object:
     with self.mode: return self.net(*learn.xb)
 
 @patch
-def valid_turn(self:Together, learn:VitLearner)->object:
-    "Each process runs a batch of the turn; then all have what all predicted, and the fields that are needed to score it"
+def valid_turn(self:Together,
+    learn:VitLearner, # In a validation
+)->object: # Predictions for the batch at hand
+    "Run a batch of the turn, and share what all predicted, with the fields that are needed to score it"
     i = learn.iter % self.world
     if i == 0:
         fields = {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
@@ -392,7 +395,8 @@ def backward(self:Together, learn:VitLearner, loss:Tensor):
 # %% ../../nbs/library/530_learner.distribute.ipynb #b628efac
 class Distribute(TrainCallback):
     "Train a `VitLearner` together with the other processes of the launch"
-    order,phases = 300,("fit", "lr_find") # after `Resume`: what all others have set up is compared; after all who write files, for whom the others wait at the end
+    order = 300 # after `Resume`: what all others have set up is compared; after all who write files, for whom the others wait at the end
+    phases = ("fit", "lr_find")
     def __init__(self,
         accelerator:Accelerator, # From `join_ranks`
     ):

@@ -20,6 +20,7 @@ from fastai.callback.core import (Callback, CancelBackwardException, CancelBatch
 from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.torch_core import TensorBase
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.xtras import modify_exception
@@ -66,6 +67,7 @@ class VitLearner(Learner):
         self.phase,self.batch,self.report = "fit",None,None
         self.group_size,self.max_batches,self.size_of_epoch,self.companions = 1,None,None,{}
         self._dispatch,self._not_begun,self._wrapped = EventDispatch(),[],None
+        self.sums,self.scores,self.stepped = {},{},False # of the step in progress
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
         self.run_in(pick_precision(precision, self.device))
@@ -185,7 +187,11 @@ class EventDispatch:
         if name not in self.table: self.table[name] = self.find(cbs, name)
         return self.table[name]
 
-    def find(self, cbs, name):
+    def find(self,
+        cbs:L, # All callbacks
+        name:str, # Of an event
+    )->list: # (callback, what to call, whether it is called for everything)
+        "Look up who is called for an event"
         if not hasattr(event, name): raise ValueError(f"there is no event {name!r}: {nearest(name, vars(event))}")
         own = lambda cb: type(cb).__call__ is not Callback.__call__ # called for everything
         has = lambda cb: name in vars(cb) or hasattr(type(cb), name)
@@ -315,8 +321,11 @@ def one_batch(self:VitLearner,
 
 # %% ../../nbs/library/506_learner.loop.ipynb #02714f6f
 @patch
-def begin_batch(self:VitLearner, i:int, b:tuple)->bool: # Whether it is to be used
-    "Make batch `i` ready"
+def begin_batch(self:VitLearner,
+    i:int, # Number of the batch
+    b:tuple, # As the loader gave it
+)->bool: # Whether it is to be used
+    "Make a batch ready"
     n_inp = getattr(self.dls, "n_inp", None) or max(1, len(b) - 1)
     self.iter,self.report = i,None
     self.batch = Batch.of(b, n_inp).map(self._move)
@@ -328,11 +337,16 @@ def begin_batch(self:VitLearner, i:int, b:tuple)->bool: # Whether it is to be us
     return True
 
 @patch
-def _move(self:VitLearner, t): return t if t.device == self.device else t.to(self.device, non_blocking=True)
+def _move(self:VitLearner, t):
+    "A plain tensor on the device; fastai's subclasses would come back from each operation of the model"
+    if isinstance(t, TensorBase): t = t.as_subclass(Tensor)
+    return t if t.device == self.device else t.to(self.device, non_blocking=True)
 
 @patch
-def finish_batch(self:VitLearner, f:Callable):
-    "`f` for the batch at hand, and the events of its end"
+def finish_batch(self:VitLearner,
+    f:Callable, # What is to be done with it
+)->None:
+    "Do something with the batch at hand, and fire the events of its end"
     try: f()
     except CancelBatchException: self("after_cancel_batch")
     except _cancels: raise
@@ -386,8 +400,10 @@ def _report_evaluation(self:VitLearner):
 
 # %% ../../nbs/library/506_learner.loop.ipynb #2c4cbd02
 @patch
-def train_step(self:VitLearner, group:list):
-    "One optimiser step from the batches of a group: (number, batch) pairs"
+def train_step(self:VitLearner,
+    group:list, # (number, batch) pairs: what is accumulated
+)->None:
+    "Make one optimiser step of the batches of a group"
     whole = self.whole_counts([b for _,b in group])
     self.sums,self.scores,self.stepped = {},{},False
     try:
@@ -399,8 +415,10 @@ def train_step(self:VitLearner, group:list):
         if not self.stepped: self.opt.zero_grad() # an interrupted group leaves nothing behind
 
 @patch
-def whole_counts(self:VitLearner, batches:list)->dict|None:
-    "What the terms of a step are divided by: of all its batches, on all processes; None where one batch is all there is"
+def whole_counts(self:VitLearner,
+    batches:list, # Of one step
+)->dict|None: # name -> count, of all batches on all processes; None where one batch is all there is
+    "Count what the terms of a step are divided by"
     objective = self.objective
     if objective.whole_batch or len(batches) == 1 and self.parallel.world == 1: return None
     terms = {}
@@ -409,8 +427,11 @@ def whole_counts(self:VitLearner, batches:list)->dict|None:
     return {k:n for k,(_,n) in terms.items()}
 
 @patch
-def train_batch(self:VitLearner, whole:dict|None, last:bool):
-    "Forward and backward for one batch of a step; the last one makes the step"
+def train_batch(self:VitLearner,
+    whole:dict|None, # Counts of the whole step; None: the batch's own
+    last:bool, # Whether the step is complete with it
+)->None:
+    "Go forward and backward for one batch of a step; the last one makes the step"
     seed_device(hash_seed(self.seed, self.epochs_done, self.iter), self.device)
     self.predict_batch()
     learns = self.objective.has_loss(self.batch)
@@ -420,10 +441,12 @@ def train_batch(self:VitLearner, whole:dict|None, last:bool):
     self._with_events(self._backward, "backward", CancelBackwardException)
     if last: self.finish_step()
 
-# %% ../../nbs/library/506_learner.loop.ipynb #a2b1b4fc
+# %% ../../nbs/library/506_learner.loop.ipynb #00affec4
 @patch
-def measure(self:VitLearner, whole:dict|None):
-    "The loss of a batch as its share of the step, and what there is to report of it"
+def measure(self:VitLearner,
+    whole:dict|None, # Counts of the whole step; None: the batch's own
+)->None:
+    "Find the loss of a batch as its share of the step, and what there is to report of it"
     objective = self.objective
     self.parallel.gather(self)
     terms = objective.terms(self.pred, self.batch)
@@ -435,7 +458,8 @@ def measure(self:VitLearner, whole:dict|None):
 
 @patch
 def _backward(self:VitLearner):
-    loss = self.loss_grad*self.parallel.world if not self.objective.whole_batch and self.parallel.world > 1 else self.loss_grad # gradients are averaged over processes
+    loss,world = self.loss_grad,self.parallel.world
+    if world > 1 and not self.objective.whole_batch: loss = loss*world # gradients are averaged over processes
     self.parallel.backward(self, self.scaler.scale(loss) if self.scaler else loss)
 
 @patch
@@ -463,12 +487,10 @@ def _step(self:VitLearner):
 # %% ../../nbs/library/506_learner.loop.ipynb #85f55550
 @contextmanager
 def _during(learn, phase):
-    "A phase; what is called inside another one belongs to it"
-    was = learn.phase
-    if not getattr(learn, "_busy", False): learn.phase = phase
-    busy,learn._busy = getattr(learn, "_busy", False),True
+    "A phase; a validation inside a fit is a validation, and the fit goes on behind it"
+    was,learn.phase = learn.phase,phase
     try: yield
-    finally: learn.phase,learn._busy = was,busy
+    finally: learn.phase = was
 
 @patch
 def schedule_callback(self:VitLearner,

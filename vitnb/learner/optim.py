@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler
-from fastai.learner import Callback, Learner
+from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper, set_item_pg
 from fastcore.basics import even_mults, patch
 from timm.models import group_parameters
 from torch import nn
 
+from ..callback.base import TrainCallback
 from ..core import Registry, nearest, one_of
 from ..task import monitored
 
@@ -513,10 +514,10 @@ def steps_per_epoch(
     k = math.prod(vars(cb).get("n_batches", 1) for cb in learn.cbs) # vars, because a callback hands an unknown name on to the model
     return max(1, math.ceil(len(learn.dls.train)/k))
 
-class ScheduleLR(Callback):
+class ScheduleLR(TrainCallback):
     "Set the learning rate (and momentum) from the number of completed optimiser steps"
     order,run_valid,remove_on_fetch = ParamScheduler.order-1,False,True # before it, so that `lr_find` has the last word
-    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for a namesake first, at each step
+    phases = ("fit", "lr_find")
     def __init__(self,
         kind:str="warmup_cosine", # One of `schedules.names()`
         peak:float|slice|None=None, # Peak learning rate, or a slice from the stem to the head; that of `fit` if None
@@ -610,8 +611,9 @@ def load_state_dict(self:ScheduleLR,
     if self.plan is not None: self._build()
 
 # %% ../../nbs/library/500_learner.optim.ipynb #60a46e57
-class GradClip(Callback):
+class GradClip(TrainCallback):
     "Scale the gradients down to a total norm of `max_norm`; during the fit `learn.grad_norm` is the norm before that"
+    phases = ("fit", "lr_find")
     order,run_valid = MixedPrecision.order+1,False # after unscaling, or scaled gradients would be clipped
     def __init__(self,
         max_norm:float=1.0, # Largest total norm over all parameters (L2)

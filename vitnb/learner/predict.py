@@ -59,12 +59,14 @@ def predict_split(
     images:bool=False, # Also return the (normalised) images
 )->tuple: # Probabilities, targets, and images `(N,C,H,W)` if asked, in the order of the set
     "Predict a whole split, without dropout, augmentation or shuffling"
-    if not learn.tasks: raise ValueError("this Learner has no task that says what its outputs mean; for a masked autoencoder use predict, or evaluate_model")
+    if not learn.tasks:
+        raise ValueError("this Learner has no task that says what its outputs mean; for a masked autoencoder use predict, or evaluate_model")
     learn.model.eval()
     found = []
     for batch in split_loader(learn, split):
         with learn.autocast(): pred = as_float(learn.model(*batch[:batch.n_inp]))
-        parts = [learn.tasks.map(lambda task,p: task.activation(p), pred), batch["target"]] + ([batch["image"]] if images else [])
+        probs = learn.tasks.map(lambda task,p: task.activation(p), pred)
+        parts = [probs, batch["target"]] + ([batch["image"]] if images else [])
         found.append(tree_map(Tensor.cpu, parts))
     return tuple(join_batches(found))
 
@@ -77,7 +79,8 @@ def find_checkpoint(
     if not path.is_dir(): return path
     for name in ("best_model.pth", "last_model.pth"):
         if (path/"checkpoints"/name).is_file(): return path/"checkpoints"/name
-    raise FileNotFoundError(f"{path} holds no checkpoints/best_model.pth or last_model.pth; give the folder of a run that trained, or a .pth file")
+    raise FileNotFoundError(f"{path} holds no checkpoints/best_model.pth or last_model.pth; "
+                            "give the folder of a run that trained, or a .pth file")
 
 def _recipe(checkpoint):
     "The recipe beside a checkpoint, for what format 1 kept nowhere else"
@@ -94,11 +97,14 @@ def check_names(
     config:dict, # Format 2
 )->None:
     "Refuse names that nobody has registered"
-    used = [("kind of task", tasks, [t["kind"] for t in config["tasks"].values()]), ("loss", losses, _loss_names(config))]
+    kinds = [t["kind"] for t in config["tasks"].values()]
+    used = [("kind of task", tasks, kinds), ("loss", losses, _loss_names(config))]
     if config["pretext"]: used.append(("pretext task", pretexts, [config["pretext"]["name"]]))
     for kind,known,names in used:
         for name in names:
-            if name not in known: raise ValueError(f"the run has the {kind} {name!r}, which is not registered: {nearest(name, known)}; if it is yours, import the module that registers it")
+            if name in known: continue
+            raise ValueError(f"the run has the {kind} {name!r}, which is not registered: {nearest(name, known)}; "
+                             "if it is yours, import the module that registers it")
 
 # %% ../../nbs/library/515_learner.predict.ipynb #50846061
 @dataclass
@@ -116,7 +122,8 @@ class LoadedRun:
     @property
     def normalizer(self)->object:
         "The normaliser of cubes; None for images"
-        return next((t.normalizer for t in self.reader.pipeline.transforms if hasattr(t, "normalizer")), None)
+        steps = [] if self.reader is None else self.reader.pipeline.transforms
+        return next((t.normalizer for t in steps if hasattr(t, "normalizer")), None)
 
     @property
     def device(self)->torch.device: return next(self.model.parameters()).device
@@ -137,9 +144,7 @@ def load_run(
     model = load_model(file, pick_device(str(device) if device else None), _recipe(file))
     check_names(model.config)
     pretext = make_pretext(model.config["pretext"]) if model.config["pretext"] else None
-    run = LoadedRun(file, model, make_tasks(model.config["tasks"]), pretext, _reader(model.config, reader))
-    if pretext is not None: pretext.setup(run, model)
-    return run
+    return LoadedRun(file, model, make_tasks(model.config["tasks"]), pretext, _reader(model.config, reader))
 
 # %% ../../nbs/library/515_learner.predict.ipynb #28f820fb
 def find_inputs(
@@ -153,7 +158,8 @@ def find_inputs(
 
 def _expand(path):
     "The files that a path or a pattern means, sorted"
-    if Path(path).is_dir(): raise ValueError(f"{path} is a folder; say which of its files: '{path}/*.png', or '{path}/**/*.png' with those of folders in it")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; say which of its files: '{path}/*.png', or '{path}/**/*.png' with those of its folders")
     if Path(path).exists() or not glob.has_magic(str(path)): return [path]
     files = sorted(glob.glob(str(path), recursive=True))
     if not files: raise ValueError(f"no file matches {str(path)!r}; look at the folder and the ending")
@@ -177,9 +183,10 @@ def read(self:LoadedRun,
     items:str|Path|Sequence|np.ndarray, # As for `find_inputs`
     bs:int=64, # Samples in a batch, at most
     unreadable:dict|None=None, # Gets name -> reason of what cannot be read
-)->Iterator: # `Batch` of `image`, of what else the reader gives, and `index`: the position of each sample among the items
+)->Iterator: # `Batch`es of one image size; `index` is the position of each sample among the items
     "Read images and prepare them as for evaluation"
-    if self.reader is None: raise ValueError(f"{self.path} does not say how its images were read and normalised; prepare them yourself and call run.model")
+    if self.reader is None:
+        raise ValueError(f"{self.path} does not say how its images were read and normalised; prepare them yourself and call run.model")
     names,values = find_inputs(items)
     group = []
     for i,sample in self._samples(names, values, {} if unreadable is None else unreadable):
@@ -234,15 +241,18 @@ def pretext_columns(
     batch:Batch, # From `run.read`, on the model's device
 )->dict: # Column -> one plain value or array a sample
     "What a model without labels says of each sample"
-    raise ValueError(f"the pretext task {pretext.name!r} says nothing of a single sample; use its features, run.model.forward_features(batch['image']), or fine-tune it")
+    out = as_float(run.model(*batch[:batch.n_inp]))
+    named = out if isinstance(out, dict) else dict(output=out)
+    return {k:list(v.cpu().numpy()) for k,v in named.items() if isinstance(v, Tensor)}
 
 @pretext_columns.register
 def _(pretext:Masked, run, batch):
+    pretext.setup(run, run.model) # its loss knows the units of targets
     x,valid = known_bands(run.model, batch["image"], batch.get("mask"))
     seed = run.config["training"]["seed"] if pretext.seed is None else pretext.seed
     out = run.model(x, run.model.seeded_order(seed, VALID_EPOCH, batch["index"]).to(x.device))
-    scores = ["mse_masked", "mse_masked_reflectance"]
-    errors = cube_scores(out, x, valid, run.normalizer, ("masked",), norm_target=pretext.norm_target, ssim=False, only=scores)
+    kw = dict(norm_target=pretext.norm_target, ssim=False, only=["mse_masked", "mse_masked_reflectance"])
+    errors = cube_scores(out, x, valid, run.normalizer, ("masked",), **kw)
     cubes = to_reflectance(reconstruct(out, x, pretext.norm_target), run.normalizer)
     arrays = dict(reconstruction=cubes, masked=voxel_mask(out, x.shape[1:]))
     return {**{k:list(v.cpu().numpy()) for k,v in arrays.items()}, **{k:v.tolist() for k,v in errors.items()}}
@@ -266,7 +276,8 @@ def _columns(run, model, batch):
 
 def _model_of(run, tta):
     "The model that answers, with views or without"
-    if not run.tasks and run.pretext is None: raise ValueError(f"{run.path} names no task, so nobody knows what its outputs mean; call run.model yourself")
+    if not run.tasks and run.pretext is None:
+        raise ValueError(f"{run.path} names no task that says what its outputs mean; call run.model yourself")
     return TTA(run.model, tta, run.tasks).eval() if tta else run.model
 
 def _report_unreadable(unreadable, total):
@@ -284,7 +295,7 @@ def predict(
     tta:str|Sequence="", # Views to average over, as for `pick_views`; none if empty
     bs:int=64, # Samples in a batch
     device:str|torch.device|None=None, # Where to compute; where a loaded run is, else the setting `device`, if None
-)->Predictions: # A row a sample that could be read: `id`, `prediction`, `probabilities`; `task/prediction` ... where there are several tasks
+)->Predictions: # `id`, `prediction`, `probabilities` of each; `task/prediction` ... where there are several tasks
     "Predict new images from the run folder alone"
     if not isinstance(run, LoadedRun): run = load_run(run, device)
     elif device is not None: run.model.to(pick_device(str(device)))

@@ -66,7 +66,8 @@ def _cb_states(learn):
 def resume_config(self:VitLearner)->dict: # Names and plain values, one level
     "All that must be the same for a run to go on"
     engine = {type(cb).__name__:{k:vars(cb)[k] for k in cb.resume_fields} for cb in self.cbs if hasattr(type(cb), "resume_fields")}
-    return flat(dict(self.config, seed=self.seed, epochs=self.n_epoch, precision=str(self.dtype), compile=self.compiled, engine=engine))
+    return flat(dict(self.config, seed=self.seed, epochs=self.n_epoch, precision=str(self.dtype), compile=self.compiled,
+                     companions=sorted(self.companions), engine=engine))
 
 @patch
 def training_state(self:VitLearner)->dict: # Tensors and plain values

@@ -7,6 +7,7 @@ __all__ = ['views', 'view_sets', 'identity', 'hflip', 'vflip', 'pick_views', 'ap
 
 # %% ../../nbs/library/512_learner.views.ipynb #f8ed7eb6
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ def _turn(k):
     "`k` quarter turns against the clock"
     def turn(x):
         if k % 2 and x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"rot{90*k} turns {tuple(x.shape[-2:])} into another shape; it needs square images, take hflip, vflip or rot180")
+            raise ValueError(f"rot{90*k} turns {tuple(x.shape[-2:])} into another shape; it needs square images, "
+                             "take hflip, vflip or rot180")
         return x.rot90(k, (-2,-1))
     return turn
 for k in (1, 2, 3): views[f"rot{90*k}"] = _turn(k)
@@ -66,10 +68,12 @@ def _crop(fy, fx):
         y,z = round((h-a)*fy),round((w-b)*fx)
         return F.interpolate(x[..., y:y+a, z:z+b], size=(h,w), mode="bilinear", antialias=True)
     return crop
-for name,fy,fx in (("tl",0,0), ("tr",0,1), ("bl",1,0), ("br",1,1), ("center",.5,.5)): views[f"crop_{name}"] = _crop(fy, fx)
+
+_corners = dict(tl=(0,0), tr=(0,1), bl=(1,0), br=(1,1), center=(.5,.5))
+for name,place in _corners.items(): views[f"crop_{name}"] = _crop(*place)
 
 # %% ../../nbs/library/512_learner.views.ipynb #698dddc2
-_five = [f"crop_{o}" for o in ("tl", "tr", "bl", "br", "center")]
+_five = [f"crop_{o}" for o in _corners]
 
 view_sets = Registry("group of views")
 view_sets.update(none=["identity"], flip=["identity", "hflip"], flips=["identity", "hflip", "vflip", "rot180"],
@@ -78,14 +82,15 @@ view_sets.update(none=["identity"], flip=["identity", "hflip"], flips=["identity
                  five_crop=_five, ten_crop=[o + m for o in _five for m in ("", "+hflip")])
 
 def pick_views(
-    which:str|Sequence[str]="flip", # A group of `view_sets`, a view, or a list of views; joined by "+": one after the other
+    which:str|Sequence[str]="flip", # A group of `view_sets`, a view, or a list of views
 )->list: # Names of views
     "The views that `which` means; an unknown name is a `ValueError` that says which is nearest"
     names = [which] if isinstance(which, str) else list(which)
     if isinstance(which, str) and which in view_sets: names = list(view_sets[which])
-    if not names: raise ValueError("views is empty, but there must be one to look at; give 'none' for the image as it is")
+    if not names: raise ValueError("views is empty, and one is needed; give 'none' for the image as it is")
+    known = [*views, *(view_sets if isinstance(which, str) else [])]
     for part in (p for n in names for p in n.split("+")):
-        if part not in views: raise ValueError(f"unknown view {part!r}: {nearest(part, [*views, *(view_sets if isinstance(which, str) else [])])}")
+        if part not in views: raise ValueError(f"unknown view {part!r}: {nearest(part, known)}")
     return names
 
 def apply_view(
@@ -115,11 +120,11 @@ class TTA(nn.Module):
     ):
         super().__init__()
         self.model,self.views,self.tasks = model,pick_views(views),Tasks.of(tasks)
-        if not self.tasks: raise ValueError("there is no task that says how outputs are averaged; test-time augmentation needs a model of labels, maps or values")
+        if not self.tasks: raise ValueError("there is no task that says how outputs are averaged; views are for models of classes, maps or values")
 
     def each(self, x:Tensor)->list:
         "What the model says of each view, brought back to the image"
-        return [self.tasks.map(lambda task,p: undo_view(task, p, name), self.model(apply_view(x, name))) for name in self.views]
+        return [self.tasks.map(partial(undo_view, name=name), self.model(apply_view(x, name))) for name in self.views]
 
     def mean(self, preds:Sequence)->Tensor|dict:
         "The average of several predictions, by task"

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Objective', 'TaskObjective', 'make_objective', 'PlainObjective', 'as_objective']
 
-# %% ../../nbs/library/330_losses.objective.ipynb #821bf6ad
+# %% ../../nbs/library/330_losses.objective.ipynb #f9975125
 from collections.abc import Callable, Mapping
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from . import classify, regress # noqa: F401, which register their losses
 from .base import Loss, make_loss, weigh
+from .classify import CrossEntropy # noqa: F401, registers its losses
+from .regress import SquaredError # noqa: F401, registers its losses
 from ..task import Column, Tasks, column
 
-# %% ../../nbs/library/330_losses.objective.ipynb #aac61ad8
+# %% ../../nbs/library/330_losses.objective.ipynb #56455bc7
 class Objective(nn.Module):
     "What a step minimises; called as fastai calls a loss, with predictions and targets, it gives the mean"
     whole_batch = False # the loss of a sample depends on the others: such a batch cannot be made of parts
@@ -25,41 +26,64 @@ class Objective(nn.Module):
     title = "Loss" # of the first panel of a live figure
     fields = () # of the batch, besides targets, that loss and metrics read
 
-    def terms(self, pred:object, batch:tuple)->dict:
-        "Term -> (sum, count)"
+    def terms(self,
+        pred:object, # What the model says of the batch
+        batch:Mapping, # Its fields
+    )->dict: # name -> (sum, count)
+        "Sums and counts of the terms"
         raise NotImplementedError(f"{type(self).__name__} has no `terms`")
 
-    def counts(self, batch:tuple)->dict:
-        "Term -> count, known before the model has run"
+    def counts(self,
+        batch:Mapping, # Its fields
+    )->dict: # name -> count
+        "Counts of the terms, known before the model has run"
         raise NotImplementedError(f"{type(self).__name__} has no `counts`")
 
-    def each(self, pred:object, batch:tuple)->Tensor:
+    def each(self,
+        pred:object, # What the model says of the batch
+        batch:Mapping, # Its fields
+    )->Tensor: # `(B,)`
         "The loss of each sample"
         raise ValueError(f"{type(self).__name__} has no loss for each sample; leave out with_loss=True")
 
-    def scores(self, pred:object, batch:tuple)->dict:
-        "Name of a running score -> (sum, count), without gradient; none by default"
+    def scores(self,
+        pred:object, # What the model says of the batch
+        batch:Mapping, # Its fields
+    )->dict: # name -> (sum, count), without gradient; none by default
+        "Running scores of training"
         return {}
 
-    def has_loss(self, batch:tuple)->bool:
-        "Whether a batch has what the loss needs"
+    def has_loss(self,
+        batch:Mapping, # Its fields
+    )->bool: # Whether it has what the loss needs
+        "Look whether a batch can be learnt from"
         return True
 
-    def columns(self)->list:
-        "Columns of the history that its terms and scores fill, without `train_` and `valid_`"
+    def columns(self)->list: # `Column`s, without `train_` and `valid_`
+        "Columns of the history that its terms fill"
         return []
 
-    def score_columns(self)->list:
+    def score_columns(self)->list: # `Column`s, without `train_`
         "Columns of the running scores"
         return []
 
-    def activation(self, pred:object)->object: return pred
-    def decodes(self, pred:object)->object: return pred
+    def activation(self,
+        pred:object, # What the model says
+    )->object: # Probabilities, or what else is meant
+        "Read a prediction, as fastai asks for it"
+        return pred
+
+    def decodes(self,
+        pred:object, # What the model says
+    )->object: # In the form of a target
+        "Decode a prediction, as fastai asks for it"
+        return pred
+
     def forward(self, pred:object, target:object)->Tensor:
         batch = dict(target=target)
         return self.each(pred, batch) if self.reduction == "none" else weigh(self.terms(pred, batch), self.weights)
 
-# %% ../../nbs/library/330_losses.objective.ipynb #7ef468d4
+# %% ../../nbs/library/330_losses.objective.ipynb #f97391de
 class TaskObjective(Objective):
     "The weighted sum of the losses of tasks"
     def __init__(self,
@@ -80,7 +104,7 @@ class TaskObjective(Objective):
         self.title = f"Loss ({kinds.pop()})" if len(tasks) == 1 else "Loss (weighted sum of tasks)"
 
     def loss_of(self, name:str)->Loss:
-        "The loss of a task"
+        "Find the loss of a task"
         return self.losses[self.names[name]]
 
     @property
@@ -92,11 +116,11 @@ class TaskObjective(Objective):
 
     @property
     def whole_batch(self)->bool: return any(o.whole_batch for o in self.losses.values())
-    def has_loss(self, batch:tuple)->bool: return batch.get("target") is not None
+    def has_loss(self, batch:Mapping)->bool: return batch.get("target") is not None
 
-# %% ../../nbs/library/330_losses.objective.ipynb #ce38a3e3
+# %% ../../nbs/library/330_losses.objective.ipynb #152ad5d0
 @patch
-def terms(self:TaskObjective, pred:object, batch:tuple)->dict:
+def terms(self:TaskObjective, pred:object, batch:Mapping)->dict:
     out = {}
     for name,task,p,y in self.tasks.split(pred, batch["target"]):
         target,known = task.entries(y)
@@ -105,14 +129,14 @@ def terms(self:TaskObjective, pred:object, batch:tuple)->dict:
     return out
 
 @patch
-def counts(self:TaskObjective, batch:tuple)->dict:
+def counts(self:TaskObjective, batch:Mapping)->dict:
     out = {}
     for name,task,y in self.tasks.split(batch["target"]):
         out |= {column(name, k):n for k,n in self.loss_of(name).counts(*task.entries(y)).items()}
     return out
 
 @patch
-def each(self:TaskObjective, pred:object, batch:tuple)->Tensor:
+def each(self:TaskObjective, pred:object, batch:Mapping)->Tensor:
     total = 0
     for name,task,p,y in self.tasks.split(pred, batch["target"]):
         rows = self.loss_of(name).each(task.rows(p, y), *task.entries(y))
@@ -120,7 +144,7 @@ def each(self:TaskObjective, pred:object, batch:tuple)->Tensor:
     return total
 
 @patch
-def scores(self:TaskObjective, pred:object, batch:tuple)->dict:
+def scores(self:TaskObjective, pred:object, batch:Mapping)->dict:
     with torch.no_grad():
         return {column(name, task.score_name):task.score(p, y) for name,task,p,y in self.tasks.split(pred, batch["target"])}
 
@@ -161,7 +185,7 @@ def make_objective(
     made = {k:make_loss(names.get(k) or t.loss, label_smoothing, **options.get(k, {})) for k,t in tasks.items()}
     return TaskObjective(tasks, made, task_weights)
 
-# %% ../../nbs/library/330_losses.objective.ipynb #8694e5ed
+# %% ../../nbs/library/330_losses.objective.ipynb #f2103de0
 def _uneven(loss_func):
     "Why a foreign loss is no mean over samples; empty if nothing shows"
     if getattr(loss_func, "weight", None) is not None: return "it has class weights"
@@ -178,15 +202,15 @@ class PlainObjective(Objective):
 
     def _size(self, batch): return len(batch[batch.n_inp]) if isinstance(batch[batch.n_inp], Tensor) else len(batch[0])
     def _value(self, pred, batch): return self.loss_func(pred, *batch[batch.n_inp:])
-    def has_loss(self, batch:tuple)->bool: return len(batch) > batch.n_inp
+    def has_loss(self, batch:Mapping)->bool: return len(batch) > batch.n_inp
 
-    def terms(self, pred:object, batch:tuple)->dict:
+    def terms(self, pred:object, batch:Mapping)->dict:
         value,n = self._value(pred, batch),self._size(batch)
         return dict(loss=((value.mean() if value.ndim else value)*n, n))
 
-    def counts(self, batch:tuple)->dict: return dict(loss=self._size(batch))
+    def counts(self, batch:Mapping)->dict: return dict(loss=self._size(batch))
 
-    def each(self, pred:object, batch:tuple)->Tensor:
+    def each(self, pred:object, batch:Mapping)->Tensor:
         was = getattr(self.loss_func, "reduction", None)
         if was is None: return super().each(pred, batch)
         self.loss_func.reduction = "none"
