@@ -2862,8 +2862,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol.model_info': ( 'library/models.protocol.html#model_info',
                                                                              'vitnb/models/protocol.py'),
-                                       'vitnb.models.protocol.model_options': ( 'library/models.protocol.html#model_options',
-                                                                                'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol.read_weights': ( 'library/models.protocol.html#read_weights',
                                                                                'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol.register_model': ( 'library/models.protocol.html#register_model',

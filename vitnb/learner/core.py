@@ -50,7 +50,7 @@ def _model_kw(dls, arch, tasks, pretext, given):
     if pretext is not None: own.pop("num_classes", None)
     elif tasks: own["num_classes"] = tasks.outputs
     hints = {**dls.model_hints, **(tasks.only.hints if tasks.only else {})} # for a model that has a use for them
-    return {**own, **{k:v for k,v in hints.items() if models[arch].takes(k)}, **(given or {})}
+    return {**own, **{k:v for k,v in hints.items() if k in models[arch].options()}, **(given or {})}
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
