@@ -1872,6 +1872,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'vitnb.learner.distribute.work': ( 'library/learner.distribute.html#work',
                                                                              'vitnb/learner/distribute.py')},
             'vitnb.learner.fastai': { 'vitnb.learner.fastai.Support': ('library/learner.fastai.html#support', 'vitnb/learner/fastai.py'),
+                                      'vitnb.learner.fastai._declared': ( 'library/learner.fastai.html#_declared',
+                                                                          'vitnb/learner/fastai.py'),
                                       'vitnb.learner.fastai._follow': ('library/learner.fastai.html#_follow', 'vitnb/learner/fastai.py'),
                                       'vitnb.learner.fastai.callback_support': ( 'library/learner.fastai.html#callback_support',
                                                                                  'vitnb/learner/fastai.py'),
