@@ -308,6 +308,13 @@ def test_scores_of_the_mean_are_those_of_a_validation(learn):
     assert row["loss"] == pytest.approx(loss, abs=1e-6) and [*row.values()][2:] == pytest.approx(scores)
 
 
+def test_smoothing_acts_in_training_only():
+    dls = image_loaders(load_set("digits", limit=4), bs=8, augment="none", seed=1, device="cpu")
+    learn = vit_learner(dls, "swin_micro", label_smoothing=.3, device="cpu", precision="fp32", seed=1)
+    learn.objective.train()
+    assert view_scores(learn, "valid", "none")[0]["loss"] == pytest.approx(mean_nll(*predict_split(learn, "valid")), abs=1e-5)
+
+
 def test_scores_come_from_the_metrics_of_each_task():
     "Zones and a value in a Learner's place: a task's own loss, metrics and names of columns"
     tasks = Tasks.of(dict(zones=zones(unknown=3, hflip=SWAP), light=Value()))
