@@ -57,7 +57,7 @@ learner_names = {
     **works("validate validation_context get_preds predict show_results summary save load loss_not_reduced to_detach metrics x y"),
     **works("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs ordered_cbs no_bar no_logging no_mbar show_training_loop one_batch all_batches"),
     **works("__init__ __call__ __enter__ __exit__ _with_events _backward _step _do_epoch_validate _end_cleanup _grab_cbs _default"),
-    **refused("export __setstate__", "the checkpoints of run_callbacks(folder), from which load_model(path) builds the model again",
+    **refused("export", "the checkpoints of run_callbacks(folder), from which load_model(path) builds the model again",
               "opening a pickled Learner runs code"),
     **refused("tta", "predict_tta(learn, split, views='flip') of vitnb.learner.tta", "fastai's draws augmentations that our loaders do not have"),
     **refused("to_fp16 to_bf16 to_fp32 to_non_native_fp16 to_non_native_fp32", _precision, "precision is decided when a Learner is built"),
@@ -66,7 +66,7 @@ learner_names = {
     **refused("to_parallel detach_parallel parallel_ctx", _processes, "DataParallel cannot divide a step by what all processes hold"),
     **irrelevant("_do_fit _do_epoch _do_epoch_train _do_grad_opt _do_one_batch _split _set_device _call_one _bn_bias_state",
                  "a part of fastai's loop; ours is learner.loop"),
-    **irrelevant("__getstate__", "a pickled Learner is refused when it is opened"),
+    **irrelevant("__getstate__ __setstate__", "pickling is Python's own; what is kept for others is a checkpoint"),
 }
 learner_arguments = {
     **refused("wd", "vit_learner(..., weight_decay=...), or fit(wd=...)", "the optimiser has its own weight decay, by group"),
