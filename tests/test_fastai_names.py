@@ -516,9 +516,10 @@ def test_trackers_follow_the_declared_direction(tmp_path):
     assert more.comp is np.greater
 
 
-@pytest.mark.parametrize("monitor,say", [("acuracy", "did you mean 'accuracy'"), ("lr", "cannot monitor 'lr'"), ("train_accuracy", "cannot monitor")])
+@pytest.mark.parametrize("monitor,say", [("acuracy", "did you mean 'accuracy'"), ("lr", "cannot monitor 'lr'"), ("plain", "give the metric better='min' or 'max'"), ("train_accuracy", "cannot monitor")])
 def test_trackers_accept_declared_columns_only(monitor, say):
-    learn = make()
+    def plain(pred, target): return pred.mean()
+    learn = make(metrics=[*make().metrics, plain])
     before = weights(learn)
     with pytest.raises(ValueError, match=say): learn.fit(1, cbs=tracker.EarlyStoppingCallback(monitor=monitor))
     assert torch.equal(weights(learn), before) and not learn._grab_cbs(tracker.TrackerCallback)

@@ -88,7 +88,7 @@ def _lines(ax, rows, names, title, xlabel="epoch", columns=None):
         better = columns[n].better if columns and n in columns else ""
         if pts: ax.plot(*zip(*pts), marker="o", ms=3, lw=1.5, label=n.replace("_", " ") + ARROWS[better])
     ax.set(title=title, xlabel=xlabel)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if ax.lines: ax.legend(fontsize=8)
 
 ARROWS = {"":"", "min":" ↓", "max":" ↑"} # where better values lie
@@ -517,7 +517,7 @@ def _terms_ax(ax, rows, terms):
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.legend(fontsize=8, ncols=2)
     ax.set(xlabel="epoch", ylabel="unweighted")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 def plot_masked(
     view:dict, # true, masked, made `(n,3,H,W)`; points `(k,2)` as (row, column); nm; spectra, spectra_made `(n,k,C)`; band_mse `(C,)`
@@ -533,10 +533,10 @@ def plot_masked(
         fig.set_layout_engine("constrained")
         top,below = fig.subfigures(2, 1, height_ratios=(1.9*n, 2.3))
         axs = top.subplots(n, 4, squeeze=False, width_ratios=(1, 1, 1, 1.5))
-        for i in range(n): _masked_row(axs[i], view, i, ("true", f"masked, {view['share']:.0%}", "filled in"))
+        for i in range(n): _masked_row(axs[i], view, i, ("true", f"masked, {view['share']:.0%}", "reconstruction"))
         axs[-1,3].set_xlabel(view["unit"], fontsize=9)
         left,right = below.subplots(1, 2)
-        plot_band_errors(view["nm"], {"removed voxels":view["band_mse"]}, "MSE", left, view["unit"])
+        plot_band_errors(view["nm"], {"masked voxels":view["band_mse"]}, "MSE", left, view["unit"])
         left.set_title("Error by band, reflectance", fontsize=10)
         _terms_ax(right, rows, terms)
         right.set_title("Terms of the loss (dashed: validation)", fontsize=10)

@@ -338,8 +338,10 @@ def valid_turn(self:Together,
     return pred
 
 @patch
-def scored_fields(self:Together, learn:VitLearner)->dict:
-    "The fields of the batch that loss and metrics read"
+def scored_fields(self:Together,
+    learn:VitLearner, # In a validation
+)->dict: # By name
+    "Pick the fields of the batch that loss and metrics read"
     return {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
 
 @patch

@@ -57,7 +57,8 @@ learner_names = {
     **works("validate validation_context get_preds predict show_results summary save load loss_not_reduced to_detach metrics x y"),
     **works("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs ordered_cbs no_bar no_logging no_mbar show_training_loop one_batch all_batches"),
     **works("__init__ __call__ __enter__ __exit__ _with_events _backward _step _do_epoch_validate _end_cleanup _grab_cbs _default"),
-    **refused("export __setstate__", "run_callbacks(folder) writes checkpoints, and load_model(path) builds the model again", "opening a pickled Learner runs code"),
+    **refused("export __setstate__", "the checkpoints of run_callbacks(folder), from which load_model(path) builds the model again",
+              "opening a pickled Learner runs code"),
     **refused("tta", "predict_tta(learn, split, views='flip') of vitnb.learner.tta", "fastai's draws augmentations that our loaders do not have"),
     **refused("to_fp16 to_bf16 to_fp32 to_non_native_fp16 to_non_native_fp32", _precision, "precision is decided when a Learner is built"),
     **refused("to_channelslast to_contiguous", "vit_learner(..., channels_last=True), or False", "the memory format is decided when a Learner is built"),
@@ -89,7 +90,8 @@ callback_names = {
     **refused("TrainEvalCallback", "learn.train_eval, which every VitLearner has", "a second one would count each batch twice"),
     **refused("Recorder", "learn.recorder, a StepRecorder, which every VitLearner has", "two recorders would write the same columns"),
     **refused("CSVLogger", "run_callbacks(folder), which writes history.csv", "it rewrites its file when a run is resumed, and cannot write our epoch lines"),
-    **refused("ProgressCallback ShowGraphCallback", "the LiveView that every VitLearner has", "it waits for the device at each step, and cannot write our epoch lines"),
+    **refused("ProgressCallback ShowGraphCallback", "the LiveView that every VitLearner has",
+              "it waits for the device at each step, and cannot write our epoch lines"),
     **refused("SkipToEpoch", "fit(n, start_epoch=k)", "it would record the epochs that it skips, and leave the schedule where it was"),
     **refused("TensorBoardBaseCallback TensorBoardCallback TensorBoardProjectorCallback WandbCallback CometCallback AzureMLCallback", _tracker,
               "it begins a new record when a run is resumed"),
@@ -121,14 +123,14 @@ def fastai_names()->list: # Dictionaries `where`, `name`, `status`, `use`, `why`
 def refuse(
     what:str, # What somebody tried
     support:Support, # What the table says of it
-):
+)->None:
     "Raise what the table says"
     remedy = f"; use {support.use}" if support.use else ""
     raise ValueError(f"{what}: {support.why}{remedy}")
 
 def check_arguments(
     given:Mapping, # Arguments of fastai's `Learner`
-):
+)->None:
     "Refuse arguments that would not act"
     for name in given:
         if name in learner_arguments: refuse(f"{name}={given[name]!r}", learner_arguments[name])
@@ -146,7 +148,7 @@ def callback_support(
 def check_callback(
     cb:Callback, # To be added to a Learner
     loss_func:object, # Its loss
-):
+)->None:
     "Refuse a callback of fastai's that cannot act here"
     support,name = callback_support(cb),type(cb).__name__
     if support is not None and support.status != "works": refuse(f"fastai's {name}", support)
@@ -156,21 +158,29 @@ def check_callback(
 def check_fit(
     cbs:Sequence, # Callbacks of a fit
     loss_func:object, # Its loss
-):
+)->None:
     "Refuse callbacks that cannot act in a fit"
     for cb in cbs:
         check_callback(cb, loss_func)
-        if type(cb) is GatherPredsCallback: raise ValueError("fastai's GatherPredsCallback gathers in validation only; use learn.get_preds, or FetchPredsCallback in a fit")
+        if type(cb) is GatherPredsCallback:
+            raise ValueError("fastai's GatherPredsCallback gathers in validation only; use learn.get_preds, or FetchPredsCallback in a fit")
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #db817b05
 def follow_columns(
     cbs:Sequence, # Callbacks of a fit
     columns:Mapping, # Declared columns by name
     shown:Sequence, # Columns that the recorder keeps for each epoch, in `recorder.values`
-):
+)->None:
     "Give fastai's trackers the direction that their column declares"
     for cb in cbs:
-        if isinstance(cb, TrackerCallback): _follow(cb, monitored({k:v for k,v in columns.items() if k in shown}, cb.monitor))
+        if isinstance(cb, TrackerCallback): _follow(cb, _declared({k:v for k,v in columns.items() if k in shown}, cb.monitor))
+
+def _declared(columns, name):
+    "A column with a direction; a tracker of fastai's has no other way to know it"
+    if name in columns and not columns[name].better:
+        raise ValueError(f"cannot monitor {name!r}: its metric does not say whether less or more is better; give the metric better='min' or 'max', "
+                         "or use Checkpoints and EarlyStop with mode='min' or 'max'")
+    return monitored(columns, name)
 
 def _follow(cb, column):
     "Set the comparison, and the sign of the smallest change that counts"

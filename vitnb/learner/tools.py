@@ -161,12 +161,12 @@ def vocab(self:ImageDataset)->CategoryMap:
 def plot_top_losses(
     x:Batch, # Images and targets
     y:ImageLoader, # Draws them
-    samples, # (position, targets in words), one a sample
-    outs, # (predictions in words,), one a sample
-    raws, # Probabilities (N,...)
-    losses, # (N,)
+    samples:Sequence, # (position, targets in words), one a sample
+    outs:Sequence, # (predictions in words,), one a sample
+    raws:Tensor, # Probabilities (N,...)
+    losses:Tensor, # (N,)
     **kw, # As for `show_batch`
-):
+)->None:
     "Show the images with the largest losses: predicted / actual / loss / probability"
     rows = zip(outs, samples, losses.tolist(), raws)
     titles = [f"{out[0]}/{true}\n{loss:.2f}/{float(probs.max()):.2f}" for out,(_,true),loss,probs in rows]

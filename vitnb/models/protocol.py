@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'models', 'check_model', 'ModelEntry', 'register_model', 'read_weights', 'LoadReport', 'load_weights',
-           'list_models', 'hub_weights', 'model_options', 'create_model', 'trace_shapes', 'ModelInfo', 'model_info']
+           'list_models', 'hub_weights', 'create_model', 'trace_shapes', 'ModelInfo', 'model_info']
 
 # %% ../../nbs/library/200_models.protocol.ipynb #c44517b5
 import importlib
@@ -195,13 +195,6 @@ def _pretrain(model:nn.Module, entry:ModelEntry, pretrained:bool|str|Path)->Load
                          f"or one of: {', '.join(have) or '(none)'}")
     state,source = (hub_weights(entry.hub), entry.hub) if pretrained is True else (read_weights(pretrained), Path(pretrained).name)
     return load_weights(model, state, source, entry.adapt, getattr(model, "fresh", ()))
-
-def model_options(
-    name:str, # One of `list_models()`
-)->dict: # Keywords and their defaults
-    "List what a model can be asked for"
-    _load_families()
-    return models[name].options()
 
 def create_model(
     name:str, # One of `list_models()`
