@@ -169,18 +169,16 @@ class _Work:
     def __getitem__(self, key):
         epoch,idx,split = key
         at = idx % max(1, len(self.dataset)) # a repetition has its own draws, not its own image
-        all_done = len(self.pipeline.transforms)
-        made = []
+        draws = [self.draws(epoch, idx, v) for v in range(self.views)]
         with _one_thread():
-            for v in range(self.views):
-                draws = self.draws(epoch, idx, v)
-                if v == 0 or self.dataset_moves: fields = self.dataset.read(at, draws)
-                made.append(self.pipeline.host(fields, draws) if split else (self.pipeline(fields, draws), all_done))
+            stored = [self.dataset.read(at, d) for d in (draws if getattr(self.dataset, "moves", False) else draws[:1])]
+            made = [self.some(stored[v % len(stored)], d, split) for v,d in enumerate(draws)]
         views,done = [o for o,_ in made],made[0][1]
-        return join_views(views) if done == all_done else views, done
+        return join_views(views) if done == len(self.pipeline.transforms) else views, done
 
-    @property
-    def dataset_moves(self): return getattr(self.dataset, "moves", False)
+    def some(self, fields, draws, split):
+        "One view of samples as they are stored, and how many transforms ran"
+        return self.pipeline.host(fields, draws) if split else (self.pipeline(fields, draws), len(self.pipeline.transforms))
 
     def rest(self, made, epoch, idx):
         "Run the transforms that a worker has left"
@@ -552,7 +550,8 @@ def with_views(self:ImageLoaders,
 )->ImageLoaders: # The same sets; train and validation give (B,V,C,H,W)
     "Load several views of each image"
     if self.train.views not in (1, views):
-        raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them with views={views}")
+        raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them "
+            f"with views={views}")
     train,valid,*rest = self.loaders
     parts = [train.new(views=views), valid.new(views=views, pipeline=train.pipeline), *rest]
     return type(self)(*parts, path=self.path, device=self.device, about=self.about)
