@@ -641,3 +641,9 @@ LOADERS = dict.fromkeys("__init__ __getitem__ __len__ _default train valid train
 
 
 def test_each_name_of_loaders_that_works_has_its_test(): assert set(LOADERS) == names(loaders_names, "works")
+
+
+def test_fastais_load_learner_names_ours(tmp_path):
+    "What it opens has run its code by then; `export`, which writes such files, is refused"
+    torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
+    with pytest.raises(ValueError, match="load_run"), pytest.warns(UserWarning, match="insecure"): load_learner(tmp_path/"old.pkl")

@@ -342,7 +342,7 @@ def _finish(self:ImageLoader, made, epoch, idx):
     if self.device is not None and self.device.type != "cpu":
         made = map_tensors(lambda o: o.to(self.device, non_blocking=True), made)
     fields = self._work.rest(made, epoch, idx)
-    return Batch({"image":fields["image"], **fields})
+    return Batch(fields if next(iter(fields)) == "image" else {"image":fields["image"], **fields})
 
 # %% ../../nbs/library/130_data.loader.ipynb #d5a1fb25
 @patch

@@ -36,12 +36,12 @@ class Batch(tuple):
         fields:Mapping|Sequence, # Name to what the batch has of it: `image` (B,C,H,W), `target`, `mask`, `index` ...; a plain sequence is read by `Batch.of`
         n_inp:int=1, # How many fields, from the first, are inputs of the model
     ):
-        if not isinstance(fields, Mapping): return cls.of(fields, n_inp)
+        if not isinstance(fields, (dict, Mapping)): return cls.of(fields, n_inp)
         fields = dict(fields)
-        if not 0 < n_inp <= len(fields) or "target" in list(fields)[:n_inp]:
+        inputs = tuple(fields)[:n_inp]
+        if not 0 < n_inp <= len(fields) or "target" in inputs:
             raise ValueError(f"n_inp={n_inp}: the first {n_inp} of the fields {', '.join(fields)} must be inputs; put "
                 "inputs first and the target after them")
-        inputs = tuple(fields)[:n_inp]
         batch = super().__new__(cls, [fields[k] for k in (*inputs, *_target_names(fields))])
         batch.fields,batch.inputs,batch.n_inp = fields,inputs,n_inp
         return batch
