@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from seam_systems import make
+import torch.distributed as dist
+from seam_systems import SETS, make
 
-from vitnb.callback.ema import EMACallback
 from vitnb.callback.base import TrainCallback
+from vitnb.callback.checkpoint import Checkpoints
+from vitnb.callback.ema import EMACallback
 from vitnb.core import my_rank
 from vitnb.learner.core import run_callbacks
 from vitnb.learner.distribute import Together, distribute
 
 STEP = dict(optimizer="sgd", lr=.05, opt_kw=dict(momentum=.9)) # Adam makes 1e-5 of a gradient that is nothing but rounding
-CASES = dict(wards=dict(), twins=dict(), ages=dict(), signs=dict(), winds=dict())
 
 
 class Die(Exception): pass
@@ -40,7 +41,10 @@ def train(name, out, epochs=2, cbs=(), **kw):
 def killed(out):
     "A run of two ranks that is killed inside an epoch and goes on"
     learn = distribute(make("wards", out/"files", **STEP), timeout=120)
-    with pytest.raises(Die): learn.fit(2, cbs=[*run_callbacks(out/"run", steps=1, tracker="none"), DieAt(2)], resume="auto")
+    cbs = run_callbacks(out/"run", steps=1, tracker="none")
+    with pytest.raises(Die): learn.fit(2, cbs=[*cbs, DieAt(2)], resume="auto")
+    next(cb for cb in cbs if isinstance(cb, Checkpoints)).writer.join()
+    dist.barrier() # a new launch would find the file whole
     learn = distribute(make("wards", out/"files", **STEP), timeout=120)
     learn.fit(2, cbs=run_callbacks(out/"run", steps=1, tracker="none"), resume="auto")
     return outcome(learn)
@@ -54,8 +58,8 @@ def dropped(out):
 
 
 def main(out):
-    done = {name: train(name, out/f"rank{my_rank()}", **kw) for name,kw in CASES.items()}
     own = out/f"rank{my_rank()}"
+    done = {name: train(name, own) for name in SETS}
     done["killed"] = killed(out)
     done["dropped"] = dropped(own)
     torch.save(done, out/f"rank{my_rank()}.pth")

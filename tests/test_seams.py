@@ -590,8 +590,9 @@ def counted(self, target):
 
 
 def mixed_as_numbers(self, target, plan):
-    own = plan.weights(target.shape[-2:], target.device)
-    return torch.lerp(target.flip(0).float(), target.float(), own).round().long()
+    own,other = plan.weights(target.shape[-2:], target.device),target.flip(0)
+    number = torch.lerp(other.float(), target.float(), own).round().long()
+    return torch.where((target == self.unknown) | (other == self.unknown), self.unknown, number)
 
 
 def first_task_only(self, pred, batch):
@@ -632,7 +633,6 @@ MUTANTS = dict( # what is broken: where, its name, what takes its place, the che
     batches_divided_alone    = (VitLearner, "whole_counts", nothing, check_step, "ages"),
     recorder_not_restored    = (StepRecorder, "load_state_dict", nothing, check_resume, "signs"),
     average_not_restored     = (EMACallback, "load_state_dict", nothing, check_resume, "ages"),
-    best_epoch_not_restored  = (Checkpoints, "load_state_dict", nothing, check_resume, "winds"),
     views_alike              = (vitnb.data.loader, "view_index", lambda idx, n, view, views: idx, lambda name, folder: check_twins(folder), "twins"))
 
 
