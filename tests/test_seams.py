@@ -14,23 +14,31 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import seam_systems as systems
+import seam_worker as worker
 import torch
 import torch.nn.functional as F
-from seam_systems import LEARNERS, SETS, degrees_off, found, make
+from seam_systems import SETS, degrees_off, found, make
 
+import vitnb.data.loader
+import vitnb.learner.core
+import vitnb.metrics.base
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
+from vitnb.callback.ema import EMACallback
+from vitnb.callback.track import StepRecorder
 from vitnb.core import Ranks
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
 from vitnb.figures import draw_predictions
 from vitnb.learner.core import run_callbacks, vit_learner
-from vitnb.learner.predict import load_run, predict, predict_split
+from vitnb.learner.loop import VitLearner
+from vitnb.learner.predict import load_run, predict_split
 from vitnb.learner.tta import predict_tta
+from vitnb.losses.objective import TaskObjective, make_objective
 from vitnb.metrics.classify import bootstrap_interval
 from vitnb.metrics.report import task_report
 from vitnb.models.protocol import models
-from vitnb.task import Column
+from vitnb.task import Categorical, ClassMap, Column, Ordinal, Value
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -385,9 +393,9 @@ def test_validation_sees_the_same_views_each_time(trained):
 # ---------------------------------------------------------------------------------------------- kills
 
 def outcome(learn, folder):
-    ema = next(cb for cb in learn.cbs if type(cb).__name__ == "EMACallback")
-    steps = [{k: v for k,v in o.items()} for o in learn.recorder.steps]
-    return dict(model=dict(learn.model.state_dict()), opt=learn.opt.opt.state_dict(), ema=dict(ema.module.state_dict()), rows=learn.recorder.rows, steps=steps,
+    ema = next(cb for cb in learn.cbs if isinstance(cb, EMACallback))
+    weights = dict(model=dict(learn.model.state_dict()), opt=learn.opt.opt.state_dict(), ema=dict(ema.module.state_dict()))
+    return dict(weights, rows=learn.recorder.rows, steps=learn.recorder.steps,
                 best=load_checkpoint(folder/"checkpoints"/"best_model.pth")["best_epoch"])
 
 
@@ -529,3 +537,112 @@ def test_twins_find_each_other_more_often_than_by_chance(best):
     preds,_ = predictions(learn, learn.dls.valid)
     hits,other = torch.cat([found(z) for z in preds]),torch.cat([found(z[torch.randperm(len(z))]) for z in preds])
     assert bootstrap_interval(hits.float())[1] > bootstrap_interval(other.float())[2]
+
+# ---------------------------------------------------------------------------------------------- two ranks
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "What two ranks find, all in one launch"
+    out = tmp_path_factory.mktemp("ranks")
+    own = environment()
+    with pytest.MonkeyPatch.context() as m:
+        for k in os.environ.keys() - own.keys(): m.delenv(k)
+        for k,v in own.items(): m.setenv(k, v)
+        with open(out/"log", "w") as log, Ranks([sys.executable, str(HERE/"seam_worker.py"), str(out)], 2, logs=dict.fromkeys(range(2), log)) as ranks: codes = ranks.wait()
+    assert codes == [0, 0], (out/"log").read_text()[-4000:]
+    return [torch.load(out/f"rank{r}.pth", weights_only=True) for r in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    "The same in one process"
+    done,root = {},tmp_path_factory.mktemp("one")
+    def get(name, epochs=2):
+        if (name, epochs) not in done: done[name, epochs] = worker.train(name, root, epochs)
+        return done[name, epochs]
+    return get
+
+
+def check_ranks(a, b):
+    "Weights, average, losses and every column of the history, to rounding"
+    for k in ("model", "ema"):
+        for name,t in a[k].items(): assert torch.allclose(t, b[k][name], rtol=1e-4, atol=1e-5), (k, name)
+    assert a["losses"] == pytest.approx(b["losses"], rel=1e-4)
+    for x,y in zip(a["rows"], b["rows"], strict=True):
+        assert x.keys() == y.keys()
+        for k in x.keys() - {"seconds"}: assert x[k] == pytest.approx(y[k], rel=2e-4, abs=1e-5), k
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_two_ranks_are_one(two, one, name):
+    assert not differences(two[0][name]["model"], two[1][name]["model"])
+    check_ranks(one(name), two[0][name])
+
+
+def test_a_killed_run_of_two_ranks_goes_on(two):
+    assert not differences(two[0]["wards"], two[0]["killed"], ["seconds"])
+
+# ---------------------------------------------------------------------------------------------- mutants
+
+def counted(self, target):
+    "Unknown entries as the first level"
+    return torch.where(target == self.unknown, 0, target).flatten() if not target.is_floating_point() else target.flatten(0, 1), None
+
+
+def mixed_as_numbers(self, target, plan):
+    own,other = plan.weights(target.shape[-2:], target.device),target.flip(0)
+    number = torch.lerp(other.float(), target.float(), own).round().long()
+    return torch.where((target == self.unknown) | (other == self.unknown), self.unknown, number)
+
+
+def first_task_only(self, pred, batch):
+    name,task,p,y = next(self.tasks.split(pred, batch["target"]))
+    target,known = task.entries(y)
+    return {f"{name}/{k}": v for k,v in self.loss_of(name).terms(task.rows(p, y), target, known).items()}
+
+
+def reversed_(self, value, best, by=0.): return best is None or (value > best if self.better == "min" else value < best)
+
+
+def clamped(task, pred, target): return task.decode(task.rows(pred, target)).reshape(len(target), -1), target.long().clamp(0, 2).reshape(len(target), -1)
+def first_level(self, y): return y if y.is_floating_point() else F.one_hot(y.long().clamp(0, self.n-1), self.n).float()
+def mean_logits(self, preds): return torch.stack(list(preds)).mean(0)
+def all_alike(tasks, loss, weights, *rest): return make_objective(tasks, loss, None, *rest)
+def nothing(self, *args): return None
+def unchanged(self, y, *args): return y
+
+
+MUTANTS = dict( # what is broken: where, its name, what takes its place, the check that must fail, on which system
+    direction_reversed       = (Column, "improves", reversed_, check_best_epoch, "ages"),
+    direction_of_a_pretext   = (Column, "improves", reversed_, check_best_epoch, "twins"),
+    unknown_counted          = (Ordinal, "entries", counted, check_scores, "wards"),
+    unknown_counted_in_steps = (Ordinal, "encode", first_level, check_mixing, "wards"),
+    unknown_pixels_counted   = (ClassMap, "encode", first_level, check_mixing, "wards"),
+    unknown_value_counted    = (Value, "known", nothing, check_step, "ages"),
+    unknown_scored           = (vitnb.metrics.base, "answers", clamped, check_scores, "wards"),
+    permutation_left_out     = (Ordinal, "move_back", unchanged, check_tta, "wards"),
+    map_not_turned_back      = (ClassMap, "move_back", unchanged, check_tta, "wards"),
+    zones_not_flipped        = (Ordinal, "move", unchanged, check_flips, "wards"),
+    views_averaged_as_logits = (Ordinal, "average", mean_logits, check_tta, "wards"),
+    map_mixed_as_numbers     = (ClassMap, "mix", mixed_as_numbers, check_mixing, "wards"),
+    targets_not_mixed        = (Categorical, "mix", lambda self, y, plan: self.encode(y), check_mixing, "signs"),
+    second_task_dropped      = (TaskObjective, "terms", first_task_only, check_step, "wards"),
+    second_task_not_scored   = (TaskObjective, "terms", first_task_only, check_scores, "wards"),
+    class_weights_ignored    = (vitnb.learner.core, "count_weights", lambda counts: torch.ones(len(counts)), check_step, "wards"),
+    task_weights_ignored     = (vitnb.learner.core, "make_objective", all_alike, check_step, "wards"),
+    batches_divided_alone    = (VitLearner, "whole_counts", nothing, check_step, "ages"),
+    recorder_not_restored    = (StepRecorder, "load_state_dict", nothing, check_resume, "signs"),
+    average_not_restored     = (EMACallback, "load_state_dict", nothing, check_resume, "ages"),
+    views_alike              = (vitnb.data.loader, "view_index", lambda idx, n, view, views: idx, lambda name, folder: check_twins(folder), "twins"))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_is_caught(mutant, tmp_path, monkeypatch):
+    "Each check above fails where what it checks is broken; that it holds otherwise is the tests above"
+    where,name,other,check,system = MUTANTS[mutant]
+    monkeypatch.setattr(where, name, other)
+    with pytest.raises(AssertionError): check(system, tmp_path)
+
+
+def test_the_share_of_a_rank_that_is_dropped_is_seen(two, one):
+    with pytest.raises(AssertionError): check_ranks(one("wards", 1), two[0]["dropped"])
