@@ -544,7 +544,8 @@ def with_views(self:ImageLoaders,
     views:int, # Views of an image
 )->ImageLoaders: # The same sets; train and validation give (B,V,C,H,W)
     "Load several views of each image"
-    if self.train.views not in (1, views): raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them with views={views}")
+    if self.train.views not in (1, views):
+        raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them with views={views}")
     train,valid,*rest = self.loaders
     parts = [train.new(views=views), valid.new(views=views, pipeline=train.pipeline), *rest]
     return type(self)(*parts, path=self.path, device=self.device, about=self.about)

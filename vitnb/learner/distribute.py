@@ -338,7 +338,9 @@ def valid_turn(self:Together,
     return pred
 
 @patch
-def scored_fields(self:Together, learn:VitLearner)->dict:
+def scored_fields(self:Together,
+    learn:VitLearner, # Within a batch
+)->dict: # Name to what the batch has of it
     "The fields of the batch that loss and metrics read"
     return {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
 
@@ -425,7 +427,7 @@ def check_batches(
 )->None:
     "Refuse batches that cannot be divided"
     dl = learn.dls.train
-    if not isinstance(dl, ImageLoader): shard_loader(dl)
+    if not hasattr(dl, "make_batch"): shard_loader(dl) # which says what is missing
     last = 0 if dl.drop_last else len(dl.dataset) % dl.bs
     mixing = any(isinstance(cb, MixCallback) for cb in learn.cbs)
     k = 2*world if mixing else world
