@@ -294,3 +294,58 @@ def test_links_lead_somewhere(page):
     links = [t.split("#")[0] for t in re.findall(r'(?:\]\(|src="|href=")([^)"\s]+)', text) if not re.match(r"[a-z]+:|#", t)]
     gone = [t for t in links if not ((ROOT/page).parent/t).exists()]
     assert not gone, gone
+
+
+# ---------------------------------------------------------------------------------------------- the two seams
+
+KINDS = "Task Categorical OneClass MultiLabel Ordinal ClassMap Value".split()
+LOADERS = "ImageLoader ImageLoaders ShardLoader DataLoader DataLoaders CubeLoader".split()
+PREDICTED = {"pred", "preds", "target", "targets", "y", "yb", "said", "truth", "probs", "logits"} # as names of variables
+SYSTEMS = {"swin", "densenet", "spectral", "hvit", "csi", "spectral_mae", "simclr"}
+SEAM_EXCEPTIONS = { # what asks all the same, and why
+    ("losses.classify", "pred.ndim != 2"): "a loss refuses rows that are no rows",
+    ("metrics.classify", "y.ndim != 1"): "a report of one class a sample refuses other arrays",
+    ("learner.distribute", "isinstance(o, ImageLoader)"): "its worker processes do not travel",
+    ("models.spectral", "mode == 'spectral'"): "a way to mask has this name too",
+    ("experiment.advice", "family == 'densenet'"): "advice by family of models",
+    ("experiment.advice", "family == 'swin'"): "advice by family of models"}
+
+
+def name_of(n): return n.id if isinstance(n, ast.Name) else n.attr if isinstance(n, ast.Attribute) else ""
+
+
+def counts_dimensions(n):
+    "Whether an expression is the number of dimensions of a target or a prediction"
+    if isinstance(n, ast.Attribute) and n.attr == "ndim": return name_of(n.value) in PREDICTED
+    is_len = isinstance(n, ast.Call) and name_of(n.func) == "len" and len(n.args) == 1
+    return is_len and isinstance(n.args[0], ast.Attribute) and n.args[0].attr == "shape" and name_of(n.args[0].value) in PREDICTED
+
+
+def is_task(n): return name_of(n) in ("task", "t", "only") or isinstance(n, ast.Subscript) and name_of(n.value) in ("tasks", "task")
+
+
+def asks_past_the_seams(t):
+    "What a tree asks that only task and data may ask, as text"
+    for n in ast.walk(t):
+        if isinstance(n, ast.Attribute) and n.attr == "kind" and is_task(n.value): yield ast.unparse(n)
+        if isinstance(n, ast.Compare):
+            parts = [n.left, *n.comparators]
+            words = [o.value for p in parts for o in ast.walk(p) if isinstance(o, ast.Constant) and isinstance(o.value, str)]
+            if any(counts_dimensions(p) for p in parts) or SYSTEMS.intersection(words): yield ast.unparse(n)
+        if isinstance(n, ast.Call) and name_of(n.func) in ("isinstance", "issubclass"):
+            if {name_of(o) for o in ast.walk(n.args[1])}.intersection(KINDS + LOADERS): yield ast.unparse(n)
+
+
+@pytest.mark.parametrize("p", **ids([p for p in NUMBERED if module(p).split(".")[0] not in ("task", "data")]))
+def test_only_task_and_data_ask_what_is_predicted(p):
+    found = [o for o in asks_past_the_seams(tree(p)) if (module(p), o) not in SEAM_EXCEPTIONS]
+    assert not found, f"{p.name}: {found}; ask the task, the loader or the objective for a property of its own"
+
+
+def test_the_seam_check_sees():
+    for code in ("task.kind == 'map'", "self.tasks['a'].kind", "pred.ndim == 2", "len(batch.target.shape) > 1", "isinstance(task, OneClass)", "isinstance(dl, (int, ImageLoader))",
+                 "family == 'spectral'", "arch in ('swin', 'x')"):
+        assert list(asks_past_the_seams(ast.parse(code))), code
+    for code in ("x.ndim == 4", "len(pred.shape[1:])", "isinstance(x, Tensor)", "task.names", "param.kind", "mode == 'spectrum'"): assert not list(asks_past_the_seams(ast.parse(code))), code
+    used = {(module(p), o) for p in NUMBERED for o in asks_past_the_seams(tree(p))}
+    assert not SEAM_EXCEPTIONS.keys() - used, "an exception that is no longer needed"

@@ -43,6 +43,7 @@ class MixPlan:
     "What happens to a batch; one row for all images, or one each"
     lam:np.ndarray # Share each image keeps, float64 (1,) or (B,)
     box:np.ndarray # Box received from the partner, y0 y1 x0 x1, int (1,4) or (B,4); empty for MixUp
+    part_of:object=None # The plan of the whole batch, where this is one of some of its images
 
     @property
     def has_box(self)->np.ndarray:
@@ -57,13 +58,14 @@ class MixPlan:
     @property
     def pastes(self)->bool:
         "Whether every pixel is one image's own or its partner's, and none is averaged"
+        if self.part_of is not None: return self.part_of.pastes # processes must treat their targets alike
         return bool((self.has_box | (self.lam == 1)).all())
 
     def rows(self,
         i:np.ndarray, # Positions in the batch
     )->"MixPlan":
         "The plan for some of the images"
-        return self if len(self.lam) == 1 else MixPlan(self.lam[i], self.box[i])
+        return self if len(self.lam) == 1 else MixPlan(self.lam[i], self.box[i], self)
 
 MODES = ("batch", "pair", "elem")
 _STREAM = 0x6D6978 # keeps these draws apart from those of other rooms with the same keys
