@@ -361,8 +361,9 @@ def assert_exact_resume(
         while trial.counts["kills"] < kills: trial.journey(f"run{trial.counts['runs']}", kills)
     return {**trial.counts, "seconds":round(trial.seconds, 2)}
 
-# %% ../nbs/library/800_testing.ipynb #415813c6
+# %% ../nbs/library/800_testing.ipynb #cd2ab1fd
 HOST_TENSORS = ( # paths as `device_walk` writes them; `*` stands for anything
+    "loss", # fastai's zero, before the first batch
     "opt.opt.state.*.step", # torch counts steps on the host, unless the optimiser is fused
     "cbs.StepRecorder.losses*", # numbers that were read
     "cbs.StepRecorder.smooth_loss*",
@@ -370,6 +371,7 @@ HOST_TENSORS = ( # paths as `device_walk` writes them; `*` stands for anything
     "cbs.EMACallback._loaded*", # a restored state, until it is copied into the average
     "cbs.EarlyStop.weights*", # of the best epoch: copied back at the end
     "states.EarlyStop.weights*",
+    "cbs.Checkpoints.writer.*", # copies that are being written
     "cbs.Resume.state*", # the state itself
     "cbs.MaskedLive.*", # cubes that are drawn
 )
@@ -392,9 +394,9 @@ def device_walk(
     learn:VitLearner, # A Learner, in a fit or not
 )->dict: # Path -> device, such as `{"model._parameters.bias": device("cuda", 0)}`
     "Find every tensor that a Learner and its callbacks hold"
-    todo = [(k, vars(learn).get(k)) for k in _PARTS]
-    todo += [(f"cbs.{type(cb).__name__}", cb) for cb in learn.cbs]
-    todo += [(f"states.{type(cb).__name__}", callback_state(cb)) for cb in learn.cbs]
+    todo = [(f"states.{type(cb).__name__}", callback_state(cb)) for cb in learn.cbs]
+    todo += [(f"cbs.{type(cb).__name__}", cb) for cb in learn.cbs] # looked at before the states, which share their tensors
+    todo += [(k, vars(learn).get(k)) for k in _PARTS]
     found,seen = {},{}
     while todo:
         path,o = todo.pop()
