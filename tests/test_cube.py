@@ -394,7 +394,7 @@ def test_batches_are_as_promised():
     assert type(x) is torch.Tensor and (x.shape, x.dtype, valid.shape, valid.dtype) == ((4,30,32,32), torch.float32, (4,1,32,32), torch.bool)
     assert len(b) == 1 and b.get("target") is None and dls.tasks == {} and set(b["group"]) <= {r.group for r in s.records}
     assert dls.wavelengths.tolist() == [*range(450, 731, 10), 850] and dls.rgb_bands == [12,8,1] and (dls.c, dls.img_size) == (30, 32)
-    assert dls.model_kw == dict(img_size=32, in_chans=30, wavelengths=[*range(450, 731, 10), 850])
+    assert dls.model_kw == dict(img_size=32, in_chans=30) and dls.model_hints == dict(wavelengths=[*range(450, 731, 10), 850])
     assert dls.fingerprint == s.fingerprint == load_cube_set(n=12, size=32).fingerprint != load_cube_set(n=12, size=32, seed=1).fingerprint
     assert cube_loaders(s, bs=4, label="class", device="cpu").one_batch()[1].dtype == torch.int64
     assert cube_loaders(s, bs=4, rgb=True, device="cpu").one_batch()["rgb"].shape == (4,3,32,32)

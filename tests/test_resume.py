@@ -13,7 +13,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.training import ShortEpochCallback
-from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
 
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from vitnb.callback.ema import EMACallback
@@ -142,7 +142,7 @@ def test_no_epoch_is_seen_twice(tmp_path):
 
 
 TRACKERS = dict(save=lambda d: SaveModelCallback(monitor="accuracy", fname=str(d/"best")), stop=lambda d: EarlyStoppingCallback(monitor="valid_loss", patience=1),
-                plateau=lambda d: ReduceLROnPlateau(monitor="valid_loss", patience=0, min_delta=.5), nan=lambda d: TerminateOnNaNCallback())
+                nan=lambda d: TerminateOnNaNCallback())
 
 
 @pytest.mark.parametrize("name", TRACKERS)

@@ -13,7 +13,6 @@ from vitnb.data.stats import BandStats, STATS
 from vitnb.data.table import ImageSet, Split, carve, hold_out_missing, limit_split, strata
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
-rng = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
@@ -24,9 +23,9 @@ def places(tmp_path, monkeypatch):
 def films(folder, n=24, depth=8, name="films.csv", sep=",", **columns):
     "A csv beside grey images; two films a patient"
     for i in range(n):
-        a = rng.integers(0, 2**depth, (6,6)).astype(np.uint8 if depth == 8 else np.uint16)
+        a = np.random.default_rng(0).integers(0, 2**depth, (6,6)).astype(np.uint8 if depth == 8 else np.uint16)
         Image.fromarray(a).save(folder/f"{i}.png")
-        Image.fromarray(rng.integers(0, 3, (6,6), dtype=np.uint8)).save(folder/f"{i}_parts.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 3, (6,6), dtype=np.uint8)).save(folder/f"{i}_parts.png")
     table = dict(file=[f"{i}.png" for i in range(n)], patient=[f"{i//2:03}" for i in range(n)], kind=["cat" if i % 3 else "dog" for i in range(n)],
                  upper=[i % 4 for i in range(n)], lower=["" if i == 5 else i % 3 for i in range(n)], age=[f"{40 + i/2}" for i in range(n)], parts=[f"{i}_parts.png" for i in range(n)])
     frame = pd.DataFrame(table | columns)
@@ -147,8 +146,8 @@ def test_groups_never_straddle_and_nothing_is_lost(n_groups, each, seed, kind):
     where = {k:v.items.ravel() for k,v in s.splits.items()}
     assert sorted(np.concatenate(list(where.values()))) == list(range(n)) and not shared_groups(where, table.groups) and all(len(v) for v in where.values())
 
-@pytest.mark.parametrize("task, y", [(Ordinal(("a", "b"), levels=4, unknown=9), rng.integers(0, 4, (200,2))), (MultiLabel(("a", "b", "c")), rng.integers(0, 2, (200,3))),
-    (Value(), rng.random(200)), (OneClass(("a", "b", "c"), unknown=-1), rng.integers(-1, 3, 200))])
+@pytest.mark.parametrize("task, y", [(Ordinal(("a", "b"), levels=4, unknown=9), np.random.default_rng(0).integers(0, 4, (200,2))), (MultiLabel(("a", "b", "c")), np.random.default_rng(0).integers(0, 2, (200,3))),
+    (Value(), np.random.default_rng(0).random(200)), (OneClass(("a", "b", "c"), unknown=-1), np.random.default_rng(0).integers(-1, 3, 200))])
 def test_parts_share_out_strata_alike(task, y):
     table = Split(np.arange(200).reshape(-1,1,1), y)
     by = strata(table, Tasks.of(task))
@@ -179,10 +178,10 @@ def test_targets_are_checked_when_a_set_is_made():
 # ---- depth and channels
 
 def test_readers_keep_what_a_file_has(tmp_path):
-    deep = rng.integers(0, 65536, (5,7), dtype=np.uint16)
+    deep = np.random.default_rng(0).integers(0, 65536, (5,7), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path/"deep.png")
     Image.fromarray(deep).save(tmp_path/"deep.tif")
-    bands = rng.random((5,7,6)).astype(np.float32)
+    bands = np.random.default_rng(0).random((5,7,6)).astype(np.float32)
     np.save(tmp_path/"bands.npy", bands)
     for f in ("deep.png", "deep.tif"):
         for read in (read_native, read_grey):
@@ -190,7 +189,7 @@ def test_readers_keep_what_a_file_has(tmp_path):
             assert got.shape == (5,7,1) and (got[...,0] == deep).all() and (widen(got)[...,0] == deep).all() and widen(got).dtype == np.int32
         assert readers["rgb"](tmp_path/f).dtype == np.uint8
     assert (read_native(tmp_path/"bands.npy") == bands).all()
-    colours = rng.integers(0, 256, (5,7,3), dtype=np.uint8)
+    colours = np.random.default_rng(0).integers(0, 256, (5,7,3), dtype=np.uint8)
     Image.fromarray(colours).save(tmp_path/"c.png")
     assert (read_native(tmp_path/"c.png") == colours).all() and (read_grey(tmp_path/"c.png")[...,0] == np.array(Image.fromarray(colours).convert("L"))).all()
 
@@ -211,20 +210,20 @@ def test_what_is_no_image_or_no_map(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "int32"])
 def test_statistics_of_deep_images_are_numpys(dtype):
-    a = (rng.random((30,4,5,6))*1000).astype(dtype)
+    a = (np.random.default_rng(0).random((30,4,5,6))*1000).astype(dtype)
     s = ImageSet("deep", None, dict(train=Split(a)))
     assert np.allclose(s.stats(), [a.mean((0,1,2), dtype=float), a.astype(float).std((0,1,2))], rtol=1e-9) and s.white() == 1 and s.reader == "native" and s.channels() == 6
     with pytest.raises(ValueError, match="of 3 channels and the images have 6"): s.stats("imagenet")
     with pytest.raises(ValueError, match="are of 8-bit images"): ImageSet("t", None, dict(train=Split(a[...,:3]))).stats("imagenet")
 
 def test_statistics_of_eight_bits_in_any_channels():
-    a = rng.integers(0, 256, (10,4,4,5), dtype=np.uint8)
+    a = np.random.default_rng(0).integers(0, 256, (10,4,4,5), dtype=np.uint8)
     s = ImageSet("five", None, dict(train=Split(a)))
     assert np.allclose(s.stats(), [(a/255).mean((0,1,2)), (a/255).std((0,1,2))], atol=1e-12) and s.white() == 255
     assert STATS["imagenet"][0] == [.485,.456,.406]
 
 def test_a_value_that_is_not_finite_is_reported(capsys):
-    a = rng.random((20,3,3)).astype(np.float32)
+    a = np.random.default_rng(0).random((20,3,3)).astype(np.float32)
     a[7,1,1] = np.nan
     s = ImageSet("nan", ["a", "b"], dict(train=Split(a, [0,1]*10)), max_bad=.1)
     assert s.check() == {"train 7":"it has values that are not finite"} and len(s.splits["train"]) == 19 and np.isfinite(s.stats()).all()
@@ -245,14 +244,14 @@ def test_images_of_other_channels_are_refused_together(tmp_path):
     assert len(load_set(path, label="kind").stats()[0]) == 3
 
 def test_pieces_add_up():
-    parts = [rng.random((4,n)) for n in (3, 0, 7)]
+    parts = [np.random.default_rng(0).random((4,n)) for n in (3, 0, 7)]
     s = BandStats(4)
     for p in parts: s.add(p)
     x = np.concatenate(parts, 1)
     assert np.allclose(s.mean, x.mean(1)) and np.allclose(s.std, x.std(1))
 
 def test_maps_in_arrays_are_checked_when_a_set_is_made():
-    maps = rng.integers(0, 3, (4,5,5), dtype=np.uint8)
+    maps = np.random.default_rng(0).integers(0, 3, (4,5,5), dtype=np.uint8)
     of = lambda task, y=maps: ImageSet("s", task, dict(train=Split(np.zeros((4,5,5), np.uint8), y)))
     assert of(ClassMap(tuple("abc"))).counts("train").sum() == 100
     with pytest.raises(ValueError, match="target 2 is not in 0..1"): of(ClassMap(tuple("ab")))

@@ -51,9 +51,11 @@ from vitnb.callback.live import *
 from vitnb.learner.optim import *
 from vitnb.learner.freeze import *
 from vitnb.learner.precision import *
+from vitnb.learner.fastai import *
 from vitnb.learner.config import *
 from vitnb.learner.loop import *
 from vitnb.learner.resume import *
+from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.views import *
 from vitnb.learner.predict import *

@@ -78,7 +78,9 @@ class Task:
     kind:ClassVar[str] = ""
     score_name:ClassVar[str] = "accuracy" # what `score` measures
     score_better:ClassVar[str] = "max"
+    decimal:ClassVar[bool] = False # targets are decimal numbers, of which NaN is unknown; else whole ones
     defaults:ClassVar[dict] = {} # loss, metrics and monitor of the kind
+    hints:ClassVar[dict] = {} # keywords for a model that has them, such as which head it should have
 
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(map(str, self.names)))
@@ -493,6 +495,7 @@ class ClassMap(Categorical):
     "A class for each pixel: predictions (B,K,h,w), targets (B,H,W)"
     kind:ClassVar[str] = "map"
     defaults:ClassVar[dict] = dict(loss="cross_entropy", metrics=("accuracy", "f1_macro", "iou"), monitor="iou")
+    hints:ClassVar[dict] = dict(head="pixel")
 
     @property
     def outputs(self)->int: return self.n
@@ -502,6 +505,7 @@ class ClassMap(Categorical):
 
     def full(self, pred:Tensor, size:Sequence)->Tensor:
         "Answers for patches as answers for pixels"
+        if pred.ndim != 4: raise ValueError(f"logits of shape {tuple(pred.shape)} are no maps, (B,K,h,w); create the model with head='pixel' or 'patch'")
         return pred if tuple(pred.shape[-2:]) == tuple(size) else F.interpolate(pred, tuple(size)) # nearest
 
     def rows(self, pred:Tensor, target:Tensor)->Tensor:
@@ -549,6 +553,7 @@ class Value(Task):
     unit:str="" # Such as "mm"
 
     kind:ClassVar[str] = "value"
+    decimal:ClassVar[bool] = True
     score_name:ClassVar[str] = "mae"
     score_better:ClassVar[str] = "min"
     defaults:ClassVar[dict] = dict(loss="mse", metrics=("mae", "rmse", "r2"), monitor="mae")

@@ -60,6 +60,7 @@ _NO_METRIC = ("epoch", "train_loss", "valid_loss", "time") # columns that have a
 class LiveView(TrainCallback):
     "Draw curves in place and count batches for eyes"
     name,order,remove_on_fetch = "progress",Recorder.order+5,True # fastai's slot for progress; after the recorder and its files
+    active,fig,bar = False,None,None # until a fit begins
     def __init__(self,
         path:str|Path|None=None, # File for the final figure, such as `figures/curves.png`
         title:str="", # Title of the figure

@@ -51,11 +51,16 @@ def _mixable(x, image):
         raise ValueError(f"an input of shape {tuple(x.shape)} beside images of {tuple(image.shape)} cannot be mixed in the same way; train without MixCallback")
     return x
 
+def _mixed(learn, target, plan):
+    "The targets of the mixed images"
+    if learn.pretext is not None: return learn.pretext.mix(target, plan)
+    return learn.tasks.map(lambda task,y: task.mix(y, plan), target)
+
 @patch
 def before_batch(self:MixCallback):
     "Mix the images and the targets"
     learn = self.learn
     plan,image,target = self.plan(),learn.batch[0],learn.batch.get("target")
     inputs = {k:mix_images(_mixable(learn.batch[k], image), plan) for k in learn.batch.inputs}
-    if target is not None: inputs["target"] = learn.tasks.map(lambda task,y: task.mix(y, plan), target)
+    if target is not None: inputs["target"] = _mixed(learn, target, plan)
     learn.batch = learn.batch.replace(**inputs)

@@ -46,6 +46,14 @@ class Pretext(Objective):
         "Make the batch that the model sees"
         return batch
 
+    def mix(self,
+        target:object, # As `prepare` gave it
+        plan:object, # A `vitnb.data.mix.MixPlan`
+    )->object: # The targets of the mixed images
+        "Mix targets as MixUp and CutMix mixed the images"
+        raise ValueError(f"the pretext task {self.name!r} does not say how its targets are mixed; train without MixUp and CutMix, or take the target "
+                         "out of the batch in `prepare`")
+
     def metrics(self)->list:
         "fastai metrics of validation"
         return []
@@ -69,7 +77,7 @@ def fold_views(
     x:Tensor, # Views, `(B,V,C,H,W)`
 )->Tensor: # Images, `(B*V,C,H,W)`: row `i*V+v` is view `v` of sample `i`
     "Fold the views into the batch, sample by sample"
-    if x.ndim < 3: raise ValueError(f"{tuple(x.shape)} has no axis of views; make the loaders with views=2")
+    if x.ndim != 5: raise ValueError(f"{tuple(x.shape)} has no axis of views, (B,V,C,H,W); make the loaders with views=2")
     return x.flatten(0, 1)
 
 def unfold_views(

@@ -534,7 +534,7 @@ def cube_loaders(
     norm,tasks = _normalizer(cube_set, normalize, s),data[0].tasks
     train = cube_pipeline(augment, norm, background, tasks, **aug_kw or {})
     plain = cube_pipeline("none", norm, background, tasks)
-    kw = dict(seed=seed, workers=workers, vocab=list(tasks.only.names) if tasks.only else [], on_device=on_device)
+    kw = dict(seed=seed, workers=workers, on_device=on_device)
     full = drop_last and len(data[0]) >= bs
     dls = [ImageLoader(data[0], train, bs=bs, shuffle=True, drop_last=full, views=views, **kw)]
     dls += [ImageLoader(o, plain, bs=valid_bs or bs, **kw) for o in data[1:]]
@@ -547,10 +547,10 @@ def _about(cube_set, size, norm, tasks, survey):
     img_size = size[0] if size[0] == size[1] else size
     model_kw = dict(img_size=img_size, in_chans=cube_set.bands)
     if tasks: model_kw["num_classes"] = tasks.outputs
-    if nm is not None: model_kw["wavelengths"] = nm.tolist()
+    hints = {} if nm is None else dict(wavelengths=nm.tolist())
     vocab = list(tasks.only.names) if tasks.only else cube_set.classes
     about = dict(wavelengths=nm, normalizer=norm, img_size=img_size, bands=cube_set.bands, vocab=vocab, n_classes=len(vocab))
-    about |= dict(c=len(vocab) if tasks else cube_set.bands, model_kw=model_kw, mean=survey["mean"], std=survey["std"])
+    about |= dict(c=len(vocab) if tasks else cube_set.bands, model_kw=model_kw, model_hints=hints, mean=survey["mean"], std=survey["std"])
     about |= dict(fingerprint=cube_set.fingerprint, image_set=cube_set, reader=_reader(cube_set))
     return about | dict(rgb_bands=rgb_bands(cube_set.wavelengths, cube_set.bands, cube_set.rgb_nm))
 

@@ -36,11 +36,15 @@ class EvalReader:
         pipeline:Pipeline, # Evaluation transforms, the normaliser last
     ): self._read,self.pipeline = read,pipeline
 
+    def sample(self, item:object)->dict:
+        "The fields of a path or an array as they are stored, (C,H,W)"
+        return _fields(self._read(item))
+
     def read(self, items:Sequence)->Batch:
         "Paths or arrays as one batch"
         items = [items] if isinstance(items, (str, Path)) else list(items)
         if not items: raise ValueError("there is nothing to read; give paths or arrays")
-        samples = [_fields(self._read(o)) for o in items]
+        samples = [self.sample(o) for o in items]
         fields = {k:stack_images([o[k] for o in samples]) for k in samples[0]}
         index = np.arange(len(items))
         return Batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})

@@ -83,7 +83,7 @@ def _unknown(task, i, column):
     if task.unknown is None:
         raise ValueError(f"{_place(i, column)} is empty; fill it in, remove the row, or give the task unknown=..., a "
             "number that stands for unknown entries")
-    return np.nan if isinstance(task, Value) else task.unknown
+    return np.nan if task.decimal else task.unknown
 
 def _class_indices(task, values, column):
     "Cells that name classes, as indices"
@@ -102,10 +102,10 @@ def _numbers(task, values, column):
     for i,v in enumerate(values):
         number = None if _is_empty(v) else _number(v)
         if number is None and not _is_empty(v): raise ValueError(f"{_place(i, column)}: {v!r} is not a number")
-        if number is not None and not isinstance(task, Value) and number != int(number):
+        if number is not None and not task.decimal and number != int(number):
             raise ValueError(f"{_place(i, column)}: {v!r} is not a whole number")
         out.append(_unknown(task, i, column) if number is None else number)
-    return np.array(out, dtype=np.float32 if isinstance(task, Value) else np.int64)
+    return np.array(out, dtype=np.float32 if task.decimal else np.int64)
 
 # %% ../../nbs/library/114_data.frame.ipynb #3cea0eb6
 def _target(frame, task, columns):

@@ -109,6 +109,7 @@ def widen(
     a:np.ndarray, # Any numbers
 )->np.ndarray: # The same numbers, in a type that torch calculates with; without a copy where it is one
     "Values in a type that torch has operations for"
+    if a.dtype == np.uint8: return np.ascontiguousarray(a) # the usual case, at no cost
     if a.dtype.name == "uint64":
         raise ValueError("values of uint64 fit no type of torch; store them as int64 or float32")
     return np.ascontiguousarray(a, dtype=_WIDER.get(a.dtype.name, a.dtype.newbyteorder("=")))

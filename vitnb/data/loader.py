@@ -18,6 +18,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import Tensor
 
 from ..core import hash_ints, one_of, pick_device, settings, uniform
@@ -168,18 +169,16 @@ class _Work:
     def __getitem__(self, key):
         epoch,idx,split = key
         at = idx % max(1, len(self.dataset)) # a repetition has its own draws, not its own image
-        all_done = len(self.pipeline.transforms)
-        made = []
+        draws = [self.draws(epoch, idx, v) for v in range(self.views)]
         with _one_thread():
-            for v in range(self.views):
-                draws = self.draws(epoch, idx, v)
-                if v == 0 or self.dataset_moves: fields = self.dataset.read(at, draws)
-                made.append(self.pipeline.host(fields, draws) if split else (self.pipeline(fields, draws), all_done))
+            stored = [self.dataset.read(at, d) for d in (draws if getattr(self.dataset, "moves", False) else draws[:1])]
+            made = [self.some(stored[v % len(stored)], d, split) for v,d in enumerate(draws)]
         views,done = [o for o,_ in made],made[0][1]
-        return join_views(views) if done == all_done else views, done
+        return join_views(views) if done == len(self.pipeline.transforms) else views, done
 
-    @property
-    def dataset_moves(self): return getattr(self.dataset, "moves", False)
+    def some(self, fields, draws, split):
+        "One view of samples as they are stored, and how many transforms ran"
+        return self.pipeline.host(fields, draws) if split else (self.pipeline(fields, draws), len(self.pipeline.transforms))
 
     def rest(self, made, epoch, idx):
         "Run the transforms that a worker has left"
@@ -246,13 +245,12 @@ class ImageLoader(DataLoader):
         workers:int|None=None, # Processes that load; 0 is this one; the setting `workers` if None
         device:str|torch.device|None=None, # Where batches go; None leaves them on the CPU
         on_device:bool|None=None, # Augment on the device what suits it; None: if that is CUDA
-        vocab:Sequence=(), # Names of the classes, for pictures
         sample_weights:Sequence|None=None, # How often each sample is drawn, in proportion; None: each once an epoch
         views:int=1, # How many times the pipeline runs on each sample, with other draws
         **kw, # Methods to replace, as fastai allows: `get_idxs`, `after_batch`
     ):
         cfg = settings()
-        self.pipeline,self.on_device,self.vocab,self.n_inp = pipeline,on_device,list(vocab),1
+        self.pipeline,self.on_device,self.n_inp = pipeline,on_device,1
         self.seed,self.workers = cfg.seed if seed is None else seed,cfg.workers if workers is None else workers
         self.views = _check_views(views)
         self.epoch,self.start = 0,0
@@ -420,7 +418,7 @@ def new(self:ImageLoader,
     **kw, # Arguments of the constructor to change
 )->ImageLoader: # At the same epoch
     "The same loader but for `kw`"
-    names = "pipeline bs shuffle drop_last seed workers device on_device vocab sample_weights views".split()
+    names = "pipeline bs shuffle drop_last seed workers device on_device sample_weights views".split()
     now = {k:getattr(self, k) for k in names} | {k:getattr(self, k) for k in self._methods if not isinstance(getattr(self, k), MethodType)}
     if "num_workers" in kw: kw["workers"] = kw.pop("num_workers")
     if dataset is not None or kw.get("shuffle") is False: now["sample_weights"] = None # they belong to the samples and the order they were made for
@@ -503,9 +501,16 @@ def show_results(self:ImageLoader,
 ):
     "Show images with what they have and what was predicted"
     b = Batch.of(b)
+    if isinstance(out, tuple): out = out[0] # as fastai's `Interpretation` gives it
     n = min(max_n, len(b["image"]))
     true,predicted = _titles(self.tasks, b.get("target"), n),_titles(self.tasks, out, n)
     self.show_batch(b, max_n, titles=[f"{t} / {p}" for t,p in zip(true, predicted)], **kw)
+
+@patch
+def _pre_show_batch(self:ImageLoader, b, max_n=9):
+    "fastai's `Interpretation` asks by this name for a batch, who can draw it, and what its targets say, one row a sample"
+    b = Batch.of(b)
+    return b, self, L(enumerate(_titles(self.tasks, b.get("target"), max_n)))
 
 # %% ../../nbs/library/130_data.loader.ipynb #aea57f77
 class ImageLoaders(DataLoaders):
@@ -537,6 +542,19 @@ class ImageLoaders(DataLoaders):
     def new_empty(self): # what `Learner.export` stores: no images
         about = {k:v for k,v in self.about.items() if k != "image_set"}
         return type(self)(*[o.new(o.dataset.new_empty()) for o in self.loaders], path=self.path, device=self.device, about=about)
+
+# %% ../../nbs/library/130_data.loader.ipynb #2fc93a47
+@patch
+def with_views(self:ImageLoaders,
+    views:int, # Views of an image
+)->ImageLoaders: # The same sets; train and validation give (B,V,C,H,W)
+    "Load several views of each image"
+    if self.train.views not in (1, views):
+        raise ValueError(f"the loaders give {self.train.views} views of an image and {views} are asked for; make them "
+            f"with views={views}")
+    train,valid,*rest = self.loaders
+    parts = [train.new(views=views), valid.new(views=views, pipeline=train.pipeline), *rest]
+    return type(self)(*parts, path=self.path, device=self.device, about=self.about)
 
 # %% ../../nbs/library/130_data.loader.ipynb #61359d39
 def _sources(image_set, cache, cache_size):
@@ -634,13 +652,13 @@ def image_loaders(
     train = train_pipeline(augment, size, **norm, **aug_kw or {})
     valid = eval_pipeline(size, resize=eval_resize or round(size*augment_ratio.get(augment, 1)), **norm)
     if overfit_batches: data["train"] = data["valid"] = _first_batches(data["train"], overfit_batches, bs, seed)
-    kw = dict(seed=seed, workers=workers, vocab=image_set.classes, on_device=on_device)
+    kw = dict(seed=seed, workers=workers, on_device=on_device)
     weights = _sample_weights(data["train"], sampling)
     own = dict(bs=bs, shuffle=True, drop_last=drop_last, sample_weights=weights, views=views)
     own = dict(train=dict(pipeline=valid if overfit_batches else train, **own))
     dls = [ImageLoader(o, **own.get(k, dict(pipeline=valid, bs=valid_bs or bs)), **kw) for k,o in data.items()]
     about = dict(mean=mean, std=std, img_size=size, image_set=image_set, reader=dict(name=image_set.reader))
-    about["model_kw"] = _model_kw(image_set, size, len(mean))
+    about |= dict(model_kw=_model_kw(image_set, size, len(mean)), model_hints={})
     if image_set.classes: about |= dict(vocab=image_set.classes, c=image_set.n_classes)
     return ImageLoaders(*dls, path=settings().outputs_path, device=pick_device(device), about=about)
 

@@ -33,19 +33,24 @@ from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
 from .resume import Resume # noqa: F401, lets a Learner go on from a state
+from .tools import answer # noqa: F401, gives a Learner fastai's tools: predict, test_dl, interpretation, or a refusal that names ours
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..models.protocol import create_model, list_models, model_info
+from ..models.protocol import check_model, create_model, list_models, model_info, models
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
-def _model_kw(dls, tasks, pretext, given):
-    "Arguments of the model: what the data says, under what the caller says"
-    own = dict(dls.model_kw)
+_must_fit = ("num_classes", "in_chans") # a model that does not take these would not fit the data
+
+def _model_kw(dls, arch, tasks, pretext, given):
+    "Arguments of the model: what the data says and the model asks for, under what the caller says"
+    list_models() # with it all families are registered
+    own = {k:v for k,v in dls.model_kw.items() if k in _must_fit or models[arch].takes(k)}
     if pretext is not None: own.pop("num_classes", None)
     elif tasks: own["num_classes"] = tasks.outputs
-    return {**own, **(given or {})}
+    hints = {**dls.model_hints, **(tasks.only.hints if tasks.only else {})} # for a model that has a use for them
+    return {**own, **{k:v for k,v in hints.items() if k in models[arch].options()}, **(given or {})}
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
@@ -84,7 +89,7 @@ def vit_learner(
     loss_kw:dict|None=None, # Further arguments of the loss; of several tasks: task name -> arguments
     task_weights:dict|None=None, # Task name -> weight of its loss; 1 each if None
     optimizer:str="adamw", # "adamw", "adam", "sgd"
-    lr:float=1e-3, # Peak learning rate
+    lr:float|slice=1e-3, # Peak learning rate; a slice goes from the stem to the head
     weight_decay:float=.05, # Of the decayed group
     opt_kw:dict|None=None, # Further arguments of `make_optimizer`, such as `dict(momentum=.9)`
     schedule:str="warmup_cosine", # Name of the schedule
@@ -101,16 +106,17 @@ def vit_learner(
     device = pick_device(str(device) if device else None)
     pretext = None if pretext is None else make_pretext(pretext)
     tasks = Tasks() if pretext is not None else dls.tasks
-    model_kw = _model_kw(dls, tasks, pretext, model_kw)
+    model_kw = _model_kw(dls, arch, tasks, pretext, model_kw)
     model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
     seed = settings().seed if kw.get("seed") is None else kw["seed"]
-    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
+    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=_plain_rate(lr),
+                    weight_decay=weight_decay,
                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
     if pretext is not None: objective = _pretext_objective(pretext, dls, model, training, loss_kw)
     else: objective = _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights)
     if metrics is None: metrics = make_task_metrics(tasks) if pretext is None else pretext.metrics()
     opt_kw = {"name":optimizer, "weight_decay":weight_decay, **_usual_opt_kw(pretext, optimizer), **(opt_kw or {})}
-    learn = VitLearner(dls.to(device), model, objective.to(device), tasks, pretext, partial(make_optimizer, **opt_kw), lr=lr,
+    learn = VitLearner(_loaders(dls, pretext).to(device), model, objective.to(device), tasks, pretext, partial(make_optimizer, **opt_kw), lr=lr,
                        schedule=dict(name=schedule, **(schedule_kw or {})), metrics=metrics,
                        config=_config(dls, arch, model_kw, tasks, pretext, training), cbs=[*L(cbs), *([GradClip(clip)] if clip else [])], **kw)
     learn.schedule_callback() # an unknown schedule, optimiser or option is an error here and not at the first batch
@@ -118,12 +124,22 @@ def vit_learner(
     return learn
 
 # %% ../../nbs/library/510_learner.core.ipynb #9f48ca3e
+def _plain_rate(lr):
+    "A learning rate for a configuration: the two ends of a slice are a list"
+    return [lr.start, lr.stop] if isinstance(lr, slice) else lr
+
 def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
     "The model, whose first weights are a function of the seed, whatever ran before"
     torch.manual_seed(hash_seed(settings().seed if seed is None else seed, -1))
     model = create_model(arch, pretrained=pretrained, **model_kw).to(device)
-    if grad_checkpointing: model.set_grad_checkpointing()
+    if grad_checkpointing:
+        check_model(model, ["set_grad_checkpointing"])
+        model.set_grad_checkpointing()
     return model
+
+def _loaders(dls, pretext):
+    "The loaders, with the views that the pretext task asks for"
+    return dls if pretext is None or pretext.views == 1 else dls.with_views(pretext.views)
 
 def _usual_opt_kw(pretext, optimizer):
     "Options of the optimiser that suit the pretext task"

@@ -328,23 +328,33 @@ def valid_turn(self:Together,
     "Run a batch of the turn, and share what all predicted, with the fields that are needed to score it"
     i = learn.iter % self.world
     if i == 0:
-        fields = {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
-        self.turn = self.shared((as_float(learn.model(*learn.xb)), fields), len(learn.batch[0]), learn.dl.bs)
+        scored = (as_float(learn.model(*learn.xb)), self.scored_fields(learn))
+        sizes = [learn.dl.samples(min(learn.iter + r, len(learn.dl) - 1)) for r in range(self.world)]
+        self.turn = self.shared(scored, sizes, len(learn.batch[0]))
+    pred,fields = self.turn[i]
     n = learn.dl.samples(learn.iter)
-    pred,fields = tree_map_only(Tensor, lambda t: t[:n], self.turn[i])
     unseen = {} if "image" in fields else dict(image=torch.empty(n, 0, device=learn.device)) # nobody who scores asks for it
     learn.batch = Batch({**unseen, **fields}, 1)
     return pred
 
 @patch
+def scored_fields(self:Together,
+    learn:VitLearner, # In a validation
+)->dict: # By name
+    "Pick the fields of the batch that loss and metrics read"
+    return {k:v for k,v in learn.batch.fields.items() if k in learn.objective.fields or k.startswith("target")}
+
+@patch
 def shared(self:Together,
     tree:object, # Tensors with a row a sample, in any nesting
-    n:int, # Samples of this process
-    room:int, # Samples of a full batch
-)->list: # The same tree of each process, filled up to `room` rows
+    sizes:Sequence[int], # Samples of each process
+    n:int, # Rows of this process: its samples, or all their views
+)->list: # The same tree of each process
     "What all processes have, everywhere"
     leaves,structure = tree_flatten(tree)
-    rows = [gather_rows(t, [room]*self.world) if isinstance(t, Tensor) and len(t) == n else [t]*self.world for t in leaves]
+    own = sizes[self.rank]
+    has_rows = lambda t: isinstance(t, Tensor) and t.ndim > 0 and len(t) in (own, n)
+    rows = [gather_rows(t, [o*(len(t)//own) for o in sizes]) if has_rows(t) else [t]*self.world for t in leaves]
     return [tree_unflatten([o[r] for o in rows], structure) for r in range(self.world)]
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #5206ccbc
@@ -382,7 +392,7 @@ def gather(self:Together, learn:VitLearner):
     n = self.whole(len(learn.batch[0]))
     whole = partial(self.join, n)
     learn.pred = tree_map_only(Tensor, whole, learn.pred)
-    learn.batch = learn.batch.replace(**{k:tree_map_only(Tensor, whole, v) for k,v in learn.batch.fields.items() if k.startswith("target")})
+    learn.batch = learn.batch.replace(**{k:tree_map_only(Tensor, whole, v) for k,v in self.scored_fields(learn).items()})
 
 @patch
 def backward(self:Together, learn:VitLearner, loss:Tensor):

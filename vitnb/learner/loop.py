@@ -7,7 +7,7 @@ __all__ = ['VitLearner', 'Unscale', 'EventDispatch', 'SingleProcess', 'resize_ba
 
 # %% ../../nbs/library/506_learner.loop.ipynb #b506fdea
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,8 +31,9 @@ from ..callback.live import LiveView
 from ..callback.pretext import Pretext, Prepare
 from ..callback.track import StepRecorder, declared
 from ..core import hash_seed, n_ranks, nearest, settings
-from ..data.sample import Batch
+from ..data.sample import Batch, map_tensors
 from ..device import rng_state, seed_device, set_rng_state
+from .fastai import check_arguments, check_callback, check_fit, follow_columns
 from .freeze import FrozenNorms
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from .precision import as_float, pick_precision
@@ -60,13 +61,14 @@ class VitLearner(Learner):
         cbs:Sequence=(), # Further callbacks
         **kw, # Further arguments of fastai's `Learner`
     ):
+        check_arguments(kw)
         self.schedule,self.config = schedule or dict(name="constant"),config or {}
         self.seed = settings().seed if seed is None else seed
         self.pretext,self.parallel = pretext,SingleProcess()
         self.opt_steps,self.epochs_done,self.position = 0,0,(0, 0) # position: (epoch, batch) that a fit begins at
         self.phase,self.batch,self.report = "fit",None,None
         self.group_size,self.max_batches,self.size_of_epoch,self.companions = 1,None,None,{}
-        self._dispatch,self._not_begun,self._wrapped = EventDispatch(),[],None
+        self._dispatch,self._not_begun,self._wrapped,self._entered = EventDispatch(),[],None,[]
         self.sums,self.scores,self.stepped = {},{},False # of the step in progress
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
@@ -77,7 +79,19 @@ class VitLearner(Learner):
         self.tasks = Tasks.of(tasks) if tasks is not None else getattr(self.loss_func, "tasks", Tasks())
         self.logger = partial(print, flush=True) # a log is read while it is written
         own = [Prepare()] if pretext is not None else []
-        self.add_cbs([TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), *own, *L(cbs)])
+        for cb in [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), *own]: Learner.add_cb(self, cb)
+        self.add_cbs(cbs)
+
+    def add_cbs(self, cbs:Sequence)->"VitLearner":
+        "Add callbacks, once it is known that each of them can act"
+        cbs = [cb() if isinstance(cb, type) else cb for cb in L(cbs)]
+        for cb in cbs: check_callback(cb, self.loss_func)
+        for cb in cbs: Learner.add_cb(self, cb)
+        return self
+
+    def add_cb(self, cb:Callback)->"VitLearner":
+        "Add a callback"
+        return self.add_cbs([cb])
 
     def run_in(self,
         dtype:torch.dtype, # For the forward pass
@@ -109,6 +123,12 @@ def objective(self:VitLearner)->Objective:
 def columns(self:VitLearner)->dict:
     "The columns of the history by name, as callbacks declare them"
     return {c.name:c for cb in self.cbs.sorted("order") for c in declared(cb)}
+
+@patch
+def shown_columns(self:VitLearner)->list: # Names
+    "The columns that the recorder keeps by position, in `recorder.values`, where fastai's callbacks look"
+    further = [c.name for cb in self.cbs if not isinstance(cb, StepRecorder) for c in declared(cb)]
+    return ["train_loss", "valid_loss", *(m.name for m in self.metrics), *further]
 
 @patch(as_prop=True)
 def monitor(self:VitLearner)->str:
@@ -280,6 +300,7 @@ def train_epoch(self:VitLearner):
 def _do_epoch_validate(self:VitLearner, ds_idx=1, dl=None):
     "Go through a loader without training; fastai's `validate` and `get_preds` call it by this name"
     self.dl = self.parallel.valid_loader(self.dls[ds_idx] if dl is None else dl)
+    if hasattr(self.dl, "set_epoch"): self.dl.set_epoch(0) # where a validation draws views, it draws the same each time
     self.objective.eval() # smoothing acts in training only: a validation loss can be compared between runs
     with torch.no_grad(): self._with_events(self.all_batches, "validate", CancelValidException)
 
@@ -517,6 +538,7 @@ def fit(
         raise ValueError(f"this is one of {n_ranks()} processes, but this Learner would train by itself in each; call distribute(learn) "
                          "of vitnb.learner.distribute first")
     cbs = L(cbs)
+    check_fit(cbs, self.loss_func) # before anything changes
     finding = any(isinstance(c, LRFinder) for c in cbs)
     if not any(isinstance(c, (ParamScheduler, ScheduleLR)) for c in cbs): cbs = cbs + [self.schedule_callback(lr)]
     fresh = resume is None or resume == "never"
@@ -527,6 +549,7 @@ def fit(
     self.n_epoch,self.position = n_epoch,(start_epoch, 0)
     counters = self.epochs_done,self.opt_steps
     with _during(self, "lr_find" if finding else "fit"), self.added_cbs(cbs + resuming):
+        follow_columns(self.cbs, self.columns, self.shown_columns())
         try: self._with_events(partial(self._run_from, 0 if resuming else start_epoch), "fit", CancelFitException, self._end_cleanup)
         finally:
             if finding: self.epochs_done,self.opt_steps = counters # which trains for a look and puts everything back
@@ -548,10 +571,66 @@ def validate(self:VitLearner, ds_idx=1, dl=None, cbs=None):
     with _during(self, "validate"): return Learner.validate(self, ds_idx, dl, cbs)
 
 @patch
-def get_preds(self:VitLearner, ds_idx=1, dl=None, **kw):
-    "fastai's, in a phase of its own"
-    with _during(self, "predict"): return Learner.get_preds(self, ds_idx, dl, **kw)
+def __enter__(self:VitLearner):
+    "Begin a fit without epochs, as fastai does around a validation; outside of a fit it is a validation, which leaves no row"
+    with ExitStack() as stack:
+        stack.enter_context(_during(self, "validate"))
+        Learner.__enter__(self)
+        self._entered.append(stack.pop_all())
+    return self
 
+@patch
+def __exit__(self:VitLearner, *error):
+    try: Learner.__exit__(self, *error)
+    finally: self._entered.pop().close()
+
+@patch
+@contextmanager
+def loss_not_reduced(self:VitLearner):
+    "Inside this block the loss is that of each sample"
+    objective = self.objective
+    was,objective.reduction = objective.reduction,"none"
+    try: yield
+    finally: objective.reduction = was
+
+# %% ../../nbs/library/506_learner.loop.ipynb #5df6f32a
+class _Fixed:
+    "Gives an order of samples, whenever asked"
+    def __init__(self, order): self.order = order
+    def __call__(self): return self.order
+
+def _fixed_order(dl):
+    "A loader of every sample that keeps its order, and the way back to that of the set"
+    if not hasattr(dl, "get_idxs"): return dl, None
+    if dl.drop_last: dl = dl.new(shuffle=False, drop_last=False)
+    order = list(dl.get_idxs())
+    return dl.new(get_idxs=_Fixed(order)), torch.tensor(order).argsort()
+
+@patch
+def get_preds(self:VitLearner,
+    ds_idx:int=1, # Split to predict: 0 train, 1 validation, 2 test
+    dl:object=None, # A loader in its place, such as `dls.test_dl(items)`
+    with_input:bool=False, # Also the inputs, first
+    with_decoded:bool=False, # Also what the predictions mean, after the targets
+    with_loss:bool=False, # Also the loss of each sample, last
+    act:Callable|None=None, # Makes probabilities of what the model gives; as the tasks say if None
+    reorder:bool=True, # Bring everything to the order of the set
+    **kw, # As for fastai's
+)->tuple: # Inputs, probabilities, targets, decoded, losses: those that are asked for; of several tasks dictionaries
+    "Predict a split or a loader"
+    dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
+    dl,back = _fixed_order(dl) if reorder else (dl, None)
+    with _during(self, "predict"): found = list(Learner.get_preds(self, dl=dl, with_input=with_input, with_loss=with_loss, act=_as_it_is, reorder=False, **kw))
+    at = int(with_input)
+    pred = found[at]
+    if pred is not None:
+        found[at] = (act or self.objective.activation)(pred)
+        if with_decoded: found.insert(at+2, self.objective.decodes(pred))
+    return tuple(found if back is None else map_tensors(lambda o: o[back], found))
+
+def _as_it_is(o): return o
+
+# %% ../../nbs/library/506_learner.loop.ipynb #363aa48e
 @patch
 @contextmanager
 def side_pass(self:VitLearner)->Iterator:

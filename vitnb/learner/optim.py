@@ -532,10 +532,12 @@ class ScheduleLR(TrainCallback):
     def before_fit(self):
         self.plan,self.ratios = None,None
         self.done,self.cancelled,self.trained = 0,False,False
+        self.hps = {} # name -> value at each batch, of the last group: what `recorder.plot_sched` draws
     def before_train(self):
         if self.plan is None: self._build() # not in before_fit, which `validate` fires too
     def before_batch(self):
         for k,v in self.plan.hypers(self.done).items():
+            self.hps.setdefault(k, []).append(v)
             if k == "lr" and self.ratios: v = [v*ratio for ratio in self.ratios]
             self.learn.opt.set_hyper(k, v)
     def after_cancel_step(self): self.cancelled = True # mixed precision met an overflow; fastai calls after_step all the same
@@ -543,7 +545,9 @@ class ScheduleLR(TrainCallback):
         if self.cancelled: self.cancelled = False
         else: self.done += 1
     def after_train(self): self.trained = True
-    def after_fit(self): self.restored = None
+    def after_fit(self):
+        self.restored = None
+        if hasattr(self.learn, "recorder"): self.recorder.hps = self.hps
 
 # %% ../../nbs/library/500_learner.optim.ipynb #eefea704
 @patch

@@ -114,6 +114,13 @@ class TaskObjective(Objective):
 
     def _terms_of(self, name): return self.loss_of(name).weights or ("loss",)
 
+    def _check_terms(self, name, terms):
+        "Refuse a term that its loss does not declare: it would have no weight and no column"
+        for k in terms:
+            if k in self._terms_of(name): continue
+            loss = type(self.loss_of(name)).__name__
+            raise ValueError(f"{loss} gives the term {k!r}, and its weights name {', '.join(self._terms_of(name))}; declare it: weights = dict({k}=1.)")
+
     @property
     def whole_batch(self)->bool: return any(o.whole_batch for o in self.losses.values())
     def has_loss(self, batch:Mapping)->bool: return batch.get("target") is not None
@@ -125,6 +132,7 @@ def terms(self:TaskObjective, pred:object, batch:Mapping)->dict:
     for name,task,p,y in self.tasks.split(pred, batch["target"]):
         target,known = task.entries(y)
         terms = self.loss_of(name).terms(task.rows(p, y), target, known)
+        self._check_terms(name, terms)
         out |= {column(name, k):v for k,v in terms.items()}
     return out
 

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -32,9 +32,10 @@ PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_cl
 
 def check_model(
     model:nn.Module, # Any model
+    methods:Sequence=PROTOCOL, # What it must answer: the whole protocol, or what is about to be used
 )->None:
-    "Check that `model` answers the whole protocol; a `ValueError` names what is missing"
-    missing = [o for o in PROTOCOL if not callable(getattr(model, o, None))]
+    "Check that `model` answers the protocol; a `ValueError` names what is missing"
+    missing = [o for o in methods if not callable(getattr(model, o, None))]
     if missing: raise ValueError(f"{type(model).__name__} lacks {', '.join(missing)} of the model protocol; add them with timm's signatures")
 
 # %% ../../nbs/library/200_models.protocol.ipynb #73102c86
@@ -51,11 +52,16 @@ class ModelEntry:
 
     def options(self)->dict: # Keywords and defaults, the preset's applied
         "What this model can be asked for"
-        return {k: self.preset.get(k, p.default) for k,p in inspect.signature(self.build).parameters.items()}
+        named = {k:p.default for k,p in inspect.signature(self.build).parameters.items() if p.kind is not p.VAR_KEYWORD}
+        return {**named, **self.preset}
+
+    def takes(self, k:str)->bool:
+        "Whether it can be asked for `k`"
+        return k in self.options() or any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.build).parameters.values())
 
     def __call__(self, **kw)->nn.Module:
         for k in kw:
-            if k not in self.options(): raise ValueError(f"{self.name} has no keyword {k!r}: {nearest(k, self.options())}")
+            if not self.takes(k): raise ValueError(f"{self.name} has no keyword {k!r}: {nearest(k, self.options())}")
         model = self.build(**{**self.preset, **kw})
         model.name = self.name
         return model
@@ -116,6 +122,7 @@ def _first_conv(model:nn.Module)->str:
 
 def _classifier(model:nn.Module)->str:
     "Name of the classifier, with a dot; a name that no parameter has if there is none"
+    check_model(model, ["get_classifier"])
     return next((f"{n}." for n,m in model.named_modules() if m is model.get_classifier() and n), "(none)")
 
 def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict:
@@ -197,7 +204,6 @@ def create_model(
     "Make a model by `name`"
     _load_families()
     model = models[name](**kw)
-    check_model(model)
     model.load_report = _pretrain(model, models[name], pretrained) if pretrained else None
     if pretrained: print(f"{name}: {model.load_report}")
     return model
