@@ -427,7 +427,7 @@ def check_batches(
 )->None:
     "Refuse batches that cannot be divided"
     dl = learn.dls.train
-    if not isinstance(dl, ImageLoader): shard_loader(dl)
+    if not hasattr(dl, "make_batch"): shard_loader(dl) # which says what is missing
     last = 0 if dl.drop_last else len(dl.dataset) % dl.bs
     mixing = any(isinstance(cb, MixCallback) for cb in learn.cbs)
     k = 2*world if mixing else world
