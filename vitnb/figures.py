@@ -535,10 +535,11 @@ def plot_masked(
         axs = top.subplots(n, 4, squeeze=False, width_ratios=(1, 1, 1, 1.5))
         for i in range(n): _masked_row(axs[i], view, i, ("true", f"masked, {view['share']:.0%}", "reconstruction"))
         axs[-1,3].set_xlabel(view["unit"], fontsize=9)
-        left,right = below.subplots(1, 2)
+        left,*right = below.subplots(1, 1 + bool(rows and terms), squeeze=False)[0]
         plot_band_errors(view["nm"], {"masked voxels":view["band_mse"]}, "MSE", left, view["unit"])
         left.set_title("Error by band, reflectance", fontsize=10)
-        _terms_ax(right, rows, terms)
-        right.set_title("Terms of the loss (dashed: validation)", fontsize=10)
+        for ax in right:
+            _terms_ax(ax, rows, terms)
+            ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
     if title: fig.suptitle(title, fontsize=11)
     return fig

@@ -574,7 +574,7 @@ def validate(self:VitLearner, ds_idx=1, dl=None, cbs=None):
 def __enter__(self:VitLearner):
     "Begin a fit without epochs, as fastai does around a validation; outside of a fit it is a validation, which leaves no row"
     with ExitStack() as stack:
-        stack.enter_context(_during(self, "validate"))
+        stack.enter_context(_during(self, "validate" if self.phase == "fit" else self.phase))
         Learner.__enter__(self)
         self._entered.append(stack.pop_all())
     return self
