@@ -63,6 +63,11 @@ def _like(host, old):
     return new
 
 
+class HostGenerator:
+    "A generator of the host, whatever device is asked for; a class, for torch's annotations"
+    def __new__(cls, device=None): return _Generator()
+
+
 reads = Counter() # how often, and by what, the host waited for the device
 
 
@@ -93,7 +98,9 @@ def run(func, args, kwargs):
     goes = any(there) if given is None else torch.device(given).type in ("cuda", "meta")
     if func in MOVES:
         goes = there[0] if given is None else goes
+        waits = not (kwargs.get("non_blocking") or len(args) > 2 and args[2])
         if there[-1] and not goes: reads["copy to the host"] += 1
+        if goes and not there[-1] and waits: reads["copy to the device that waits for it"] += 1
     else: _check(func, tensors, there)
     host_args,host_kwargs = tree_map_only(SimulatedTensor, lambda t: t.host, (args, kwargs))
     if given is not None: host_kwargs = {**host_kwargs, "device":torch.device("cpu")}
@@ -115,7 +122,7 @@ def simulated():
     reads.clear()
     put = mock.patch.object
     with ExitStack() as stack:
-        for o in (put(Tensor, "pin_memory", lambda t, *a: t), put(torch, "Generator", lambda device=None: _Generator()),
+        for o in (put(Tensor, "pin_memory", lambda t, *a: t), put(torch, "Generator", HostGenerator),
                   put(torch.cuda, "default_generators", (_Generator(),)), put(torch.cuda, "_lazy_init", lambda: None),
                   put(torch.cuda, "synchronize", lambda *a: None), put(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
                   put(torch.cuda, "is_bf16_supported", lambda *a: True), torch.autograd.set_multithreading_enabled(False), _Mode()): stack.enter_context(o)

@@ -572,8 +572,10 @@ class Value(Task):
 
     def mix(self, target:Tensor, plan:object)->Tensor:
         "Average values in the proportion of the images"
-        share = torch.as_tensor(plan.share(target), device=target.device)
-        return torch.where(share == 1, target, torch.lerp(target.flip(0), target, share)) # what keeps all is not touched by a NaN
+        share = plan.share(target)
+        mixed = torch.lerp(target.flip(0), target, share)
+        if isinstance(share, Tensor): return torch.where(share == 1, target, mixed) # what keeps all is not touched by a NaN
+        return target if share == 1 else mixed
 
     def score(self, pred:Tensor, target:Tensor)->tuple:
         "Sum of absolute errors, and how many"

@@ -212,7 +212,7 @@ class CubeNormalize(Transform):
     def undo(self, x:Tensor)->Tensor: return self.normalizer.denormalize(x)
     def samples(self, samples, draws):
         y,mask = self.normalizer.normalize(samples["image"]),samples["mask"]
-        return {**samples, "image":y if mask.all() else torch.where(mask, y, self.background)}
+        return {**samples, "image":torch.where(mask, y, self.background)}
 
 @transforms.register()
 class CubeNoise(Transform):

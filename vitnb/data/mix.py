@@ -15,6 +15,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from ..core import one_of, uniform
+from ..device import to_device
 
 # %% ../../nbs/library/140_data.mix.ipynb #c8349984
 def beta_from(
@@ -117,19 +118,13 @@ def draw_plan(
     return MixPlan(np.where(is_cut, kept, lam), np.where(is_cut[:,None], box, 0))
 
 # %% ../../nbs/library/140_data.mix.ipynb #7ca23c57
-def _to(array, device, dtype):
-    "A small array on a device, without waiting for it"
-    t = torch.from_numpy(array.astype(np.float32))
-    if torch.device(device).type == "cuda": t = t.pin_memory() # else the copy would wait for the device
-    return t.to(device, dtype, non_blocking=True)
-
 @patch
 def weights(self:MixPlan,
     size:tuple, # (H,W)
     device:torch.device|str="cpu", # Where the batch is
 )->Tensor: # Weight of an image's own pixels, float32 (1,H,W) or (B,H,W)
     "The share of its own that each pixel keeps"
-    t = _to(np.column_stack([np.where(self.has_box, 1., self.lam), self.box]), device, torch.float32)
+    t = to_device(np.column_stack([np.where(self.has_box, 1., self.lam), self.box]).astype(np.float32), device)
     own,y0,y1,x0,x1 = t[...,None].unbind(1) # each (n,1)
     row,column = (torch.arange(s, device=device) for s in size)
     rows,columns = (row >= y0) & (row < y1), (column >= x0) & (column < x1) # (n,H) and (n,W)
@@ -141,7 +136,7 @@ def share(self:MixPlan,
 )->float|Tensor: # A number, or (B,1,...) beside `t`
     "The shares that the images keep, in a shape that multiplies `t`"
     if len(self.lam) == 1: return float(self.lam[0])
-    return _to(self.lam, t.device, t.dtype).view(-1, *[1]*(t.ndim-1))
+    return to_device(self.lam.astype(np.float32), t.device, t.dtype).view(-1, *[1]*(t.ndim-1))
 
 # %% ../../nbs/library/140_data.mix.ipynb #b8387431
 def _mix_alike(x, plan):
