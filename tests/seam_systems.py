@@ -28,10 +28,12 @@ from vitnb.losses.base import Loss, RowLoss, losses
 from vitnb.losses.regress import ValueLoss
 from vitnb.metrics.base import EpochMetric, metrics, new_metric
 from vitnb.metrics.scores import Score, answers, right_answers, sum_ratio, weighted_sums
-from vitnb.models.protocol import register_model
+from vitnb.models.protocol import models, register_model
 from vitnb.task import ClassMap, Column, MultiLabel, Ordinal, Task, Tasks, Value, tasks
 
 SIZE = 8
+REGISTRIES = (augments, drawings, losses, metrics, models, pretexts, readers, tasks, transforms)
+BEFORE = [dict(o) for o in REGISTRIES]
 
 # ---------------------------------------------------------------------------------------------- models
 
@@ -280,6 +282,8 @@ def winds(folder, n=160, seed=3):
     return load_set(folder/"winds.csv", label="angle", task=Direction(unknown=0), split="split", reader="seam_raw")
 
 # ---------------------------------------------------------------------------------------------- all of them
+
+OWN = [(o, k, v) for o,before in zip(REGISTRIES, BEFORE) for k,v in o.items() if k not in before] # what these systems have registered
 
 SETS = dict(wards=wards, twins=twins, ages=ages, signs=signs, winds=winds)
 LOADERS = dict(wards=dict(augment="basic"), twins=dict(augment="seam_views"), ages=dict(augment="shift"), signs=dict(augment="basic"), winds=dict(augment="basic"))

@@ -54,6 +54,17 @@ def environment(**kw):
     return {**own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "VITNB_RANK_TIMEOUT": "240", "PYTHONWARNINGS": "ignore", **kw}
 
 
+for registry,key,_ in systems.OWN: del registry[key] # tests of other files count what vitnb itself has registered
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    "The systems are known while this file is tested"
+    for registry,key,value in systems.OWN: registry[key] = value
+    yield
+    for registry,key,_ in systems.OWN: del registry[key]
+
+
 class Trained(SimpleNamespace): "A Learner, and the folder of its run"
 
 

@@ -215,6 +215,19 @@ def entries(self:Task,
     "What a loss takes of a target"
     return target, self.known(target)
 
+@patch(as_prop=True)
+def vocab(self:Task)->tuple:
+    "Names of the classes, where a sample has exactly one"
+    return ()
+
+@patch
+def says(self:Task,
+    index:Tensor, # Decoded prediction of one sample
+)->object: # A number, values by name, or the tensor itself
+    "What a decoded prediction says, in words"
+    if index.ndim == 0: return index.item()
+    return dict(zip(self.names, index.tolist())) if index.ndim == 1 and len(index) == len(self.names) else index
+
 # %% ../nbs/library/050_task.ipynb #15314d93
 def _one_hot(target, n):
     "Masses of whole numbers; none for a number that is not in 0..n-1"
@@ -293,6 +306,9 @@ class OneClass(Categorical):
 
     @property
     def outputs(self)->int: return self.n
+    @property
+    def vocab(self)->tuple: return self.names
+    def says(self, index:Tensor)->str: return self.names[int(index)]
     def activation(self, pred:Tensor)->Tensor: return pred.float().softmax(-1)
     def decode(self, pred:Tensor)->Tensor: return pred.argmax(-1)
     def average(self, preds:Sequence)->Tensor: return _log_mean(preds, lambda o: o.log_softmax(-1))
@@ -329,12 +345,12 @@ class MultiLabel(Categorical):
     def n(self)->int: return 2
     @property
     def outputs(self)->int: return len(self.names)
+    def says(self, index:Tensor)->list: return [name for name,there in zip(self.names, index.tolist()) if there]
     def activation(self, pred:Tensor)->Tensor: return pred.float().sigmoid()
     def decode(self, pred:Tensor)->Tensor: return (pred > 0).long()
     def average(self, preds:Sequence)->Tensor:
         "Logits of the mean probability: log p - log(1-p)"
         return _log_mean(preds, F.logsigmoid) - _log_mean(preds, lambda o: F.logsigmoid(-o))
-
 
     def check(self, target:Tensor):
         "Refuse targets that are not a 0 or 1 for each label"

@@ -33,7 +33,7 @@ from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
 from .resume import Resume # noqa: F401, lets a Learner go on from a state
-from .tools import answer # noqa: F401, gives a Learner fastai's tools: predict, test_dl, interpretation, or a refusal that names ours
+from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools: predict, test_dl, interpretation, or a refusal that names ours
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
