@@ -143,7 +143,7 @@ def on_device(learn):
     "A Learner of the host, on the simulated device, with a new optimiser"
     for m in (learn.model, learn.objective, *learn.companions.values()): move(m)
     learn.device = learn.dls.device = DEVICE
-    for dl in learn.dls.loaders: dl.device = DEVICE
+    for dl in learn.dls.loaders: dl.device = DEVICE if hasattr(dl, "make_batch") else None # fastai's loader waits for its copies, the Learner does not
     learn.run_in(learn.dtype)
     learn.create_opt()
     return learn

@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..core import Registry, nearest, one_of, uniform
 from .sample import PIXEL_FIELDS, has_maps, is_map, map_names, map_targets, mirror_targets
+from ..device import to_device
 from ..task import Task, Tasks, Value
 
 # %% ../../nbs/library/120_data.augment.ipynb #039c1ce4
@@ -326,7 +327,7 @@ def mirror(
     "Mirror some images of a batch"
     if isinstance(x, list): return [o.flip(axis) if u else o for o,u in zip(x, hit.tolist())]
     mirrored = hit.long()*len(x) # whole images by `index_select`: on bytes ten times faster than `where`
-    return torch.cat([x, x.flip(axis)]).index_select(0, (torch.arange(len(x)) + mirrored).to(x.device))
+    return torch.cat([x, x.flip(axis)]).index_select(0, to_device(torch.arange(len(x)) + mirrored, x.device))
 
 @transforms.register()
 class Flip(Transform):
@@ -479,8 +480,8 @@ class RandAugment(Transform):
 
     def _groups(self, x, key):
         order,(keys,sizes) = key.argsort(stable=True),key.unique(return_counts=True)
-        parts = x.index_select(0, order.to(x.device)).split(sizes.tolist())
-        return torch.cat([self._one(o, k) for o,k in zip(parts, keys.tolist())]).index_select(0, order.argsort().to(x.device))
+        parts = x.index_select(0, to_device(order, x.device)).split(sizes.tolist())
+        return torch.cat([self._one(o, k) for o,k in zip(parts, keys.tolist())]).index_select(0, to_device(order.argsort(), x.device))
 
     def _one(self, x, key):
         name = list(_ops)[key//2]
@@ -538,13 +539,13 @@ class Normalize(Transform):
                 "a std for each channel")
         y = x.to(torch.float32, memory_format=torch.contiguous_format)
         if y is x: y = x.clone() # the set's own values stay as they are
-        return y.mul_(self._scale.to(x.device)).sub_(self._shift.to(x.device))
+        return y.mul_(to_device(self._scale, x.device)).sub_(to_device(self._shift, x.device))
 
     def undo(self,
         x:Tensor, # Normalised images, (B,C,H,W), on any device
     )->Tensor: # The stored values: `uint8` where `white` is 255, else `float32`
         "Back to what was stored, for pictures"
-        values = (x.float() + self._shift.to(x.device))/self._scale.to(x.device)
+        values = (x.float() + to_device(self._shift, x.device))/to_device(self._scale, x.device)
         return values.round().clamp(0, 255).byte() if self.white == 255 else values
 
 # %% ../../nbs/library/120_data.augment.ipynb #6d0f24e2

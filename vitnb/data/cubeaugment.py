@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ..core import Registry, nearest
 from .augment import Draws, Pipeline, Transform, check_fill, mirror, transforms, unknown_value
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
+from ..device import to_device
 from ..task import Task
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #0f6cfaa9
@@ -104,7 +105,7 @@ class ZScore(CubeNormalizer):
     def hi(self)->Tensor: return self.normalize(torch.ones(len(self.mean),1,1))
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #5acf552d
-def _rows(b, x): return b.to(x.device).view(-1, *[1]*(x.ndim-1)) # one number a sample, beside its values
+def _rows(b, x): return to_device(b, x.device).view(-1, *[1]*(x.ndim-1)) # one number a sample, beside its values
 
 @transforms.register()
 class CubeFlip(Transform):
