@@ -83,7 +83,8 @@ def test_an_unknown_parameter_runs_nothing(tmp_path):
 
 def test_settings_act(monkeypatch, tmp_path):
     "Each setting reaches what it is for; those of the loader, device and seed have tests of their own"
-    from vitnb.learner.core import pick_precision, run_callbacks
+    from vitnb.learner.core import run_callbacks
+    from vitnb.learner.precision import pick_precision
     names = lambda: [type(c).__name__ for c in run_callbacks(tmp_path/"run")]
     monkeypatch.setenv("VITNB_TRACKER", "none")
     assert "TensorBoard" not in names()

@@ -581,6 +581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vitnb.core._LogBar.__init__': ('library/core.html#_logbar.__init__', 'vitnb/core.py'),
                             'vitnb.core._LogBar.close': ('library/core.html#_logbar.close', 'vitnb/core.py'),
                             'vitnb.core._LogBar.update': ('library/core.html#_logbar.update', 'vitnb/core.py'),
+                            'vitnb.core._again': ('library/core.html#_again', 'vitnb/core.py'),
                             'vitnb.core._applies': ('library/core.html#_applies', 'vitnb/core.py'),
                             'vitnb.core._check_name': ('library/core.html#_check_name', 'vitnb/core.py'),
                             'vitnb.core._fits': ('library/core.html#_fits', 'vitnb/core.py'),

@@ -66,6 +66,11 @@ def need(
         raise ImportError(f"{module} is not installed; run: pip install {what}", name=module) from e
 
 # %% ../nbs/library/000_core.ipynb #4872b51c
+def _again(old, new):
+    "Whether a notebook defines once more what it, or the module made of it, has defined: a cell may run twice"
+    names = [getattr(o, "__qualname__", None) for o in (old, new)]
+    return names[0] is not None and names[0] == names[1] and "__main__" in (old.__module__, new.__module__)
+
 class Registry(dict):
     "Named things of one `kind`; an unknown name is a `ValueError` that says which are known"
     def __init__(self,
@@ -80,7 +85,8 @@ class Registry(dict):
         "Register the decorated function or class"
         def add(f):
             key = name or f.__name__
-            if key in self: raise ValueError(f"{self.kind} {key!r} is registered already; choose another name")
+            if key in self and not _again(self[key], f):
+                raise ValueError(f"{self.kind} {key!r} is registered already; choose another name")
             self[key] = f
             return f
         return add
