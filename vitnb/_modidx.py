@@ -1204,7 +1204,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vitnb.data.mix.MixPlan.weights': ('library/data.mix.html#mixplan.weights', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix._mix_alike': ('library/data.mix.html#_mix_alike', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix._rows': ('library/data.mix.html#_rows', 'vitnb/data/mix.py'),
-                                'vitnb.data.mix._to': ('library/data.mix.html#_to', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.beta_from': ('library/data.mix.html#beta_from', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.check_mix': ('library/data.mix.html#check_mix', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.cut_boxes': ('library/data.mix.html#cut_boxes', 'vitnb/data/mix.py'),
