@@ -139,8 +139,9 @@ def test_no_step_and_no_batch_makes_the_host_wait(kw): assert_no_wait(tiny_learn
 
 
 def test_the_callbacks_of_a_run_do_not_make_it_wait(tmp_path): assert_no_wait(tiny_learner(), *run_callbacks(tmp_path, tracker="none"))
+@pytest.mark.parametrize("normalize", ["log", "zscore"])
 @pytest.mark.parametrize("metrics", [(), None], ids=["loss", "metrics"])
-def test_masked_training_does_not_make_it_wait(metrics): assert_no_wait(masked_learner(metrics=metrics))
+def test_masked_training_does_not_make_it_wait(metrics, normalize): assert_no_wait(masked_learner(metrics=metrics, normalize=normalize))
 
 
 def rows(n=16): return torch.randn(n, 3, 8, 8)

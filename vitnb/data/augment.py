@@ -317,7 +317,7 @@ class CenterCrop(Geometric):
 def _pad_center(x, hw, fill):
     "The middle of a map, with `fill` around it where it is smaller"
     inside = F.center_crop(torch.ones(x.shape[-2:], device=x.device)[None], hw)[0] > 0
-    return torch.where(inside, F.center_crop(x, hw), torch.tensor(fill, dtype=x.dtype, device=x.device))
+    return torch.where(inside, F.center_crop(x, hw), to_device(torch.tensor(fill, dtype=x.dtype), x.device))
 
 def mirror(
     x:Tensor|list, # Images or maps, (B,...,H,W), or a list of them

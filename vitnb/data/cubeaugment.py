@@ -92,7 +92,7 @@ class ZScore(CubeNormalizer):
         if x.shape[-3] != len(self.mean):
             raise ValueError(f"a cube of {x.shape[-3]} bands met the statistics of {len(self.mean)}; use the "
                 "normaliser of its own sensor")
-        return (torch.tensor(o, dtype=torch.float32, device=x.device).view(-1,1,1) for o in (self.mean, self.std))
+        return (to_device(torch.tensor(o, dtype=torch.float32), x.device).view(-1,1,1) for o in (self.mean, self.std))
     def normalize(self, x):
         m,s = self._of(x)
         return (x.float() - m)/s
@@ -163,7 +163,7 @@ class CubeAffine(Transform):
 def _grid(matrices, x):
     "Where each pixel comes from; pixels are square, also where the window is not"
     h,w = x.shape[-2:]
-    matrices = matrices*torch.tensor([[1, h/w, 1], [w/h, 1, 1]], device=x.device)
+    matrices = matrices*to_device(torch.tensor([[1, h/w, 1], [w/h, 1, 1]]), x.device)
     return F.affine_grid(matrices, (len(x),1,h,w), align_corners=False)
 
 def _resampled(samples, grid):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ..core import one_of
+from ..device import to_device
 from ..losses.spectral import reconstruct, spectral_angle, voxel_mask
 from .classify import bootstrap_interval
 
@@ -44,7 +45,7 @@ def to_reflectance(
 )->Tensor: # Reflectance
     "The inverse of the normaliser, for values that a model made up"
     if normalizer is None: return x.float()
-    lo,hi = (torch.as_tensor(o, dtype=torch.float32, device=x.device) for o in (normalizer.lo, normalizer.hi))
+    lo,hi = (to_device(torch.as_tensor(o, dtype=torch.float32), x.device) for o in (normalizer.lo, normalizer.hi))
     return normalizer.denormalize(torch.minimum(torch.maximum(x.float(), 2*lo - hi), 2*hi - lo))
 
 # %% ../../nbs/library/360_metrics.spectral.ipynb #018744f5
