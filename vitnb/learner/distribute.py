@@ -7,6 +7,7 @@ __all__ = ['gather_rows', 'gather_with_grad', 'WholeBatch', 'join_ranks', 'learn
            'Distribute', 'check_batches', 'distribute', 'work']
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #a28f4431
+import atexit
 import copyreg
 import json
 import os
@@ -225,6 +226,10 @@ def _arrival(e, timeout):
     return (f"rank {my_rank()} waited {timeout} s at {at} and not all {n_ranks()} processes arrived; start all of them with the same address, port and number, "
             f"or raise rank_timeout ({e})")
 
+def _leave_ranks():
+    "End the threads of the process group; one that lives until C++ cleans up aborts the process now and then"
+    if dist.is_initialized(): dist.destroy_process_group()
+
 def join_ranks(
     device:torch.device, # Where the model is
     timeout:int|None=None, # Seconds to wait for another process, now and at every exchange; the setting `rank_timeout` if None
@@ -241,6 +246,9 @@ def join_ranks(
     if acc.device.type != device.type or (device.index or 0) != (acc.device.index or 0):
         raise ValueError(f"rank {my_rank()} trains on {device}, but its own device is {acc.device}; leave the device to the settings, "
                          "or say 'cuda' without a number")
+    if device.type == "cpu": # NCCL ends by itself, and to destroy its group could wait for a process that failed
+        atexit.unregister(_leave_ranks) # once, however often a Learner is fitted
+        atexit.register(_leave_ranks)
     return acc
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #a3ebee48
