@@ -580,7 +580,6 @@ class Value(Task):
     def encode(self, target:Tensor)->Tensor: return target.float()
     def activation(self, pred:Tensor)->Tensor: return pred.float()
     def decode(self, pred:Tensor)->Tensor: return pred
-    def average(self, preds:Sequence)->Tensor: return torch.stack([o.float() for o in preds]).mean(0)
     def rows(self, pred:Tensor, target:Tensor)->Tensor: return pred.flatten()
     def entries(self, target:Tensor)->tuple:
         known = self.known(target)

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..core import Registry, nearest, one_of, uniform
-from .sample import PIXEL_FIELDS, has_maps, is_map, map_names, map_targets, mirror_targets
+from .sample import PIXEL_FIELDS, has_maps, is_map, map_names, map_targets, mirror_targets, stack_images
 from ..device import to_device
 from ..task import Task, Tasks, Value
 
@@ -237,15 +237,11 @@ class Resize(Geometric):
         self._to = [size] if shorter else list(_size(size))
 
     def apply(self, x, plan, fill=0, exact=False):
-        if isinstance(x, list): return _stacked([self.apply(o, plan, fill, exact) for o in x])
+        if isinstance(x, list): return stack_images([self.apply(o, plan, fill, exact) for o in x])
         to = _scaled(*x.shape[-2:], self.size) if self.shorter else self._to
         if list(x.shape[-2:]) == list(to): return x
         if exact: return _nearest(x, *to)
         return F.resize(x, list(to), InterpolationMode(self.interpolation), antialias=True)
-
-def _stacked(images):
-    "One tensor where sizes allow it"
-    return torch.stack(images) if len({o.shape for o in images}) == 1 else images
 
 def _scaled(h, w, side):
     "Height and width after the shorter side became `side`; the longer is cut to whole pixels, as torchvision does"

@@ -239,7 +239,7 @@ class BandDropout(Transform):
     def batch(self, x, draws):
         u = torch.stack([draws.uniform() for _ in range(x.shape[1])], 1) # (B,C)
         lost = (u < self.p) & (u != u.max(1, keepdim=True).values)
-        return torch.where(lost.to(x.device)[:,:,None,None], self.value, x)
+        return torch.where(to_device(lost, x.device)[:,:,None,None], self.value, x)
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #6794c296
 @transforms.register()
@@ -268,7 +268,7 @@ class BandModulation(Transform):
 
     def samples(self, samples, draws):
         x = samples["image"]
-        c = self.curves(draws).to(x.device)
+        c = to_device(self.curves(draws), x.device)
         if c.shape[1] != x.shape[1]:
             raise ValueError(f"{c.shape[1]} wavelengths met cubes of {x.shape[1]} bands; give those of this sensor")
         return {**samples, "image":torch.where(samples["mask"], x*c[:,:,None,None], x)}

@@ -18,7 +18,7 @@ from .augment import Draws, Pipeline, make_transform
 from .cube import CubeSet # with it come the reader and the transforms of cubes
 from .image import readers, widen
 from .sample import Batch
-from .source import stack_images
+from .sample import stack_samples
 from .table import read_array
 
 # %% ../../nbs/library/175_data.evaluate.ipynb #db88ebd3
@@ -45,7 +45,7 @@ class EvalReader:
         items = [items] if isinstance(items, (str, Path)) else list(items)
         if not items: raise ValueError("there is nothing to read; give paths or arrays")
         samples = [self.sample(o) for o in items]
-        fields = {k:stack_images([o[k] for o in samples]) for k in samples[0]}
+        fields = stack_samples(samples)
         index = np.arange(len(items))
         return Batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
 

@@ -107,8 +107,8 @@ def vit_learner(
     pretext = None if pretext is None else make_pretext(pretext)
     tasks = Tasks() if pretext is not None else dls.tasks
     model_kw = _model_kw(dls, arch, tasks, pretext, model_kw)
-    model = _seeded_model(arch, pretrained, model_kw, kw.get("seed"), device, grad_checkpointing)
     seed = settings().seed if kw.get("seed") is None else kw["seed"]
+    model = _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing)
     training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=_plain_rate(lr),
                     weight_decay=weight_decay,
                     opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
@@ -130,7 +130,7 @@ def _plain_rate(lr):
 
 def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
     "The model, whose first weights are a function of the seed, whatever ran before"
-    torch.manual_seed(hash_seed(settings().seed if seed is None else seed, -1))
+    torch.manual_seed(hash_seed(seed, -1))
     model = create_model(arch, pretrained=pretrained, **model_kw).to(device)
     if grad_checkpointing:
         check_model(model, ["set_grad_checkpointing"])

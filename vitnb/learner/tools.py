@@ -25,8 +25,8 @@ from ..callback.live import LiveView
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import as_rgb
 from ..data.loader import ImageDataset, ImageLoader, ImageLoaders
-from ..data.sample import Batch
-from ..data.source import ImageSource, stack_images
+from ..data.sample import Batch, stack_samples
+from ..data.source import ImageSource
 from .fastai import learner_names, loaders_names, refuse
 from .loop import VitLearner
 from ..task import Tasks
@@ -70,7 +70,7 @@ class NewImages(ImageDataset):
 
     def read(self, idx, draws=None):
         samples = [self.reader.sample(self.images[i]) for i in idx]
-        return {**{k:stack_images([o[k] for o in samples]) for k in samples[0]}, "index":idx}
+        return {**stack_samples(samples), "index":idx}
 
 # %% ../../nbs/library/509_learner.tools.ipynb #f1506ed7
 @dataclass(frozen=True)
