@@ -226,7 +226,7 @@ def _resolve(path, root=None):
     places = [path] if path.is_absolute() else [Path(p)/path for p in ([root] if root else [settings().data_path, repo_root()])]
     for o in places:
         if o.exists(): return o.resolve()
-    own = f"a set of your own is a class folder or an archive, and there is none at {' or '.join(map(str, places))}"
+    own = f"a set of your own is a class folder, an archive or a csv, and there is none at {' or '.join(map(str, places))}"
     raise ValueError(f"unknown data set {str(path)!r}: {nearest(path.name, sets)}; {own}")
 
 def _open_folder(path):

@@ -170,13 +170,24 @@ def _join(samples):
     fields = {k:torch.cat([b[k] for _,b in samples]) for k in samples[0][1].fields if k != "index"}
     return Batch({**fields, "index":np.array([i for i,_ in samples])})
 
-@patch
-def _samples(self:LoadedRun, names, items, unreadable):
+def _samples(reader, names, items, unreadable):
     "Position and batch of one of each item that can be read"
     for i,(name,item) in enumerate(zip(names, items)):
-        try: yield i, self.reader.read([item])
+        try: yield i, reader.read([item])
         except (UnreadableImage, UnreadableCube, OSError) as e: unreadable[name] = getattr(e, "reason", "") or str(e)
         except ValueError as e: raise ValueError(f"{name}: {e}") from e
+
+def _batches(run, names, items, bs, unreadable):
+    "Batches of one image size"
+    if run.reader is None:
+        raise ValueError(f"{run.path} does not say how its images were read and normalised; prepare them yourself and call run.model")
+    group = []
+    for i,sample in _samples(run.reader, names, items, unreadable):
+        if len(group) == bs or group and group[0][1]["image"].shape != sample["image"].shape:
+            yield _join(group)
+            group = []
+        group.append((i, sample))
+    if group: yield _join(group)
 
 @patch
 def read(self:LoadedRun,
@@ -185,16 +196,7 @@ def read(self:LoadedRun,
     unreadable:dict|None=None, # Gets name -> reason of what cannot be read
 )->Iterator: # `Batch`es of one image size; `index` is the position of each sample among the items
     "Read images and prepare them as for evaluation"
-    if self.reader is None:
-        raise ValueError(f"{self.path} does not say how its images were read and normalised; prepare them yourself and call run.model")
-    names,values = find_inputs(items)
-    group = []
-    for i,sample in self._samples(names, values, {} if unreadable is None else unreadable):
-        if len(group) == bs or group and group[0][1]["image"].shape != sample["image"].shape:
-            yield _join(group)
-            group = []
-        group.append((i, sample))
-    if group: yield _join(group)
+    yield from _batches(self, *find_inputs(items), bs, {} if unreadable is None else unreadable)
 
 # %% ../../nbs/library/515_learner.predict.ipynb #2cb253fb
 @singledispatch
@@ -208,14 +210,10 @@ def answer_columns(
 
 def _probabilities(task, pred): return list(task.activation(pred).numpy())
 
-@answer_columns.register
-def _(task:OneClass, pred, size):
-    return dict(prediction=[task.names[i] for i in task.decode(pred).tolist()], probabilities=_probabilities(task, pred))
-
-@answer_columns.register
-def _(task:MultiLabel, pred, size):
-    said = [[name for name,there in zip(task.names, row) if there] for row in task.decode(pred).tolist()]
-    return dict(prediction=said, probabilities=_probabilities(task, pred))
+@answer_columns.register(OneClass)
+@answer_columns.register(MultiLabel)
+def _(task, pred, size):
+    return dict(prediction=[task.says(o) for o in task.decode(pred)], probabilities=_probabilities(task, pred))
 
 @answer_columns.register
 def _(task:Ordinal, pred, size):
@@ -302,7 +300,7 @@ def predict(
     model = _model_of(run, tta)
     names,values = find_inputs(items)
     rows,unreadable = [],{}
-    for batch in run.read(values, bs, unreadable):
+    for batch in _batches(run, names, values, bs, unreadable):
         found = _columns(run, model, batch.map(lambda t: t.to(run.device)))
         rows += [dict(id=names[i], **{k:v[n] for k,v in found.items()}) for n,i in enumerate(batch["index"].tolist())]
     _report_unreadable(unreadable, len(names))
