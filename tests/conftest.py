@@ -6,12 +6,24 @@ import pytest
 import torch
 from process_state import left, reseed, shared
 
-import vitnb.all # noqa: F401, so that whatever registers itself has done so before a test looks
+BEFORE = pytest.StashKey[dict]()
 
 
 def pytest_configure(config):
     torch.set_num_threads(1)
     matplotlib.use("agg")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    "Before the first file is imported"
+    session.stash[BEFORE] = shared()
+
+
+def pytest_collection_finish(session):
+    "What a file registers when it is imported decides what the others find: which, depends on their order"
+    if found := left(session.stash[BEFORE], shared()):
+        raise pytest.UsageError(f"importing the test files changes what they share: {', '.join(found)}; do it in a fixture")
 
 
 @pytest.fixture(scope="session", autouse=True)

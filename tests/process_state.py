@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import vitnb.all # noqa: F401, so that whatever registers itself has done so before a test looks
 from vitnb.core import Registry
+from vitnb.models.protocol import models
 
 # variables of the environment, by how they begin
 OWN = ("VITNB_", "OMP_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "PYTHONPATH", "PATH", "HOME")
@@ -33,15 +35,13 @@ def shared():
                folder=os.getcwd(), path=list(sys.path))
     out |= {f"signal {s.name}":signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     out |= {f"environment {k}":v for k,v in os.environ.items() if k.startswith(OWN)}
-    foreign = lambda o: not str(getattr(o, "__module__", "vitnb")).startswith("vitnb")
-    return out | {f"{kind} {k}":(id(v), foreign(v)) for kind,r in registries().items() for k,v in r.items()}
+    models.names() # the registry of models is filled at its first use; all others, by the import of vitnb.all
+    return out | {f"{kind} {k}":id(v) for kind,r in registries().items() for k,v in r.items()}
 
 
 def left(before, after):
-    "What differs, by name; what vitnb itself registers at the first import of a module is no difference"
-    own = lambda k: isinstance(after[k], tuple) and not after[k][1]
-    changed = [k for k in before if k not in after or after[k] != before[k]]
-    return sorted(changed + [k for k in after if k not in before and not own(k)])
+    "What differs, by name"
+    return sorted(k for k in before.keys() | after.keys() if k not in before or k not in after or after[k] != before[k])
 
 
 def reseed():

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import tiny_heads  # noqa: F401, registers the model
+import tiny_heads
 import torch
 from PIL import Image
 
@@ -98,14 +98,23 @@ import pickle, sys
 from pathlib import Path
 import tiny_heads
 from vitnb.learner.predict import predict
+tiny_heads.register()
 root = Path(sys.argv[1])
 said = {p.name:predict(p, f"{p}/new_*", bs=3, device="cpu") for p in sorted(root.iterdir()) if p.is_dir()}
 (root/"said.pkl").write_bytes(pickle.dumps({k:list(v) for k,v in said.items()}))
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    "The model is known while this file is tested"
+    tiny_heads.register()
+    yield
+    del models["tiny_heads"]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(registered, tmp_path_factory):
     "Folder, Learner, and what a process that never saw the Learner predicts, for each kind"
     root = tmp_path_factory.mktemp("runs")
     learners = {}

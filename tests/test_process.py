@@ -90,8 +90,7 @@ def test_the_checks_see():
 
 
 def test_what_a_test_leaves_is_named(monkeypatch, tmp_path):
-    from vitnb.models.protocol import models
-    models.names() # the registry is filled at its first use
+    from vitnb.models.protocol import models, register_model
     before = shared()
     assert not left(before, shared())
     with monkeypatch.context() as m:
@@ -99,6 +98,9 @@ def test_what_a_test_leaves_is_named(monkeypatch, tmp_path):
         m.chdir(tmp_path)
         m.setitem(models, "mine", test_what_a_test_leaves_is_named)
         assert left(before, shared()) == ["environment VITNB_SEED", "folder", "model mine"]
+    register_model("mine", torch.nn.Linear)
+    try: assert left(before, shared()) == ["model mine"]
+    finally: del models["mine"]
     torch.set_num_threads(2)
     try: assert left(before, shared()) == ["threads"]
     finally: torch.set_num_threads(1)

@@ -10,7 +10,6 @@ from fastcore.basics import patch
 
 from .base import TrainCallback
 from ..data.mix import MixPlan, check_mix, draw_plan, mix_images
-from ..core import settings
 
 # %% ../../nbs/library/405_callback.mix.ipynb #d9ce5794
 class MixCallback(TrainCallback):
@@ -40,7 +39,7 @@ def plan(self:MixCallback)->MixPlan:
     "The plan of the batch at hand, for the samples of this process"
     learn = self.learn
     x = learn.batch[0]
-    seed = next(s for s in (self.seed, learn.seed, settings().seed) if s is not None)
+    seed = learn.seed if self.seed is None else self.seed
     whole = learn.parallel.whole(len(x))
     plan = draw_plan(whole, tuple(x.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
     return plan.rows(learn.parallel.positions(whole))
