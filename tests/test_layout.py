@@ -11,7 +11,7 @@ import pytest
 import surface
 from fastai.callback.core import event
 
-from vitnb.experiment.cli import card
+from vitnb.experiment.notebook import card
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERED = sorted(p for p in (ROOT/"nbs"/"library").glob("*.ipynb") if not p.name.startswith("_"))
@@ -21,10 +21,10 @@ NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
-ALLOW = dict(core="", device="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
+ALLOW = dict(core="", renamed="", progress="", device="", launch="", parameters="renamed", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
     callback="task data losses metrics figures", learner="task data models losses metrics figures callback", experiment="figures learner",
     explore="models figures", testing="task data models losses metrics figures callback learner experiment explore")
-ALWAYS = {"core", "device"} # every room may import these
+ALWAYS = {"core", "renamed", "progress", "device", "launch", "parameters"} # every room may import these
 
 
 def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
@@ -72,7 +72,7 @@ def test_no_number_means_no_export():
     for p in SHOWN: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it belongs into nbs/library, with a number"
 
 
-HUNDREDS = dict(core=0, device=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
+HUNDREDS = dict(core=0, renamed=0, progress=0, device=0, launch=0, parameters=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))
@@ -87,7 +87,8 @@ def test_numbers_are_used_once():
 @pytest.mark.parametrize("p", **ids(NUMBERED))
 def test_rooms(p):
     room = module(p).split(".")[0]
-    may = {*ALWAYS, room, *ALLOW.get(room, "").split()} if room not in ALWAYS else {"core"} - {room}
+    allowed = ALLOW.get(room, "").split()
+    may = {*ALWAYS, room, *allowed} if room not in ALWAYS else {"core", *allowed} - {room}
     wrong = [m for m in ours(tree(p)) if m.split(".")[0] not in may]
     assert not wrong, f"{room} may import {sorted(may)}, not {wrong}"
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnb.core import Registry
-from vitnb.experiment.cli import notebook_params, read_notebook
+from vitnb.experiment.notebook import notebook_params, read_notebook
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, stored_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,10 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.renamed import *
+from vitnb.progress import *
 from vitnb.device import *
+from vitnb.launch import *
+from vitnb.parameters import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
@@ -63,6 +67,9 @@ from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
 from vitnb.experiment.run import *
+from vitnb.experiment.notebook import *
+from vitnb.experiment.execute import *
+from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.advice import *
