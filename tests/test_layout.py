@@ -285,7 +285,7 @@ def test_experiment_head(p):
     verb = p.stem.split("_")[0]
     assert verb in VERBS, f"name it verb_subject with a verb of {VERBS}"
     first,second = json.loads(p.read_text())["cells"][:2]
-    assert re.match(rf"# {p.stem}\n+> .+\?\s*\n+- skip_exec: true\s*$", source(first)), "the first cell is `# name`, `> question?`, `- skip_exec: true`"
+    assert re.fullmatch(rf"# {p.stem}\n+> .+\?\s*", source(first)), "the first cell is `# name` and `> question?`"
     said = card(dict(cells=[dict(source=source(c)) for c in (first, second)]))
     assert all(said.get(k) for k in ("Run", "Cost", "Expect")), f"the second cell is the card with Run, Cost and Expect; found {said}"
     assert p.name in said["Run"], "Run gives the command with the notebook's path"
@@ -316,6 +316,11 @@ def test_experiment_stores_nothing(p):
 def test_experiment_defines_little(p):
     long = [f.name for f in ast.walk(python(p)) if isinstance(f, ast.FunctionDef) and f.end_lineno - f.lineno >= 10]
     assert not long, f"{long}: what is longer than ten lines deserves a numbered notebook"
+
+
+def test_nbdev_test_leaves_the_experiments_out():
+    "By a file beside them; the bullet that nbdev knows would stand under every title"
+    assert (ROOT/"nbs"/".notest").is_file() and not (ROOT/"nbs"/"library"/".notest").exists()
 
 
 def test_readme_has_the_two_commands():

@@ -12,7 +12,7 @@ from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_ar
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
-ALL = [(f,n) for f in recipes for n in recipes[f]]
+ALL = [(f,n) for f in recipes for n in recipes[f] if "warmup_epochs" in families[f].fields] # those that train one model
 NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral")
 
 # what the spectral recipes were when they had a table and a resolver of their own

@@ -1628,6 +1628,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                            'vitnb/experiment/run.py'),
                                       'vitnb.experiment.run.write_json': ( 'library/experiment.run.html#write_json',
                                                                            'vitnb/experiment/run.py')},
+            'vitnb.experiment.studies': { 'vitnb.experiment.studies.register_study': ( 'library/experiment.studies.html#register_study',
+                                                                                       'vitnb/experiment/studies.py')},
             'vitnb.explore.widgets': { 'vitnb.explore.widgets._widget_class': ( 'library/explore.widgets.html#_widget_class',
                                                                                 'vitnb/explore/widgets.py'),
                                        'vitnb.explore.widgets.as_base64': ( 'library/explore.widgets.html#as_base64',

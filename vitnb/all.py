@@ -72,6 +72,7 @@ from vitnb.experiment.execute import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
+from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *

@@ -194,7 +194,7 @@ def check_injected(
         given = check_params(known, upgrade(injected, known=known))
     return given
 
-# %% ../nbs/library/040_parameters.ipynb #99cf71bb
+# %% ../nbs/library/040_parameters.ipynb #2501235c
 def _own_cell(history):
     "What the newest parameters cell assigns; empty if none ran"
     for source in reversed(history):
@@ -221,8 +221,9 @@ def take_params(
     if family is NOTHING: return public_params(namespace)
     known = family.everything()
     own = _own_cell(history) if history else public_params(namespace)
-    check_params(known, upgrade(own, known=known))
-    _take_old_names(namespace, known, own)
+    given = {name:value for name,value in own.items() if value is not None}
+    check_params(known, {**dict.fromkeys(own.keys() - given.keys()), **upgrade(given, known=known)})
+    _take_old_names(namespace, known, given)
     params = public_params(namespace)
     asked_fields(params, family.fields, say=None)
     return params

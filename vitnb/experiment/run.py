@@ -12,10 +12,12 @@ import importlib.metadata
 import json
 import math
 import os
+import pkgutil
 import platform
 import re
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -220,10 +222,12 @@ def run_folder(
     if resume == "never": return new_run_dir(name, tag, root)
     return _asked_folder(resume, params)
 
-# %% ../../nbs/library/600_experiment.run.ipynb #59f817f5
+# %% ../../nbs/library/600_experiment.run.ipynb #dc1c5fd7
+@cache
 def load_families()->None:
-    "Import the room that enters the library's families; it stands on this one, so not at the top"
-    importlib.import_module("vitnb.experiment.recipes")
+    "Import every room beside this one, so that each enters its families; they stand on this one, so not at the top"
+    for room in pkgutil.iter_modules(importlib.import_module("vitnb.experiment").__path__):
+        importlib.import_module(f"vitnb.experiment.{room.name}")
 
 def family_params(
     family:str, # Such as "swin"; empty: the notebook has none
