@@ -28,7 +28,7 @@ from vitnb.callback.ema import EMACallback
 from vitnb.callback.track import StepRecorder
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
-from vitnb.figures import draw_predictions
+from vitnb.drawings import draw_predictions
 from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner

@@ -40,6 +40,8 @@ from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
+from vitnb.drawings import *
+from vitnb.spectra import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
 from vitnb.callback.ema import *
