@@ -231,7 +231,7 @@ def draw_maps(
     _map_legend(fig, task.names, colors, sorted({*np.unique(true), *np.unique(said)}))
     return fig
 
-# %% ../nbs/library/392_drawings.ipynb #440af856
+# %% ../nbs/library/392_drawings.ipynb #2ad9d7e1
 def _value_text(task, said, true):
     "What was said and what is true, a line a value"
     unit = f" {task.unit}" if task.unit else ""
@@ -261,7 +261,7 @@ def _value_axes(count, cols, scatters):
         fig = plt.figure(figsize=(max(2.1*cols, 3.2*scatters), sum(heights)), layout="constrained")
         plt.close(fig)
         top,bottom = fig.subfigures(2, 1, height_ratios=heights)
-        images = top.subplots(rows, cols, squeeze=False).flat
+        images = list(top.subplots(rows, cols, squeeze=False).flat)
         return fig, images, bottom.subplots(1, scatters, squeeze=False)[0]
 
 @drawings.register("value")
