@@ -27,7 +27,7 @@ def _brightest(shown):
 def cube_rgb(
     cube:Tensor, # Reflectance, `(B,C,H,W)`
     bands:Sequence, # Bands shown as red, green and blue
-    scale:Tensor|None=None, # Reflectance shown as full brightness, `(B,3)`, such as that of the true cube; its own if None
+    scale:Tensor|None=None, # Reflectance shown as full brightness, `(B,3)`, such as the true cube's; its own if None
 )->tuple: # Images in [0,1], `(B,3,H,W)`, and the scale
     "Make colour images of cubes"
     shown = cube.detach().float().cpu()[:,list(bands)]
@@ -107,7 +107,7 @@ def _below(figure, view, rows, terms):
         ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
 
 def plot_masked(
-    view:dict, # true, masked, made `(n,3,H,W)`; points `(k,2)` (row, column); nm; spectra(_made) `(n,k,C)`; band_mse `(C,)`
+    view:dict, # true, masked, made `(n,3,H,W)`; points `(k,2)`, row and column; nm; spectra(_made) `(n,k,C)`; band_mse
     rows:Sequence[dict]=(), # Epoch records with `train_mse`, `valid_mse` and the other terms
     terms:Sequence[str]=(), # Names of the terms
     title:str="", # Title of the figure
