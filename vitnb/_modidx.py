@@ -3130,6 +3130,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vitnb.testing._bits': ('library/testing.html#_bits', 'vitnb/testing.py'),
                                'vitnb.testing._broken': ('library/testing.html#_broken', 'vitnb/testing.py'),
                                'vitnb.testing._call': ('library/testing.html#_call', 'vitnb/testing.py'),
+                               'vitnb.testing._check_moments': ('library/testing.html#_check_moments', 'vitnb/testing.py'),
                                'vitnb.testing._child': ('library/testing.html#_child', 'vitnb/testing.py'),
                                'vitnb.testing._children': ('library/testing.html#_children', 'vitnb/testing.py'),
                                'vitnb.testing._die': ('library/testing.html#_die', 'vitnb/testing.py'),
