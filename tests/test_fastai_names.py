@@ -673,7 +673,7 @@ def test_a_learner_travels_to_processes_that_this_one_starts(tmp_path):
 
 
 def test_a_learner_is_copied_in_this_process():
-    learn = fit(make())
+    learn = make() # after a fit its last loss is part of a graph, which torch copies for nobody
     before,twin = weights(learn),copy.deepcopy(learn)
     fit(twin)
     assert torch.equal(weights(learn), before) and not torch.equal(weights(twin), before) and twin.recorder.learn is twin
