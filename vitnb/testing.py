@@ -49,6 +49,7 @@ from .learner.resume import callback_state
 
 # %% ../nbs/library/800_testing.ipynb #414e891b
 TINY = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), drop_path_rate=.2) # arguments of `swin_micro`
+_tiny = dict(swin_micro=TINY) # arguments that make a model tiny which by itself is not
 
 def tiny_learner(
     seed:int=3, # Of weights, order, augmentation and dropout
@@ -57,7 +58,7 @@ def tiny_learner(
     workers:int=0, # Loader processes
     augment:str="shift", # Name of the augmentation
     arch:str="swin_micro", # Name of the model
-    model_kw:dict|None=None, # Its arguments; `TINY` for the Swin if None
+    model_kw:dict|None=None, # Its arguments; those that make it tiny if None
     engine:dict|None=None, # Arguments of `train_callbacks`, such as `dict(mixup=.8, ema_decay=.9, accumulate=2)`
     cbs:Sequence[Callback]=(), # Further callbacks
     **kw, # Arguments of `vit_learner`, such as `optimizer="sgd"`, `schedule="plateau"`, `precision="bf16"`
@@ -65,7 +66,7 @@ def tiny_learner(
     "A learner of milliseconds a step on the digits"
     set_seed(seed)
     dls = image_loaders(load_set("digits", limit=limit), bs=bs, augment=augment, workers=workers, seed=seed, device="cpu")
-    if model_kw is None: model_kw = TINY if arch == "swin_micro" else {}
+    if model_kw is None: model_kw = _tiny.get(arch, {})
     learn = vit_learner(dls, arch, model_kw, seed=seed, **{"device":"cpu", "precision":"fp32", **kw}, cbs=[*train_callbacks(**(engine or {})), *cbs])
     learn.progress.plot = False # a figure costs more than an epoch
     return learn
