@@ -217,7 +217,8 @@ def load_model(
     "Build the model a checkpoint describes and fill it"
     ck = load_checkpoint(path, device)
     if not isinstance(ck.get("config"), Mapping) or "arch" not in ck["config"]:
-        raise ValueError(f"{path} has no config with an architecture (keys: {', '.join(map(str, list(ck)[:5]))}); build the model yourself and call load_weights")
+        keys = ', '.join(map(str, list(ck)[:5]))
+        raise ValueError(f"{path} has no config with an architecture (keys: {keys}); build the model yourself and call load_weights")
     config = upgrade_config(ck["config"], recipe)
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)

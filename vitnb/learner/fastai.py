@@ -123,7 +123,8 @@ load_arguments = refused("weights_only pickle_module", "learn.load(file), or loa
 
 def fastai_names()->list: # Dictionaries `where`, `name`, `status`, `use`, `why`
     "The tables, row by row"
-    tables = dict(Learner=learner_names, argument=learner_arguments, load=load_arguments, callback=callback_names, DataLoaders=loaders_names, Interpretation=interpretation_names)
+    tables = dict(Learner=learner_names, argument=learner_arguments, load=load_arguments, callback=callback_names,
+                  DataLoaders=loaders_names, Interpretation=interpretation_names)
     return [dict(where=where, name=name, **asdict(support)) for where,table in tables.items() for name,support in table.items()]
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #f712e259
