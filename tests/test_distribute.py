@@ -437,7 +437,7 @@ def test_a_machine_dies_and_the_rerun_ends_with_the_same_bits(workspace, two):
     for p in marked(mark):
         if p.environ().get("NODE") == "1": p.kill()
     out,_ = nodes[0].communicate(timeout=200) # ends by itself
-    nodes[1].communicate(timeout=60)
+    nodes[1].communicate(timeout=200)
     assert nodes[0].returncode != 0 and read_json(only_run(workspace)/"status.json")["status"] == "failed", out
     assert_nobody_left(mark)
     cut = state(only_run(workspace))["opt_steps"]

@@ -529,9 +529,12 @@ def to_detach(self:VitLearner,
 class _Pickler(cloudpickle.Pickler):
     "What a Learner needs to travel: loaders without their workers, trackers that have not begun"
     def reducer_override(self, o):
+        if isinstance(o, VitLearner): return copyreg.__newobj__, (type(o),), o.__getstate__(), None, None, _settle
         if isinstance(o, ImageLoader) and o._passes is not None: return copyreg.__newobj__, (_fresh, o.new())
         if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
         return super().reducer_override(o)
+
+def _settle(learn, state): vars(learn).update(state, lock=threading.Lock()) # its own __setstate__ refuses files of others
 
 class _fresh:
     def __new__(cls, o): return o
