@@ -1,5 +1,6 @@
 "MixUp and CutMix: against timm, against a slow reference, and for each kind of task"
 import pickle
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -16,8 +17,11 @@ from torch import nn
 from tiny_tasks import TwoHeads, classes, fit, task_learner, weights
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.mix import MixCallback
+from vitnb.callback.pretext import Pretext, fold_views, unfold_views
 from vitnb.data.mix import MODES, MixPlan, beta_from, cut_boxes, draw_plan, mix_images
+from vitnb.data.sample import Batch
 from vitnb.data.shard import shard
+from vitnb.learner.loop import SingleProcess
 from vitnb.losses.base import add_terms, make_loss, weigh
 from vitnb.losses.objective import make_objective
 from vitnb.task import ClassMap, MultiLabel, Ordinal, Tasks, Value, make_task
@@ -502,6 +506,66 @@ def test_no_fastai_subclass_reaches_the_model():
         def before_batch(self): self.kinds = [type(o) for o in (*self.xb, *self.yb)]
     learn = tiny(MixCallback(mode="elem"), Kind(), x=TensorBase(torch.randn(22,1,6,6)), y=TensorBase(torch.arange(22)%3))
     assert fit(learn).kind.kinds == [torch.Tensor, torch.Tensor]
+
+
+# views, on one position or several
+
+class Part(SingleProcess):
+    "The answers of one of several processes, without any"
+    def __init__(self, n, rank, world): self.n,self.rank,self.world = n,rank,world
+    def whole(self, n): return self.n
+    def positions(self, n): return shard(n, self.rank, self.world)
+
+
+class Views(Pretext):
+    "Tell nothing; give the model the views as they come, or folded into the batch"
+    name = "views"
+    def __init__(self, fold, odd=False):
+        super().__init__()
+        self.fold,self.odd = fold,odd
+    def prepare(self, learn, batch):
+        x = fold_views(batch["image"]) if self.fold else batch["image"]
+        return Batch(dict(image=x[1:] if self.odd else x))
+
+
+def mixed_views(x, pretext, mode, step=3, parallel=None):
+    "What the model would see of views (B,V,C,H,W)"
+    mix,learn = MixCallback(mode=mode, seed=4),SimpleNamespace(pretext=pretext, tasks=Tasks(), seed=1, epochs_done=2, iter=step, parallel=parallel or SingleProcess())
+    mix.learn,learn.batch = learn,Batch(dict(image=x))
+    learn.batch = pretext.prepare(learn, learn.batch)
+    mix.before_batch()
+    return learn.batch["image"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_views_are_mixed_alike_on_any_number_of_positions(mode, fold, views, world):
+    "Each position has whole pairs of samples, and its rows are those of the whole batch, bit for bit"
+    x = torch.randn(8, views, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    by_sample = (lambda o: unfold_views(o, views)) if fold else (lambda o: o)
+    for step in range(4):
+        whole = by_sample(mixed_views(x, Views(fold), mode, step))
+        for rank in range(world):
+            mine = shard(8, rank, world)
+            assert torch.equal(by_sample(mixed_views(x[mine], Views(fold), mode, step, Part(8, rank, world))), whole[mine])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_folded_view_is_a_row_and_an_unfolded_one_goes_with_its_sample(mode):
+    "Against one image after another"
+    x = torch.randn(4, 3, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    folded,plan = mixed_views(x, Views(True), mode),draw_plan(12, (6,6), 4, 2, 3, mode=mode)
+    assert torch.allclose(folded, slow_mix(x.flatten(0, 1), plan), atol=1e-6)
+    kept,plan = mixed_views(x, Views(False), mode),draw_plan(4, (6,6), 4, 2, 3, mode=mode)
+    assert torch.allclose(kept, slow_mix(x, plan), atol=1e-6)
+
+
+def test_rows_that_belong_to_no_sample_are_refused_across_positions():
+    x = torch.randn(4, 2, 1, 6, 6)
+    assert len(mixed_views(x, Views(True, odd=True), "elem")) == 7
+    with pytest.raises(ValueError, match="7 images of 4 samples cannot be mixed in several processes"): mixed_views(x, Views(True, odd=True), "elem", parallel=Part(8, 0, 2))
 
 
 class Stop(Callback):
