@@ -26,6 +26,11 @@ class Objective(nn.Module):
     title = "Loss" # of the first panel of a live figure
     fields = () # of the batch, besides targets, that loss and metrics read
 
+    def attend(self,
+        batch:Mapping, # Its fields
+    ):
+        "Set what model and loss must know of a batch, such as its sensor: called before it is counted and before the model runs on it"
+
     def terms(self,
         pred:object, # What the model says of the batch
         batch:Mapping, # Its fields
