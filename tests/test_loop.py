@@ -410,3 +410,16 @@ def test_freezing_is_for_training_and_refuses_nonsense():
     for epochs in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="whole number from 1"): FreezeEpochs(epochs)
     with pytest.raises(ValueError, match="freeze_to\\(9\\): there are"): fit(frozen(depth=9), 1)
+
+
+@pytest.mark.parametrize("momentum", [0., .9])
+def test_layers_that_wake_train_with_sgd(momentum):
+    "In one epoch the head, then all: the weights of torch's own unfused optimiser, which takes parameters one by one"
+    def run(**kw):
+        learn = frozen(epochs=1, optimizer="sgd", lr=.05, opt_kw=dict(momentum=momentum))
+        for group in learn.opt.opt.param_groups: group.update(kw)
+        learn.fit(3)
+        return learn
+    ours,plain = run(),run(fused=False, foreach=False)
+    assert ours.opt_steps == plain.opt_steps > 3
+    for a,b in zip(ours.model.parameters(), plain.model.parameters()): assert torch.allclose(a, b, atol=1e-6)

@@ -34,7 +34,7 @@ from ..core import hash_seed, n_ranks, nearest, settings
 from ..data.sample import Batch, map_tensors
 from ..device import rng_state, seed_device, set_rng_state
 from .fastai import check_arguments, check_callback, check_fit, follow_columns
-from .freeze import FrozenNorms
+from .freeze import FrozenNorms, wake
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
@@ -314,6 +314,7 @@ def n_batches(self:VitLearner)->int:
 def train_batches(self:VitLearner):
     "The training batches, in groups of one step each"
     self.n_iter,self.device = self.n_batches(),next(self.model.parameters()).device # the model may have been moved since
+    wake(self.opt.opt) # what callbacks have unfrozen
     first,group,skipped = self.position[1],[],[]
     if first: self.dl.start = first
     for i,b in enumerate(islice(self.dl, self.max_batches), first):
