@@ -285,7 +285,7 @@ class Together(SingleProcess):
         self.wrap()
 
     def wrap(self):
-        "Wrap the model for the parameters that are trained now: those that were not when it was wrapped would exchange no gradients, others would be waited for"
+        "Wrap the model for the parameters that are trained now: others would be waited for, or not exchanged"
         trained = [p.requires_grad for p in self.learn.model.parameters()]
         if trained == self.trained: return
         self.net,self.trained = None,trained

@@ -31,11 +31,11 @@ def frozen_norms(
     visit(model, False)
     return list(dict.fromkeys(found)) # a shared layer once
 
-# %% ../../nbs/library/502_learner.freeze.ipynb #364e91b7
+# %% ../../nbs/library/502_learner.freeze.ipynb #b8f4d405
 def wake(
     opt:torch.optim.Optimizer, # Torch's optimiser
 )->None:
-    "Give parameters that are trained for the first time, beside others that were before, the momentum of a first step"
+    "Give parameters that wake beside others that have trained the momentum of a first step"
     for group in opt.param_groups:
         begun = [opt.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]]
         if not any(begun) or group["dampening"]: continue # with dampening the first step is another

@@ -365,8 +365,8 @@ def begin_batch(self:VitLearner,
 def end_skipped(self:VitLearner,
     skipped:list, # (number, batch) pairs
 ):
-    "End batches that a callback has cancelled before anything was done with them; behind a step that does not reach them, so that its state does not count them"
-    while skipped:
+    "End batches that a callback has cancelled before anything was done with them"
+    while skipped: # behind a step that does not reach them, so that a state of that step does not count them
         self.iter,self.batch = skipped.pop(0)
         self.report = None
         self(["after_cancel_batch", "after_batch"])

@@ -29,7 +29,7 @@ class Objective(nn.Module):
     def attend(self,
         batch:Mapping, # Its fields
     ):
-        "Set what model and loss must know of a batch, such as its sensor: called before it is counted and before the model runs on it"
+        "Tell model and loss what they must know of a batch, such as its sensor, before it is counted or run"
 
     def terms(self,
         pred:object, # What the model says of the batch
