@@ -54,7 +54,7 @@ def _model_kw(dls, arch, tasks, pretext, given):
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k))) for k in tasks}
+    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k), t.never)) for k,t in tasks.items()}
     own = {"":given} if tasks.only else given
     for k in found:
         twice = own.get(k, {}).keys() & {"weight", "alpha"}
