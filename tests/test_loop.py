@@ -413,7 +413,6 @@ def test_freezing_is_for_training_and_refuses_nonsense():
     with pytest.raises(ValueError, match="freeze_to\\(9\\): there are"): fit(frozen(depth=9), 1)
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("kw", [dict(), dict(engine=dict(mixup=.8, ema_decay=.9, accumulate=2)), dict(precision="fp16"), dict(schedule="plateau", optimizer="sgd", lr=.1)], ids=str)
 def test_a_dry_run_changes_nothing(kw):
     one,two = tiny_learner(**kw),tiny_learner(**kw)
@@ -525,7 +524,8 @@ def test_every_callback_pickles(tmp_path):
                     finally: cb.learn = learn
     tiny_learner().fit(1, cbs=[*everything(tmp_path), Try()])
     assert {"Checkpoints", "StopOnSignal", "TimeLimit", "NaNWatch", "EMACallback", "Accumulate", "EarlyStop", "History", "EventLog"} <= set(Try.tried)
-=======
+
+
 @pytest.mark.parametrize("momentum", [0., .9])
 def test_layers_that_wake_train_with_sgd(momentum):
     "In one epoch the head, then all: the weights of torch's own unfused optimiser, which takes parameters one by one"
@@ -537,4 +537,3 @@ def test_layers_that_wake_train_with_sgd(momentum):
     ours,plain = run(),run(fused=False, foreach=False)
     assert ours.opt_steps == plain.opt_steps > 3
     for a,b in zip(ours.model.parameters(), plain.model.parameters()): assert torch.allclose(a, b, atol=1e-6)
->>>>>>> wt-debts-a
