@@ -25,6 +25,9 @@ from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
 from vitnb.models.spectral import *
+from vitnb.models.stages import *
+from vitnb.models.dfca import *
+from vitnb.models.hvit import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
