@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,11 @@ import view_worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitnb.callback.pretext import Pretext, fold_views, unfold_views
+from vitnb.data.loader import image_loaders
+from vitnb.data.sample import Batch
+from vitnb.data.table import ImageSet, Split
+from vitnb.learner.core import vit_learner
 from vitnb.losses.base import Loss, losses, make_loss, weigh
 from vitnb.losses.contrastive import (BYOLLoss, DINOLoss, InfoNCELoss, NTXentLoss, ViewLoss, VICRegLoss, all_rows, pair_views,
                                       sinkhorn)
@@ -319,6 +325,31 @@ def test_a_teacher_loss_of_both_views_is_the_mean_of_both_directions():
     both = BYOLLoss()(*pair_views(student, teacher))
     ways = [BYOLLoss()(student[:,v], teacher[:,1-v]) for v in range(2)]
     assert both.item() == pytest.approx(sum(ways).item()/2, rel=1e-5)
+
+
+class Contrast(Pretext):
+    "What a pretext task has to write to use a loss of views"
+    name,views,whole_batch = "contrast",2,True
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+    @property
+    def weights(self): return self.loss.weights
+    def prepare(self, learn, batch): return Batch(dict(image=fold_views(batch["image"])))
+    def terms(self, pred, batch): return self.loss.terms(*pair_views(unfold_views(pred, 2)))
+    def counts(self, batch): return dict.fromkeys(self.weights, len(batch["image"])//2)
+
+@pytest.mark.parametrize("name", ["ntxent", "infonce", "vicreg"])
+def test_a_learner_trains_with_it(name):
+    "Through the loop as it is"
+    x = np.random.default_rng(0).random((48, 4, 4, 3)).astype(np.float32).repeat(2, 1).repeat(2, 2)
+    dls = image_loaders(ImageSet("twins", None, dict(train=Split(x[:32]), valid=Split(x[32:]))), bs=16, valid_bs=16, seed=5, workers=0, augment="shift")
+    learn = vit_learner(dls, "hvit_micro", model_kw=dict(patch_size=1, num_classes=16, drop_path_rate=0.), pretext=Contrast(make_loss(name)), lr=1e-3, seed=3,
+                        precision="fp32")
+    learn.logger = lambda *a: None
+    with learn.no_bar(): learn.fit(8)
+    losses = [float(o) for o in learn.recorder.losses]
+    assert len(losses) == 16 and np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
 # ---------------------------------------------------------------------------------------------- several processes

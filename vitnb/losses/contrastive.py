@@ -144,7 +144,7 @@ class NTXentLoss(ViewLoss):
 
     def collapse_value(self, n_pairs:int, width:int)->float: return math.log(2*n_pairs - 1)
 
-# %% ../../nbs/library/325_losses.contrastive.ipynb #c74c980d
+# %% ../../nbs/library/325_losses.contrastive.ipynb #6dcaea40
 @losses.register("infonce")
 class InfoNCELoss(ViewLoss):
     "Tell the other view of an image from the other views of other images, both ways"
@@ -159,8 +159,7 @@ class InfoNCELoss(ViewLoss):
         similarity = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T/self.temperature # N,N
         if group is not None: similarity = similarity.masked_fill(_same_group(group), -torch.inf)
         partner = torch.arange(len(z1), device=z1.device)
-        there,back = F.cross_entropy(similarity, partner),F.cross_entropy(similarity.T, partner)
-        return dict(loss=(there + back)/2)
+        return dict(loss=(F.cross_entropy(similarity, partner) + F.cross_entropy(similarity.T, partner))/2)
 
     def collapse_value(self, n_pairs:int, width:int)->float: return math.log(n_pairs)
 
@@ -194,12 +193,13 @@ class VICRegLoss(ViewLoss):
 
     def collapse_value(self, n_pairs:int, width:int)->float: return self.weights["variance"]*(1 - self.eps**.5)
 
-# %% ../../nbs/library/325_losses.contrastive.ipynb #01e7530c
+# %% ../../nbs/library/325_losses.contrastive.ipynb #53c8d4ab
 @losses.register("byol")
 class BYOLLoss(ViewLoss):
     "Predict the teacher's features of the other view: squared distance of unit vectors"
     whole_batch = False # the loss of a pair does not depend on others
-    least,teacher = 1,True
+    least = 1
+    teacher = True
 
     def values(self, z1:Tensor, z2:Tensor)->dict:
         return dict(loss=2 - 2*F.cosine_similarity(z1, z2.detach(), dim=1).mean())

@@ -27,7 +27,7 @@ def lesion_bias(
     share = F.adaptive_avg_pool2d(lesion.float(), tuple(grid))
     return share.clamp(floor, 1).log().flatten(2)[:,:,None] # B,1,1,N
 
-# %% ../../nbs/library/248_models.dfca.ipynb #8fffabdb
+# %% ../../nbs/library/248_models.dfca.ipynb #fb0fd32d
 class DFCA(nn.Module):
     "Disease-focused cross-attention from colour tokens to spectral tokens, with an MLP; norms last"
     def __init__(self,
@@ -40,7 +40,8 @@ class DFCA(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dfca_num_heads={num_heads} do not divide a width of {dim}; None gives 64 channels each")
-        self.num_heads,self.attn_drop = num_heads,drop
+        self.num_heads = num_heads
+        self.attn_drop = drop
         widths_agree = spectral_dim in (None, dim)
         self.align = nn.Identity() if widths_agree else nn.Linear(spectral_dim, dim)
         self.q = nn.Linear(dim, dim)
@@ -65,7 +66,7 @@ class DFCA(nn.Module):
         likeness = self.heads(spectral) @ self.prototypes[:,:,None]/self.prototypes.shape[1]**.5 # B,heads,M,1
         return F.logsigmoid(likeness).transpose(2, 3)
 
-# %% ../../nbs/library/248_models.dfca.ipynb #6f1cafc1
+# %% ../../nbs/library/248_models.dfca.ipynb #3ca9040c
 @patch
 def parts(self:DFCA,
     x:Tensor, # Colour tokens, `(B,N,C)`
@@ -76,9 +77,9 @@ def parts(self:DFCA,
     spectral = self.align(spectral)
     bias = self.prior(spectral)
     if lesion is not None: bias = bias + lesion
-    key,value = self.kv(spectral).chunk(2, -1)
     query = self.heads(self.q(x))
-    return query, self.heads(key), self.heads(value), bias.to(query.dtype)
+    key_and_value = [self.heads(half) for half in self.kv(spectral).chunk(2, -1)]
+    return query, *key_and_value, bias.to(query.dtype)
 
 @patch
 def forward(self:DFCA, x:Tensor, spectral:Tensor, lesion:Tensor|None=None)->Tensor:

@@ -21,7 +21,7 @@ from .protocol import register_model
 from .spectral import FastNorm
 from .stages import HViTStream, Stage, as_pair, fitting_patch, resize_positions
 
-# %% ../../nbs/library/250_models.hvit.ipynb #8107408c
+# %% ../../nbs/library/250_models.hvit.ipynb #0f789766
 class HierarchicalViT(HViTStream):
     "A stream of colours, if asked for beside one of spectra, and a classifier"
     def __init__(self,
@@ -34,10 +34,13 @@ class HierarchicalViT(HViTStream):
     ):
         super().__init__(**stream_kw)
         self.fc_norm = FastNorm(self.width)
-        self.spectral,self.fusion,self.modality_dropout = spectral,fusion,modality_dropout
-        self.spectral_channels = spectral.channels if spectral is not None else 0
+        self.spectral = spectral
+        self.fusion = fusion
+        self.modality_dropout = modality_dropout
+        self.spectral_channels = getattr(spectral, "channels", 0)
         self.in_chans = self.channels + self.spectral_channels
-        self.img_size,self.num_features = stream_kw["img_size"],self.width
+        self.img_size = stream_kw["img_size"]
+        self.num_features = self.width
         self.fresh = ("spectral.", "fusion.") # weights of a model of colours alone may fill it: see `load_weights`
         self.feature_info = [dict(num_chs=stage.dim, reduction=self.patch_size*2**i, module=f"stages.{i}")
                              for i,stage in enumerate(self.stages)]
@@ -52,7 +55,7 @@ def _init(m):
     if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out")
     if isinstance(m, (nn.Linear, nn.Conv2d)) and m.bias is not None: nn.init.zeros_(m.bias)
 
-# %% ../../nbs/library/250_models.hvit.ipynb #4e0d03c5
+# %% ../../nbs/library/250_models.hvit.ipynb #e30ed315
 @patch
 def split_modalities(self:HierarchicalViT,
     x:Tensor, # Images of colours, or of colours and spectral channels
@@ -62,7 +65,7 @@ def split_modalities(self:HierarchicalViT,
     if self.spectral is None:
         if spectral is None: return x, None
         raise ValueError("this model has no spectral stream; create it with spectral_channels, or leave the image out")
-    if spectral is None and x.shape[1] == self.in_chans: x,spectral = x.tensor_split([self.channels], 1)
+    if spectral is None and x.shape[1] == self.in_chans: return x[:,:self.channels], x[:,self.channels:]
     if spectral is None and self.modality_dropout: return x, None
     if spectral is None:
         raise ValueError(f"no spectral image in {tuple(x.shape)}: this model takes {self.channels} colours and "
@@ -89,7 +92,7 @@ def fuse(self:HierarchicalViT,
     fused = self.fusion(x.flatten(1, 2), other.flatten(1, 2), bias).unflatten(1, x.shape[1:3])
     return fused if there is None else torch.where(there, fused, x)
 
-# %% ../../nbs/library/250_models.hvit.ipynb #5b4d5bf2
+# %% ../../nbs/library/250_models.hvit.ipynb #2f7aa311
 @patch
 def forward_features(self:HierarchicalViT,
     x:Tensor, # Images, `(B,C,H,W)`; the spectral channels may follow the colours
@@ -101,7 +104,8 @@ def forward_features(self:HierarchicalViT,
     if spectral is None and lesion is not None:
         raise ValueError("a lesion mask steers attention to the spectral stream, and there is no spectral image")
     x = self.encode(x)
-    return x if spectral is None else self.fuse(x, spectral, lesion)
+    if spectral is not None: x = self.fuse(x, spectral, lesion)
+    return x
 
 @patch
 def forward_head(self:HierarchicalViT,
@@ -130,16 +134,20 @@ def forward_intermediates(self:HierarchicalViT,
 )->list|tuple: # Final map `(B,h,w,D)` and maps of the colour stream
     "What each stage makes of the colours"
     one_of(output_fmt, ("NCHW", "NHWC"), "output_fmt")
-    take,top = feature_take_indices(len(self.stages), indices)
-    stop_early = stop_early and top < len(self.stages) - 1
+    taken = feature_take_indices(len(self.stages), indices)[0]
+    n_stages = len(self.stages)
+    if stop_early: n_stages = max(taken) + 1
+    complete = n_stages == len(self.stages)
     x,spectral = self.split_modalities(x, spectral)
-    last = self.encode(x, maps := [], top + 1 if stop_early else None)
-    if norm and not stop_early: maps[-1] = last
-    if spectral is not None and not stop_early: last = self.fuse(last, spectral, lesion)
-    maps = [maps[i].permute(0, 3, 1, 2) if output_fmt == "NCHW" else maps[i] for i in take]
+    maps = []
+    last = self.encode(x, maps, n_stages)
+    if norm and complete: maps[-1] = last
+    if spectral is not None and complete: last = self.fuse(last, spectral, lesion)
+    maps = [maps[i] for i in taken]
+    if output_fmt == "NCHW": maps = [o.permute(0, 3, 1, 2) for o in maps]
     return maps if intermediates_only else (last, maps)
 
-# %% ../../nbs/library/250_models.hvit.ipynb #a8966e01
+# %% ../../nbs/library/250_models.hvit.ipynb #57be1d17
 @patch
 def get_classifier(self:HierarchicalViT)->nn.Module:
     "The classifier; an identity if there are no classes"
@@ -151,7 +159,8 @@ def reset_classifier(self:HierarchicalViT,
 ):
     "Put on a new classifier"
     self.num_classes = num_classes
-    self.head = nn.Linear(self.width, num_classes, device=self.pos_embed.device) if num_classes else nn.Identity()
+    self.head = nn.Identity()
+    if num_classes: self.head = nn.Linear(self.width, num_classes, device=self.pos_embed.device)
     _init(self.head)
 
 @patch
@@ -159,8 +168,10 @@ def group_matcher(self:HierarchicalViT,
     coarse:bool=False, # Count stages; False: blocks
 )->dict: # Regular expressions by group
     "Which parameter lies how deep: streams alike, last norms with the last block, then fusion, then the classifier"
-    stage,last = r"^(?:spectral\.)?stages\.(\d+)",len(self.stages) - 1
-    norms,fusion = r"^(?:(?:spectral\.)?norm|fc_norm)\.",r"^fusion"
+    stage = r"^(?:spectral\.)?stages\.(\d+)"
+    norms = r"^(?:(?:spectral\.)?norm|fc_norm)\."
+    fusion = r"^fusion"
+    last = len(self.stages) - 1
     by_stage = [(stage, None), (norms, (last,)), (fusion, (last + 1,))]
     last_block = (last, len(self.stages[-1].blocks) - 1)
     by_block = [(stage + r"\.blocks\.(\d+)", None), (stage, (0,)), (norms, last_block), (fusion, (last + 1, 0))]
@@ -188,7 +199,7 @@ HVIT_SIZES = dict( # each stage is twice as wide as the one before; heads are 32
     hvit_xl    = dict(img_size=448, patch_size=14,   embed_dim=192, depths=(3, 6, 24, 3), num_heads=(6, 12, 24, 48)),
 )
 
-# %% ../../nbs/library/250_models.hvit.ipynb #06cd22a7
+# %% ../../nbs/library/250_models.hvit.ipynb #1d53e9bf
 def _check_widths(embed_dim, depths, num_heads):
     "Lengths agree, and every width is a whole number of heads"
     if len(depths) != len(num_heads):
@@ -206,7 +217,8 @@ def _check_rates(**rates):
 def _dfca_heads(width, last_heads):
     "64 channels a head, as the guide's small model has; where that does not divide the width, the last stage's heads"
     wide = max(1, width//64)
-    return last_heads if width % wide else wide
+    if width % wide: return last_heads
+    return wide
 
 def _check_spectral(colours, spectral_channels, use_dfca, **options):
     "Refuse options that would not act, and channels that do not add up"
@@ -230,8 +242,8 @@ def _fusion(spectral, dim, last_heads, use_dfca, dfca_num_heads, dfca_drop):
     "What joins the streams' last maps, if there are two"
     if spectral is None: return None
     if use_dfca is False: return ConcatFusion(dim, spectral.width)
-    drop = .1 if dfca_drop is None else dfca_drop
-    return DFCA(dim, dfca_num_heads or _dfca_heads(dim, last_heads), spectral.width, drop)
+    given = {} if dfca_drop is None else dict(drop=dfca_drop)
+    return DFCA(dim, dfca_num_heads or _dfca_heads(dim, last_heads), spectral.width, **given)
 
 # %% ../../nbs/library/250_models.hvit.ipynb #d599d5ae
 def hvit(
@@ -272,7 +284,7 @@ def hvit(
     return HierarchicalViT(num_classes, drop_rate, spectral, fusion, modality_dropout, channels=colours,
                            embed_dim=embed_dim, **stream)
 
-# %% ../../nbs/library/250_models.hvit.ipynb #1bb9dfd1
+# %% ../../nbs/library/250_models.hvit.ipynb #89550dbb
 def fit_hvit_state(
     state:dict, # Weights of a model of the same widths
     model:HierarchicalViT, # The model to fill
@@ -280,7 +292,8 @@ def fit_hvit_state(
     "Fit the weights of another image or patch size to `model`"
     own = model.state_dict()
     for name in [k for k in state if k in own]:
-        given,size = state[name],own[name].shape
+        given = state[name]
+        size = own[name].shape
         if name.endswith("pos_embed") and given.ndim == 4: state[name] = resize_positions(given, size[1:3])
         if name.endswith("patch_embed.proj.weight") and given.shape[2:] != size[2:]:
             state[name] = resample_patch_embed(given, list(size[2:]))

@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .spectral import FastNorm
 
-# %% ../../nbs/library/245_models.stages.ipynb #9c6ce1c9
+# %% ../../nbs/library/245_models.stages.ipynb #051736d3
 def as_pair(
     size:int|Sequence, # A side, or (height, width)
 )->tuple: # (height, width)
     "Read a side as a pair"
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
 
 def size_step(
     patch_size:int, # Side of a patch in pixels
@@ -46,10 +46,11 @@ def fitting_patch(
     most:int=16, # Largest patch
 )->int|None: # None where no patch fits
     "Find the largest patch that makes an image size legal"
-    fits = [k for k in range(1, most + 1) if all(side % size_step(k, n_stages) == 0 for side in as_pair(img_size))]
+    legal = lambda patch_size: not any(side % size_step(patch_size, n_stages) for side in as_pair(img_size))
+    fits = [size for size in range(1, most + 1) if legal(size)]
     return max(fits, default=None)
 
-# %% ../../nbs/library/245_models.stages.ipynb #27f44792
+# %% ../../nbs/library/245_models.stages.ipynb #0203edea
 def check_size(
     img_size:int|Sequence, # Side in pixels, or (height, width)
     patch_size:int, # Side of a patch in pixels
@@ -61,14 +62,16 @@ def check_size(
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
             raise ValueError(f"img_size={img_size!r} and patch_size={patch_size!r} must be whole numbers of pixels, "
                              "such as 256 and 16")
-    step,sides = size_step(patch_size, n_stages),as_pair(img_size)
+    step = size_step(patch_size, n_stages)
+    sides = as_pair(img_size)
     if pad or not any(side % step for side in sides): return tuple(-(-side//patch_size) for side in sides)
     near = [" or ".join(map(str, near_sizes(side, step))) for side in sides]
-    wanted = near[0] if near[0] == near[1] else f"({near[0]}) × ({near[1]})"
-    fits = fitting_patch(img_size, n_stages)
+    wanted = f"({near[0]}) × ({near[1]})"
+    if sides[0] == sides[1]: wanted = near[0]
+    fits = fitting_patch(sides, n_stages)
     other = f"patch_size={fits}, " if fits else ""
-    raise ValueError(f"img_size={img_size} is not legal: with patches of {patch_size} and {n_stages} stages a side is "
-                     f"a multiple of {step} pixels; use img_size {wanted}, {other}or pad=True")
+    raise ValueError(f"img_size={' × '.join(map(str, sides))} is not legal: with patches of {patch_size} and {n_stages} "
+                     f"stages a side is a multiple of {step} pixels; use img_size {wanted}, {other}or pad=True")
 
 # %% ../../nbs/library/245_models.stages.ipynb #104d4b72
 def resize_positions(
@@ -107,7 +110,7 @@ class Stage(nn.Module):
         for block in self.blocks: x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x.unflatten(1, grid)
 
-# %% ../../nbs/library/245_models.stages.ipynb #df15c1a8
+# %% ../../nbs/library/245_models.stages.ipynb #b6dd5842
 class HViTStream(nn.Module):
     "From images of some channels to a map of wide tokens"
     def __init__(self,
@@ -122,7 +125,9 @@ class HViTStream(nn.Module):
         **block_kw, # Further arguments of timm's `Block`
     ):
         super().__init__()
-        self.patch_size,self.channels,self.pad = patch_size,channels,pad
+        self.patch_size = patch_size
+        self.channels = channels
+        self.pad = pad
         grid = check_size(img_size, patch_size, len(depths), pad)
         self.patch_embed = PatchEmbed(img_size, patch_size, channels, embed_dim, FastNorm, output_fmt="NHWC",
                                       strict_img_size=False)
@@ -139,7 +144,7 @@ class HViTStream(nn.Module):
         "What a legal image side is a multiple of"
         return size_step(self.patch_size, len(self.stages))
 
-# %% ../../nbs/library/245_models.stages.ipynb #23805bd4
+# %% ../../nbs/library/245_models.stages.ipynb #e3a8445f
 @patch
 def embed(self:HViTStream,
     x:Tensor, # Images, `(B,C,H,W)`
@@ -163,4 +168,5 @@ def encode(self:HViTStream,
     for stage in self.stages[:n_stages]:
         x = stage(x)
         if keep is not None: keep.append(x)
-    return self.norm(x) if n_stages in (None, len(self.stages)) else x
+    if n_stages in (None, len(self.stages)): x = self.norm(x)
+    return x
