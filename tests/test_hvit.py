@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitnb.data.loader import image_loaders
 from vitnb.data.table import ImageSet, Split
 from vitnb.learner.core import vit_learner
+from vitnb.learner.distribute import WholeBatch
 from vitnb.learner.optim import decays, param_groups
 from vitnb.models.dfca import DFCA, ConcatFusion, attention_weights, lesion_bias, present_samples
 from vitnb.models.hvit import HVIT_SIZES, fit_hvit_state, hvit
@@ -515,6 +516,28 @@ def test_operations_are_those_of_the_formula():
             want += grid*2*d*d # merging: 2d wide after concatenation of four halves
         want += depth*(12*d*d*grid + 2*grid*grid*d)
     assert counter.get_total_flops()/2 == want + d*5
+
+
+@pytest.mark.parametrize("kw", [{}, dict(spectral_channels=2)])
+def test_samples_of_a_batch_do_not_see_one_another(kw):
+    "No batch statistics that a pretext task could be solved by"
+    model = seeded(**kw, drop_path_rate=0., **(dict(dfca_drop=0.) if kw else {})).train()
+    x = images(3, model.in_chans, 16, 16)
+    other = x.clone()
+    other[1] += 10
+    with torch.no_grad(): a,b = model(x),model(other)
+    assert torch.equal(a[[0, 2]], b[[0, 2]]) and not torch.equal(a[1], b[1])
+
+def test_a_part_of_a_batch_draws_as_the_whole_batch():
+    "Drop path, dropout and missing spectra of two processes are those of one"
+    model = seeded(spectral_channels=2, modality_dropout=.5, drop_path_rate=.5, drop_rate=.3).train()
+    x = images(6, 5, 16, 16)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        whole = model(x)
+        for part in (np.array([0, 2, 4]), np.array([1, 3, 5])):
+            torch.manual_seed(1)
+            with WholeBatch(6, part): assert torch.allclose(model(x[part]), whole[part], atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------- every option acts, and weights
