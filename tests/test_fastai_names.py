@@ -1,7 +1,9 @@
 "The table of fastai's names beside the fastai that is installed; each name that works is called, each refusal names ours"
 import ast
+import copy
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
 from pathlib import Path
@@ -23,13 +25,15 @@ from fastai.test_utils import VerboseCallback
 from matplotlib import pyplot as plt
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from tiny_tasks import fit, weights
 from torch import nn
 
 import vitnb.all
+import vitnb.learner.distribute as distribute
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
-from vitnb.learner.fastai import callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names, loaders_names
+from vitnb.learner.fastai import callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names, load_arguments, loaders_names
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.optim import GradClip
 from vitnb.losses.objective import make_objective
@@ -43,12 +47,6 @@ def loaders(**kw): return image_loaders(DIGITS, **{**dict(bs=16, augment="shift"
 def make(**kw): return vit_learner(loaders(), "densenet_micro", **{**dict(lr=.01, schedule="constant", device="cpu", precision="fp32", seed=1), **kw})
 
 
-def fit(learn, n=1, **kw):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kw)
-    return learn
-
-
-def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 def rates(learn): return [h["lr"] for h in learn.opt.hypers]
 def names(table, status): return {k for k,v in table.items() if v.status == status}
 
@@ -643,7 +641,72 @@ LOADERS = dict.fromkeys("__init__ __getitem__ __len__ _default train valid train
 def test_each_name_of_loaders_that_works_has_its_test(): assert set(LOADERS) == names(loaders_names, "works")
 
 
-def test_fastais_load_learner_names_ours(tmp_path):
-    "What it opens has run its code by then; `export`, which writes such files, is refused"
+PICKLED = [lambda f: load_learner(f), lambda f: load_learner(f, cpu=False), lambda f: load_learner(f, False), lambda f: load_learner(f, cpu=False, pickle_module=pickle),
+           lambda f: load_learner(fname=str(f), cpu=0), lambda f: torch.load(f, weights_only=False), lambda f: torch.load(f, weights_only=False, map_location="cpu", pickle_module=pickle)]
+
+
+@pytest.mark.parametrize("call", PICKLED, ids=range(len(PICKLED)))
+@pytest.mark.filterwarnings("ignore:.*insecure")
+def test_a_learner_is_not_read_from_a_pickle_in_any_form(call, tmp_path):
+    "Whatever fastai's arguments are; `export`, which writes such files, is refused, so somebody wrote this one by hand"
     torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
-    with pytest.raises(ValueError, match="load_run"), pytest.warns(UserWarning, match="insecure"): load_learner(tmp_path/"old.pkl")
+    with pytest.raises(ValueError, match=re.escape(learner_names["__setstate__"].use)): call(tmp_path/"old.pkl")
+
+
+@pytest.mark.parametrize("how", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_a_learner_is_not_read_from_bytes(how):
+    learn = make()
+    with pytest.raises(ValueError, match="load_run"): how.loads(cloudpickle.dumps(learn))
+
+
+def test_a_learner_travels_to_processes_that_this_one_starts(tmp_path):
+    learn = fit(make())
+    distribute._pack(learn, dict(n=1), tmp_path)
+    there,kw = distribute._unpack(tmp_path)
+    assert kw == dict(n=1) and torch.equal(weights(there), weights(learn)) and there.opt_steps == learn.opt_steps
+    fit(there)
+
+
+def test_a_learner_is_copied_in_this_process():
+    learn = make() # after a fit its last loss is part of a graph, which torch copies for nobody
+    before,twin = weights(learn),copy.deepcopy(learn)
+    fit(twin)
+    assert torch.equal(weights(learn), before) and not torch.equal(weights(twin), before) and twin.recorder.learn is twin
+
+
+class Harm:
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("kw", [{}, dict(weights_only=False), dict(weights_only=None), dict(weights_only=0), dict(pickle_module=pickle), dict(weights_only=False, pickle_module=cloudpickle),
+                                dict(with_opt=False, weights_only=False), dict(device="cpu", strict=False, weights_only=False), dict(weights_only=True)], ids=str)
+def test_load_runs_no_code_of_a_file(kw, tmp_path):
+    "Not with any argument that reaches `torch.load`"
+    learn = make(path=tmp_path)
+    (tmp_path/"models").mkdir()
+    torch.save(dict(model=learn.model.state_dict(), opt=Harm(tmp_path/"harmed")), tmp_path/"models"/"somebodys.pth")
+    with pytest.raises(ValueError, match="only tensors and plain values"): learn.load("somebodys", **kw)
+    assert not (tmp_path/"harmed").exists()
+
+
+@pytest.mark.parametrize("name", sorted(load_arguments))
+def test_a_refused_argument_of_load_is_one_that_torch_has(name):
+    assert name in inspect.signature(torch.load).parameters and "load_kwargs" in str(inspect.signature(fastai.learner.load_model))
+
+
+def test_load_takes_what_is_harmless(tmp_path):
+    learn,other = fit(make(path=tmp_path)),make(path=tmp_path, seed=2)
+    learn.save("m")
+    assert other.load("m", device="cpu", with_opt=False, strict=True, weights_only=True, mmap=True) is other and torch.equal(weights(learn), weights(other))
+
+
+def test_nothing_of_ours_opens_pickles():
+    "No public name of vitnb is fastai's or Python's way to open one, and the source asks torch for weights only, but where a process reads what its parent wrote"
+    assert not {"load_learner", "loads", "pickle", "cloudpickle"} & set(vars(vitnb.all))
+    root = Path(vitnb.__file__).parent
+    for path in root.rglob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
+        for n in calls:
+            said = {k.arg: ast.unparse(k.value) for k in n.keywords}
+            assert said.get("weights_only") == "True" or path.relative_to(root).as_posix() == "learner/distribute.py", ast.unparse(n)

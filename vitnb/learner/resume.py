@@ -7,6 +7,8 @@ __all__ = ['callback_state', 'load_callback_state', 'Resume']
 
 # %% ../../nbs/library/508_learner.resume.ipynb #8bfe5f01
 import copy
+import pickle
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
@@ -23,6 +26,7 @@ from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from ..callback.live import LiveView
 from ..core import flat
 from ..device import rng_state, set_rng_state, synchronize
+from .fastai import check_load
 from .loop import VitLearner
 from .precision import DTYPES
 
@@ -166,6 +170,31 @@ def resume_callbacks(self:VitLearner,
     "What a fit needs to go on from a state"
     state = self.find_state(resume, cbs)
     return L() if state is None else L(Resume(state, allow_changes))
+
+# %% ../../nbs/library/508_learner.resume.ipynb #061d39ff
+@patch
+def load(self:VitLearner,
+    file:str|Path, # Its name, without ending, in `path/model_dir`
+    device:str|torch.device|None=None, # Where the tensors shall be; that of the loaders if None
+    **kwargs, # with_opt, strict, and what `torch.load` takes
+)->VitLearner: # Itself
+    "Load weights and optimiser; nothing in the file is run"
+    check_load(kwargs)
+    # fastai's SaveModelCallback asks for weights_only=False, though what `save` writes needs no code to be read
+    kwargs["weights_only"] = True
+    try:
+        return Learner.load(self, file, device, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file}: only tensors and plain values are read from a file, for anything else in it may "
+                         "run code; write it with learn.save, or use load_run(folder)") from error
+
+@patch
+def __deepcopy__(self:VitLearner, memo:dict)->VitLearner: # Another one, with its own weights
+    "Copy a Learner of this process, which no file is read for"
+    new = object.__new__(type(self))
+    memo[id(self)] = new
+    vars(new).update(copy.deepcopy(self.__getstate__(), memo), lock=threading.Lock())
+    return new
 
 # %% ../../nbs/library/508_learner.resume.ipynb #ab2b5a31
 class _Look(TrainCallback):
