@@ -70,8 +70,9 @@ def check_size(
     if sides[0] == sides[1]: wanted = near[0]
     fits = fitting_patch(sides, n_stages)
     other = f"patch_size={fits}, " if fits else ""
-    raise ValueError(f"img_size={' × '.join(map(str, sides))} is not legal: with patches of {patch_size} and {n_stages} "
-                     f"stages a side is a multiple of {step} pixels; use img_size {wanted}, {other}or pad=True")
+    raise ValueError(f"img_size={' × '.join(map(str, sides))} is not legal: with patches of {patch_size} and "
+                     f"{n_stages} stages a side is a multiple of {step} pixels; "
+                     f"use img_size {wanted}, {other}or pad=True")
 
 # %% ../../nbs/library/245_models.stages.ipynb #104d4b72
 def resize_positions(
