@@ -25,10 +25,14 @@ from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
 from vitnb.models.spectral import *
+from vitnb.models.stages import *
+from vitnb.models.dfca import *
+from vitnb.models.hvit import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
+from vitnb.losses.contrastive import *
 from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
 from vitnb.metrics.base import *
