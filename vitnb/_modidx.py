@@ -1242,6 +1242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vitnb.data.sample._mirrored': ('library/data.sample.html#_mirrored', 'vitnb/data/sample.py'),
                                    'vitnb.data.sample._shape': ('library/data.sample.html#_shape', 'vitnb/data/sample.py'),
                                    'vitnb.data.sample._target_names': ('library/data.sample.html#_target_names', 'vitnb/data/sample.py'),
+                                   'vitnb.data.sample.as_batch': ('library/data.sample.html#as_batch', 'vitnb/data/sample.py'),
                                    'vitnb.data.sample.has_maps': ('library/data.sample.html#has_maps', 'vitnb/data/sample.py'),
                                    'vitnb.data.sample.is_map': ('library/data.sample.html#is_map', 'vitnb/data/sample.py'),
                                    'vitnb.data.sample.map_names': ('library/data.sample.html#map_names', 'vitnb/data/sample.py'),
