@@ -11,6 +11,7 @@ from vitnb.data.table import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
+from vitnb.data.severity import *
 from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
