@@ -21,6 +21,7 @@ from vitnb.data.retina import *
 from vitnb.data.cubeaugment import *
 from vitnb.data.cube import *
 from vitnb.data.shard import *
+from vitnb.data.companion import *
 from vitnb.data.evaluate import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *

@@ -15,6 +15,7 @@ import torch
 
 from ..core import nearest, one_of
 from .augment import Draws, Pipeline, make_transform
+from .companion import read_pair # noqa: F401, registers the reader and the normaliser of spectral images
 from .cube import CubeSet # with it come the reader and the transforms of cubes
 from .image import readers, widen
 from .sample import Batch, as_batch

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core import hash_ints, one_of, pick_device, settings, uniform
 from .augment import Draws, Normalize, Pipeline, augment_ratio, eval_pipeline, train_pipeline
 from .sample import Batch, as_batch, is_map, map_tensors
+from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate and aggressive
 from .source import ArraySource, CacheSource, FileSource, ImageSource, MapSource, SubsetSource, build_cache
 from .table import ImageSet
 from .workers import WorkerPasses
