@@ -24,6 +24,7 @@ from vitnb.data.shard import *
 from vitnb.data.companion import *
 from vitnb.data.evaluate import *
 from vitnb.data.duplicates import *
+from vitnb.data.leafmodel import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
