@@ -25,6 +25,7 @@ from vitnb.data.companion import *
 from vitnb.data.evaluate import *
 from vitnb.data.duplicates import *
 from vitnb.data.leafmodel import *
+from vitnb.data.leaf import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
