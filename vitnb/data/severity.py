@@ -7,20 +7,20 @@ __all__ = ['SEVERITIES', 'warp', 'Warp', 'affine_places', 'turn_matrices', 'Rand
            'check_colors', 'RGBJitter', 'FieldRandAugment', 'gauss_kernels', 'blur', 'OnInputs', 'GaussianBlur',
            'Cutout']
 
-# %% ../../nbs/library/123_data.severity.ipynb #39066926
+# %% ../../nbs/library/123_data.severity.ipynb #794820ce
 import math
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from vitnb.data.augment import (ColorJitter, Draws, Flip, Geometric, Normalize, RandomResizedCrop, Transform, augments, check_fill, op_magnitude,
-    transforms)
+from .augment import (ColorJitter, Draws, Flip, Geometric, Normalize, RandomResizedCrop, Transform, augments,
+    check_fill, op_magnitude, transforms)
 from .sample import INPUT_FIELDS
 from ..device import to_device
 
-# %% ../../nbs/library/123_data.severity.ipynb #21f3cce4
-def _outside(rows, grid):
+# %% ../../nbs/library/123_data.severity.ipynb #bbccc8a0
+def _outside(grid):
     "Which pixels come from outside the image, `bool` (R,1,H,W)"
     return (grid.abs() > 1).any(-1)[:,None]
 
@@ -36,11 +36,11 @@ def warp(
     fill = check_fill("a warp", fill)
     mode = "nearest" if exact else "bilinear"
     moved = nn.functional.grid_sample(x[rows].float(), grid, mode=mode, align_corners=False)
-    if exact or fill: moved = torch.where(_outside(rows, grid), fill, moved)
+    if exact or fill: moved = torch.where(_outside(grid), fill, moved)
     if not x.is_floating_point() and x.dtype != torch.bool: moved = moved.round()
     return x.index_copy(0, rows, moved.to(x.dtype))
 
-# %% ../../nbs/library/123_data.severity.ipynb #bcee39c9
+# %% ../../nbs/library/123_data.severity.ipynb #c8b1636b
 class Warp(Geometric):
     "A movement along a grid, one for all that lies on an image; `places` draws it"
     def places(self,
@@ -67,6 +67,7 @@ def affine_places(
     "Grids of affine movements; pixels are square, also where the image is not"
     h,w = size
     rows = hit.nonzero()[:,0]
+    if not len(rows): return to_device(rows, device), torch.zeros(0, h, w, 2, device=device)
     to_unit = torch.tensor([[1, h/w, 2/w], [w/h, 1, 2/h]])
     units = to_device(matrices[rows].float()*to_unit, device)
     return to_device(rows, device), nn.functional.affine_grid(units, (len(rows),1,h,w), align_corners=False)
@@ -80,7 +81,7 @@ def turn_matrices(
     rows = [torch.stack([a.cos(), -a.sin(), zero], 1), torch.stack([a.sin(), a.cos(), zero], 1)]
     return torch.stack(rows, 1)
 
-# %% ../../nbs/library/123_data.severity.ipynb #631b7cb8
+# %% ../../nbs/library/123_data.severity.ipynb #c42afd9b
 def _check_share(name, p):
     "Refuse what is no probability"
     if not 0 <= p <= 1: raise ValueError(f"{name}={p!r} must lie between 0 and 1; 0.5 is every second sample")
@@ -94,13 +95,14 @@ class RandomRotation(Warp):
     ):
         _check_share("p", p)
         if not 0 <= degrees <= 180: raise ValueError(f"degrees={degrees!r} must lie between 0 and 180")
-        self.degrees,self.p = degrees,p
+        self.degrees = degrees
+        self.p = p
 
     def places(self, size, draws, device):
         hit = draws.uniform() < self.p
         return affine_places(hit, turn_matrices(draws.uniform(-self.degrees, self.degrees)), size, device)
 
-# %% ../../nbs/library/123_data.severity.ipynb #0cf119e2
+# %% ../../nbs/library/123_data.severity.ipynb #4df3a63a
 def stretched_axis(
     widths:Tensor, # Widths of the cells, above 0, (R,steps)
     n:int, # Pixels along the axis
@@ -110,8 +112,8 @@ def stretched_axis(
     lines = nn.functional.pad((widths/widths.sum(1, keepdim=True)).cumsum(1), (1,0)) # R,steps+1, from 0 to 1
     at = (torch.arange(n, device=widths.device) + .5)/n*steps
     cell = at.long().clamp(max=steps-1)
-    left,right = lines[:,cell],lines[:,cell+1]
-    return 2*(left + (at - cell)*(right - left)) - 1
+    left = lines[:,cell]
+    return 2*(left + (at - cell)*(lines[:,cell+1] - left)) - 1
 
 @transforms.register()
 class GridDistortion(Warp):
@@ -124,16 +126,18 @@ class GridDistortion(Warp):
         _check_share("p", p)
         if steps < 1 or not 0 <= limit < 1:
             raise ValueError(f"steps={steps!r} must be 1 or more and limit={limit!r} lie in [0,1), or the image folds")
-        self.steps,self.limit,self.p = steps,limit,p
+        self.steps = steps
+        self.limit = limit
+        self.p = p
 
     def places(self, size, draws, device):
         rows = (draws.uniform() < self.p).nonzero()[:,0]
         widths = 1 + self.limit*(2*draws.several(2*self.steps)[rows].float() - 1)
-        y,x = (stretched_axis(o, n) for o,n in zip(to_device(widths, device).split(self.steps, 1), size))
-        grid = torch.stack(torch.broadcast_tensors(x[:,None,:], y[:,:,None]), -1) # R,H,W,2
+        down,right = (stretched_axis(o, n) for o,n in zip(to_device(widths, device).split(self.steps, 1), size))
+        grid = torch.stack(torch.broadcast_tensors(right[:,None,:], down[:,:,None]), -1) # R,H,W,2
         return to_device(rows, device), grid
 
-# %% ../../nbs/library/123_data.severity.ipynb #91014ad2
+# %% ../../nbs/library/123_data.severity.ipynb #a47210c2
 def check_colors(
     transform:object, # The transform, for the message
     x:Tensor, # Images, (B,C,H,W)
@@ -141,8 +145,8 @@ def check_colors(
     "Refuse images whose first three channels are not 8-bit RGB"
     if x.dtype == torch.uint8 and x.shape[-3] >= 3: return
     kind = str(x.dtype).removeprefix("torch.")
-    raise ValueError(f"{transform!r} changes colours of 8-bit RGB images, and these have {x.shape[-3]} channels of {kind}; "
-        "leave colour operations out with aug_kw=dict(color=False)")
+    raise ValueError(f"{transform!r} changes colours of 8-bit RGB images, and these have {x.shape[-3]} channels of "
+        f"{kind}; leave colour operations out with aug_kw=dict(color=False)")
 
 @transforms.register()
 class RGBJitter(ColorJitter):
@@ -188,7 +192,7 @@ class _Given(Warp):
     def __init__(self, places): self._places = places
     def places(self, size, draws, device): return self._places
 
-# %% ../../nbs/library/123_data.severity.ipynb #abf0cc1d
+# %% ../../nbs/library/123_data.severity.ipynb #7ad81a92
 @transforms.register()
 class FieldRandAugment(Transform):
     "`num_ops` random operations a sample: movements of all its fields alike, colours of RGB only"
@@ -199,8 +203,11 @@ class FieldRandAugment(Transform):
         color:bool=True, # Draw colour operations too; False for images that are not RGB
     ):
         if num_ops < 0 or not 0 <= magnitude <= 30:
-            raise ValueError(f"num_ops={num_ops!r} must be 0 or more, magnitude={magnitude!r} from 0 to 30; the usual ones are 2 and 9")
-        self.num_ops,self.magnitude,self.color = num_ops,magnitude,color
+            raise ValueError(f"num_ops={num_ops!r} must be 0 or more, magnitude={magnitude!r} from 0 to 30; the usual "
+                "ones are 2 and 9")
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.color = color
         self._names = ["Identity", *_MOVES, *(_COLORS if color else ())]
 
     def batch(self, x, draws): return self.samples(dict(image=x), draws)["image"]
@@ -218,9 +225,10 @@ class FieldRandAugment(Transform):
         "The movements among the operations of a batch"
         size = tuple(x.shape[-2:])
         matrices = torch.eye(2,3).repeat(len(op),1,1)
-        for i,(k,s) in enumerate(zip(op.tolist(), sign.tolist())):
+        for row,(k,s) in enumerate(zip(op.tolist(), sign.tolist())):
             name = self._names[k]
-            if name in _MOVES: matrices[i] = torch.tensor(_MOVES[name](s*op_magnitude(name, self.magnitude, size), size))
+            if name not in _MOVES: continue
+            matrices[row] = torch.tensor(_MOVES[name](s*op_magnitude(name, self.magnitude, size), size))
         return affine_places((op >= 1) & (op <= len(_MOVES)), matrices, size, x.device)
 
     def _recolored(self, x, op, sign):
@@ -229,11 +237,11 @@ class FieldRandAugment(Transform):
         for k,s in {(k,s) for k,s in zip(op.tolist(), sign.tolist()) if self._names[k] in _COLORS}:
             change,signed = _COLORS[self._names[k]]
             rows = to_device(((op == k) & (sign == s)).nonzero()[:,0], x.device)
-            m = op_magnitude(self._names[k], self.magnitude, x.shape[-2:])
-            rgb[rows] = change(rgb[rows], s*m if signed else m)
+            strength = op_magnitude(self._names[k], self.magnitude, x.shape[-2:])
+            rgb[rows] = change(rgb[rows], s*strength if signed else strength)
         return torch.cat([rgb, x[:,3:]], 1)
 
-# %% ../../nbs/library/123_data.severity.ipynb #a0a4ed86
+# %% ../../nbs/library/123_data.severity.ipynb #d38113bb
 def gauss_kernels(
     sigma:Tensor, # Standard deviations, pixels, (R,)
     radius:int, # Pixels on each side
@@ -247,12 +255,11 @@ def blur(
     kernels:Tensor, # One for each, (B,K)
 )->Tensor: # Floating
     "Blur each image with its own kernel, mirrored at the border"
-    b,c,h,w = x.shape
-    r = kernels.shape[1]//2
-    padded = nn.functional.pad(x.float(), [r]*4, mode="reflect").flatten(0,1)[None] # 1,B*C,H+2r,W+2r
-    weight = kernels.repeat_interleave(c, 0)[:,None] # B*C,1,K
-    down = nn.functional.conv2d(padded, weight[...,None], groups=b*c)
-    return nn.functional.conv2d(down, weight[:,:,None], groups=b*c).view(b,c,h,w)
+    radius = kernels.shape[1]//2
+    padded = nn.functional.pad(x.float(), [radius]*4, mode="reflect").flatten(0,1)[None] # 1,B*C,H+2r,W+2r
+    weight = kernels.repeat_interleave(x.shape[1], 0)[:,None] # B*C,1,K
+    down = nn.functional.conv2d(padded, weight[...,None], groups=len(weight))
+    return nn.functional.conv2d(down, weight[:,:,None], groups=len(weight)).view(x.shape)
 
 class OnInputs(Transform):
     "A transform of pixel values that treats all images of a sample alike; `act` says how"
@@ -275,7 +282,7 @@ class OnInputs(Transform):
         plan = self.draw(tuple(image.shape[-2:]), draws)
         return {**samples, **{k:self.act(samples[k], plan) for k in INPUT_FIELDS if samples.get(k) is not None}}
 
-# %% ../../nbs/library/123_data.severity.ipynb #5116b3ff
+# %% ../../nbs/library/123_data.severity.ipynb #90468996
 @transforms.register()
 class GaussianBlur(OnInputs):
     "Blur a share `p` of the samples, each with a width of its own"
@@ -284,8 +291,10 @@ class GaussianBlur(OnInputs):
         sigma:tuple=(.1, 1.5), # Bounds of the standard deviation, pixels
     ):
         _check_share("p", p)
-        if not 0 < sigma[0] <= sigma[1]: raise ValueError(f"sigma={sigma!r} must be two numbers above 0, the smaller first")
-        self.p,self.sigma = p,tuple(sigma)
+        if not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(f"sigma={sigma!r} must be two numbers above 0, the smaller first")
+        self.p = p
+        self.sigma = tuple(sigma)
 
     def draw(self, size, draws):
         hit = draws.uniform() < self.p
@@ -296,7 +305,8 @@ class GaussianBlur(OnInputs):
         if not len(rows): return x
         radius = min(math.ceil(3*self.sigma[1]), min(x.shape[-2:]) - 1)
         soft = blur(x[rows], gauss_kernels(sigma, radius))
-        return x.index_copy(0, rows, (soft if x.is_floating_point() else soft.round()).to(x.dtype))
+        if not x.is_floating_point(): soft = soft.round()
+        return x.index_copy(0, rows, soft.to(x.dtype))
 
 @transforms.register()
 class Cutout(OnInputs):
@@ -309,11 +319,13 @@ class Cutout(OnInputs):
         _check_share("p", p)
         if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
             raise ValueError(f"scale={scale!r} must ascend from above 0 to at most 1, ratio={ratio!r} from above 0")
-        self.p,self.scale,self.ratio = p,tuple(scale),tuple(ratio)
+        self.p = p
+        self.scale = tuple(scale)
+        self.ratio = tuple(ratio)
 
     def draw(self, size, draws):
-        h,w = size
-        hit,area = draws.uniform() < self.p,draws.uniform(*self.scale)*h*w
+        hit = draws.uniform() < self.p
+        area = draws.uniform(*self.scale)*math.prod(size)
         ratio = draws.uniform(*map(math.log, self.ratio)).exp()
         sides = ((area/ratio).sqrt(), (area*ratio).sqrt())
         inside = [_near(n, side, draws.uniform(0, n)) for n,side in zip(size, sides)]
@@ -328,7 +340,7 @@ def _near(n, side, middle):
     "Which of `n` pixels lie within half a side of the middle, `bool` (B,n)"
     return (torch.arange(n) + .5 - middle[:,None]).abs() < side[:,None]/2
 
-# %% ../../nbs/library/123_data.severity.ipynb #399ff1f2
+# %% ../../nbs/library/123_data.severity.ipynb #77023860
 SEVERITIES = ("light", "moderate", "aggressive")
 
 @augments.register("light")
@@ -340,7 +352,8 @@ def _moderate(size, scale=(.7, 1.), flip=.5, degrees=25., blur=.25, hue=.05, col
     return [RandomResizedCrop(size, scale), Flip(flip), RandomRotation(degrees), *jitter, GaussianBlur(blur)]
 
 @augments.register("aggressive")
-def _aggressive(size, scale=(.6, 1.), flip=.5, degrees=35., distort=.5, num_ops=2, magnitude=9, blur=.3, cutout=.2, hue=.05, color=True):
+def _aggressive(size, scale=(.6, 1.), flip=.5, degrees=35., distort=.5, num_ops=2, magnitude=9, blur=.3, cutout=.2,
+    hue=.05, color=True):
     moved = [RandomResizedCrop(size, scale), Flip(flip), RandomRotation(degrees), GridDistortion(p=distort)]
     jitter = [RGBJitter(hue=hue)] if color else []
     return [*moved, FieldRandAugment(num_ops, magnitude, color), *jitter, GaussianBlur(blur), Normalize, Cutout(cutout)]
