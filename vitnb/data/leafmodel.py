@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core import Registry, hash_seed
 
-# %% ../../nbs/library/179_data.leafmodel.ipynb #db00a874
+# %% ../../nbs/library/179_data.leafmodel.ipynb #5dc239f6
 LEAF_BANDS = (660., 550., 460., 715., 840.) # nm: red, green, blue, red edge, near infrared
 SPECTRAL_NAMES = ("red edge 715 nm", "near infrared 840 nm")
 
@@ -24,8 +24,8 @@ _ABSORPTION = dict( # of each pigment in these bands, relative
 _WHITE = np.array([.62, .62, .60, .62, .62]) # reflectance of sound cells without pigment
 _SCATTER = np.array([.08, .08, .08, .45, 1.]) # how much damage to cells shows in each band
 
-LEAF_CLASSES = ("Bacterial Blight", "Curl Virus", "Healthy Leaf", "Herbicide Growth Damage", "Leaf Hopper Jassids", "Leaf Redding",
-    "Leaf Variegation") # of SAR-CLD-2024, in the spelling of its folders
+LEAF_CLASSES = ("Bacterial Blight", "Curl Virus", "Healthy Leaf", "Herbicide Growth Damage", "Leaf Hopper Jassids",
+    "Leaf Redding", "Leaf Variegation") # of SAR-CLD-2024, in the spelling of its folders
 
 def leaf_reflectance(
     pigments:dict, # Name to amount at each pixel, (H,W)
@@ -35,13 +35,13 @@ def leaf_reflectance(
     depth = sum(amount*np.array(_ABSORPTION[name])[:,None,None] for name,amount in pigments.items())
     return .03 + _WHITE[:,None,None]*scatter**_SCATTER[:,None,None]*np.exp(-2*depth)
 
-# %% ../../nbs/library/179_data.leafmodel.ipynb #5e7c1ba7
+# %% ../../nbs/library/179_data.leafmodel.ipynb #55910ced
 def _smooth(rng, x, y, waves=5, scale=3.):
     "A slow random field about 0, within about -1 to 1"
     total = 0.
     for _ in range(waves):
-        fx,fy,phase = rng.normal(0, scale), rng.normal(0, scale), rng.uniform(0, 2*np.pi)
-        total = total + np.cos(fx*x + fy*y + phase)
+        wave = rng.normal(0, scale, 2)
+        total = total + np.cos(wave[0]*x + wave[1]*y + rng.uniform(0, 2*np.pi))
     return total/np.sqrt(waves)
 
 def _step(x, width): return 1/(1 + np.exp(-np.clip(x/width, -40, 40)))
@@ -58,17 +58,20 @@ class _Leaf(NamedTuple):
 
 def _outline(rng, x, y, narrow, ripple):
     "Distance from the middle as a share of the outline's, for each pixel"
-    angle,lobes = np.arctan2(x*narrow, -y),rng.uniform(.16, .24)
-    border = .72*(1 + lobes*np.cos(5*angle)*(np.abs(angle) < 2.5) + ripple*np.cos(17*angle + 3) + .03*np.cos(2*angle + rng.uniform(0, 6)))
+    angle = np.arctan2(x*narrow, -y)
+    lobes = rng.uniform(.16, .24)*np.cos(5*angle)*(np.abs(angle) < 2.5) # none where the stalk is
+    lopsided = .03*np.cos(2*angle + rng.uniform(0, 6))
+    border = .72*(1 + lobes + lopsided + ripple*np.cos(17*angle + 3))
     return np.hypot(x*narrow, y)/border
 
 def _veins(x, y, width=.022):
     "Lines from the base to the tips of five lobes"
     total = 0.
-    for k in (-2, -1, 0, 1, 2):
-        tx,ty = .62*np.sin(k*2*np.pi/5),-.62*np.cos(k*2*np.pi/5)
-        along = np.clip((x*tx + (y - .25)*(ty - .25))/(tx**2 + (ty - .25)**2), 0, 1)
-        total = np.maximum(total, np.exp(-((x - along*tx)**2 + (y - .25 - along*(ty - .25))**2)/(2*width**2)))
+    for angle in np.arange(-2, 3)*2*np.pi/5:
+        right = .62*np.sin(angle) # from the base, which lies .25 below the middle, to the tip
+        up = -.62*np.cos(angle) - .25
+        along = np.clip((x*right + (y - .25)*up)/(right**2 + up**2), 0, 1)
+        total = np.maximum(total, np.exp(-((x - along*right)**2 + (y - .25 - along*up)**2)/(2*width**2)))
     return total
 
 def _grow(rng, x, y, narrow=1., ripple=0.):
@@ -77,10 +80,11 @@ def _grow(rng, x, y, narrow=1., ripple=0.):
     veins = _veins(x*narrow, y)
     amount = rng.uniform(.95, 1.35)*(1 + .10*_smooth(rng, x, y))
     pigments = dict(chlorophyll=amount*(1 - .45*veins), carotene=.35*amount, anthocyanin=.05 + 0*x, brown=.02 + 0*x)
-    return _Leaf(x, y, _step(1 - share, .02), np.clip(share, 0, 1.2), veins, pigments, .95 + .03*_smooth(rng, x, y, scale=6.))
+    scatter = .95 + .03*_smooth(rng, x, y, scale=6.)
+    return _Leaf(x, y, _step(1 - share, .02), np.clip(share, 0, 1.2), veins, pigments, scatter)
 
-# %% ../../nbs/library/179_data.leafmodel.ipynb #e0a944ec
-leaf_diseases = Registry("synthetic leaf disease") # class to a function of (leaf, rng, visible, hidden): the place of the damage, (H,W)
+# %% ../../nbs/library/179_data.leafmodel.ipynb #0295632c
+leaf_diseases = Registry("synthetic leaf disease") # class to a function of (leaf, rng, visible, hidden) that says where
 
 def _spot(leaf, cx, cy, r): return np.exp(-((leaf.x - cx)**2 + (leaf.y - cy)**2)/(2*r**2))
 
@@ -133,7 +137,7 @@ def _variegation(leaf, rng, visible, hidden): # pale patches with sharp borders
     leaf.pigments["carotene"] *= 1 - .7*visible*patches
     return patches
 
-# %% ../../nbs/library/179_data.leafmodel.ipynb #5d26d00d
+# %% ../../nbs/library/179_data.leafmodel.ipynb #71ccd4cc
 class Leaves(NamedTuple):
     "Synthetic photographs of leaves"
     images:np.ndarray # `uint8` (n,size,size,3), RGB
@@ -143,29 +147,33 @@ class Leaves(NamedTuple):
     lesions:np.ndarray # `float32` (n,size,size), where the leaf is ill, 0 to 1
     early:np.ndarray # `bool` (n,), ill plants that a colour camera hardly tells from healthy ones
 
+# %% ../../nbs/library/179_data.leafmodel.ipynb #bc0bceb8
 def _pose(rng, size):
     "Coordinates of the pixels on the leaf"
     axis = (np.arange(size) + .5)/size*2 - 1
-    x,y = np.meshgrid(axis, axis)
-    turn,scale = rng.uniform(0, 2*np.pi),rng.uniform(.9, 1.15)
-    x,y = x - rng.normal(0, .06),y - rng.normal(0, .06)
+    turn = rng.uniform(0, 2*np.pi)
+    scale = rng.uniform(.9, 1.15)
+    x,y = np.meshgrid(axis - rng.normal(0, .06), axis - rng.normal(0, .06))
     return (x*np.cos(turn) + y*np.sin(turn))*scale, (y*np.cos(turn) - x*np.sin(turn))*scale
 
 def _photograph(rng, leaf, size):
     "Reflectance seen by the cameras, (5,H,W)"
-    soil = np.array([.22, .16, .11, .26, .30])[:,None,None]*(1 + .25*_smooth(rng, leaf.x, leaf.y, 6, 14.))*rng.uniform(.7, 1.3)
+    clods = 1 + .25*_smooth(rng, leaf.x, leaf.y, 6, 14.)
+    soil = np.array([.22, .16, .11, .26, .30])[:,None,None]*clods*rng.uniform(.7, 1.3)
     seen = leaf.inside*leaf_reflectance(leaf.pigments, np.clip(leaf.scatter, .05, 1)) + (1 - leaf.inside)*soil
-    gx,gy = rng.normal(0, .12, 2)
-    shade = rng.uniform(.75, 1.15)*(1 + gx*leaf.x + gy*leaf.y)
+    slope = rng.normal(0, .12, 2)
+    shade = rng.uniform(.75, 1.15)*(1 + slope[0]*leaf.x + slope[1]*leaf.y)
     balance = np.array([*rng.normal(1, .05, 3), 1, 1])[:,None,None]
     return np.clip(seen*shade*balance + rng.normal(0, .008, seen.shape), 0, 1)
 
 def _one(seed, i, size):
     "Photograph `i`: bands, lesion map, whether it is an early case"
-    plant,photo = np.random.default_rng(hash_seed(seed, i//2, 0)),np.random.default_rng(hash_seed(seed, i, 1))
+    plant = np.random.default_rng(hash_seed(seed, i//2, 0))
+    photo = np.random.default_rng(hash_seed(seed, i, 1))
     name = LEAF_CLASSES[i//2 % len(LEAF_CLASSES)]
     early = plant.random() < .5 and name != "Healthy Leaf"
-    visible,hidden = plant.uniform(0, .08) if early else plant.uniform(.6, 1.),plant.uniform(.65, 1.)
+    visible = plant.uniform(0, .08) if early else plant.uniform(.6, 1.)
+    hidden = plant.uniform(.65, 1.)
     narrow = 1 + .9*visible*(name == "Herbicide Growth Damage")
     ripple = .10*visible*(name == "Curl Virus")
     leaf = _grow(plant, *_pose(photo, size), narrow, ripple)
@@ -179,8 +187,10 @@ def synthetic_leaves(
 )->Leaves: # Photographs and what they show
     "Synthetic leaves of seven classes; not data of any plant"
     if n < 1 or size < 16: raise ValueError(f"n={n!r}, size={size!r}: at least 1 photograph of 16 pixels a side")
-    images,spectral = np.empty((n,size,size,3), np.uint8),np.empty((n,2,size,size), np.float32)
-    lesions,early = np.empty((n,size,size), np.float32),np.empty(n, bool)
+    images = np.empty((n,size,size,3), np.uint8)
+    spectral = np.empty((n,2,size,size), np.float32)
+    lesions = np.empty((n,size,size), np.float32)
+    early = np.empty(n, bool)
     for i in range(n):
         bands,lesions[i],early[i] = _one(seed, i, size)
         images[i] = np.rint(255*np.clip(bands[:3]*1.6, 0, 1)**.6).transpose(1,2,0) # a camera's exposure and gamma
