@@ -111,13 +111,13 @@ def test_a_set_that_is_split_is_not_regrouped():
     s = ImageSet("two", ["a","b"], {k:Split(np.stack([texture(0), texture(1)]), [0,1]) for k in ("train", "test")})
     with pytest.raises(ValueError, match="split already"): group_duplicates(s)
     found = find_duplicates(s)
-    assert len(found.across_splits) == 2 and not len(found.across_classes) and "across splits" in repr(found)
+    assert len(found.across_splits) == 2 and not len(found.across_classes) and "pairs across splits: 2" in repr(found)
 
 
 def test_the_same_photograph_under_two_classes_is_reported():
     s = ImageSet("wrong", ["a","b"], dict(train=Split(np.stack([texture(0), texture(1), texture(0)//2]), [0,1,1])))
     found = find_duplicates(s)
-    assert found.across_classes.tolist() == [[0,2]] and "1 pairs across classes, such as train 0 (a, train) and train 2 (b, train)" in repr(found)
+    assert found.across_classes.tolist() == [[0,2]] and "pairs across classes: 1, such as train 0 (a, train) and train 2 (b, train)" in repr(found)
 
 
 def test_unreadable_files_are_counted_and_in_no_pair(tmp_path):

@@ -6,18 +6,17 @@
 __all__ = ['COMPANION_END', 'companion_path', 'read_companion', 'image_size', 'CompanionSplit', 'Companions', 'survey_companions',
            'SpectralNormalize', 'CompanionSource', 'CompanionDataset', 'read_pair', 'companion_loaders']
 
-# %% ../../nbs/library/172_data.companion.ipynb #b70125b5
+# %% ../../nbs/library/172_data.companion.ipynb #dd5bce8e
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -27,12 +26,11 @@ from .augment import Pipeline, Transform, transforms
 from .image import UnreadableImage, readers, widen
 from .loader import ImageDataset, ImageLoaders, image_loaders
 from .sample import stack_images
-from .source import SubsetSource
 from .stats import BandStats
 from .table import ImageSet, Split
 from ..device import to_device
 
-# %% ../../nbs/library/172_data.companion.ipynb #35d7178c
+# %% ../../nbs/library/172_data.companion.ipynb #9aaf4d7a
 COMPANION_END = "_spectral.npy"
 
 def companion_path(
@@ -45,8 +43,9 @@ def companion_path(
 def _as_channels(shape, dtype, path):
     "The shape (C,H,W) of a stored array"
     if len(shape) not in (2, 3) or np.dtype(dtype).kind not in "biuf":
-        raise UnreadableImage(path, f"an array of {dtype} and shape {tuple(shape)} is no spectral image; store numbers (C,H,W) or (H,W)")
-    return tuple(shape) if len(shape) == 3 else (1, *shape)
+        raise UnreadableImage(path, f"an array of {dtype} and shape {tuple(shape)} is no spectral image; store numbers "
+            "(C,H,W) or (H,W)")
+    return (1, *shape)[-3:]
 
 def _load(path, **kw):
     "An array from a file"
@@ -61,17 +60,20 @@ def read_companion(
     shape = _as_channels(array.shape, array.dtype, path)
     return widen(array).astype(np.float32).reshape(shape)
 
+_ORIENTATION = 274 # number of the EXIF tag
+
 def image_size(
     path:str|Path, # Image file, or `.npy` of (H,W) or (H,W,C)
 )->tuple: # (height, width) as it is shown
     "Size of an image from its header"
     if Path(path).suffix.lower() == ".npy": return tuple(_load(path, mmap_mode="r").shape[:2])
     try:
-        with Image.open(path) as img: (w,h),turn = img.size,img.getexif().get(274, 1)
+        with Image.open(path) as img:
+            turned = img.getexif().get(_ORIENTATION, 1) >= 5 # values from 5 exchange height and width
+            return img.size if turned else img.size[::-1]
     except OSError as e: raise UnreadableImage(path, str(e)) from e
-    return (w,h) if turn >= 5 else (h,w)
 
-# %% ../../nbs/library/172_data.companion.ipynb #efa19f03
+# %% ../../nbs/library/172_data.companion.ipynb #b1e1760a
 class CompanionSplit(Split):
     "A split of arrays with a spectral image for each image"
     def __init__(self,
@@ -84,7 +86,8 @@ class CompanionSplit(Split):
         super().__init__(items, targets, groups, weights)
         found = np.shape(spectral)
         if len(found) != 4 or (found[0], *found[2:]) != self.items.shape[:3]:
-            raise ValueError(f"spectral images of shape {found} do not fit images of {self.items.shape}; give (N,S,H,W)")
+            raise ValueError(f"spectral images of shape {found} do not fit images of {self.items.shape}; give "
+                "(N,S,H,W)")
         self.spectral = spectral
 
     def take(self, idx:np.ndarray)->"CompanionSplit":
@@ -99,55 +102,72 @@ class Companions(NamedTuple):
     std:list # Standard deviation of each channel over train
     missing:list # Images without one, relative to the set's root
 
-# %% ../../nbs/library/172_data.companion.ipynb #7d88c3ba
-def _files(image_set):
-    "Split, path of the image and path of its spectral image, for each sample of a set of files"
-    root = image_set.root
-    return [(k, root/o, companion_path(root/o)) for k,v in image_set.splits.items() for o in v.items]
+# %% ../../nbs/library/172_data.companion.ipynb #c8770669
+class _Pair(NamedTuple):
+    "A sample of a set of files"
+    split:str
+    image:Path
+    spectral:Path
 
-def _read_one(job):
-    "What is wrong with a spectral file, and its statistics"
-    _,image,path = job
+def _pairs(image_set):
+    "All samples of a set of files"
+    found = []
+    for name,split in image_set.splits.items():
+        images = [image_set.root/item for item in split.items]
+        found += [_Pair(name, image, companion_path(image)) for image in images]
+    return found
+
+def _read_one(pair):
+    "Statistics of a spectral file, or what is wrong with it"
     try:
-        array = read_companion(path)
-        size = image_size(image)
-    except UnreadableImage as e: return e.reason, None
-    if array.shape[1:] != size: return f"it is {array.shape} and its image {size[0]}×{size[1]} pixels; store (C,{size[0]},{size[1]})", None
-    if not np.isfinite(array).all(): return "it has values that are not finite", None
-    return None, BandStats(len(array)).add(array.reshape(len(array), -1))
+        array = read_companion(pair.spectral)
+        h,w = image_size(pair.image)
+    except UnreadableImage as e: return e.reason
+    if array.shape[1:] != (h, w): return f"it is {array.shape} and its image {h}×{w} pixels; store (C,{h},{w})"
+    if not np.isfinite(array).all(): return "it has values that are not finite"
+    return BandStats(len(array)).add(array.reshape(len(array), -1))
 
-def _add_up(jobs, found):
+def _other_channels(found):
+    "The same, files with other channels than most being wrong"
+    counts = Counter(len(stats.mean) for stats in found if isinstance(stats, BandStats))
+    most = counts.most_common(1)[0][0] if counts else 0
+    def checked(stats):
+        if isinstance(stats, str) or len(stats.mean) == most: return stats
+        return f"it has {len(stats.mean)} channels, the others {most}"
+    return [checked(stats) for stats in found]
+
+def _add_up(pairs, found):
     "Channels, mean and std of train; whatever is wrong is an error that counts"
-    most = max((len(o.mean) for _,o in found if o), key=[len(o.mean) for _,o in found if o].count, default=0)
-    odd = [r or (f"it has {len(o.mean)} channels, the others {most}" if len(o.mean) != most else None) for r,o in found]
-    bad = [f"{job[2].name} ({r})" for job,r in zip(jobs, odd) if r]
-    if bad:
-        raise ValueError(f"{len(bad):,} of {len(jobs):,} spectral files do not fit: {'; '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}")
-    train = BandStats(most)
-    for (split,*_),(_,o) in zip(jobs, found):
-        if split == "train": train.merge(o)
-    if not train.n: raise ValueError("no training image has a spectral one, so there are no statistics; add some, or load without")
-    return dict(channels=most, mean=train.mean.tolist(), std=train.std.tolist())
+    bad = [f"{pair.spectral.name} ({reason})" for pair,reason in zip(pairs, found) if isinstance(reason, str)]
+    if bad: raise ValueError(f"{len(bad):,} of {len(pairs):,} spectral files do not fit: {'; '.join(bad[:3])}")
+    train = BandStats(len(found[0].mean))
+    for pair,stats in zip(pairs, found):
+        if pair.split == "train": train.merge(stats)
+    if not train.n:
+        raise ValueError("no training image has a spectral one, so there are no statistics; add some, or load without")
+    return dict(channels=len(train.mean), mean=train.mean.tolist(), std=train.std.tolist())
 
-def _stamp(jobs):
+# %% ../../nbs/library/172_data.companion.ipynb #40e10755
+def _stamp(pairs):
     "Hash of the names, sizes and times of the spectral files, in their order"
-    parts = [(o[0], str(o[2]), o[2].stat().st_size, o[2].stat().st_mtime_ns) for o in jobs]
+    files = [(pair.split, str(pair.spectral), pair.spectral.stat()) for pair in pairs]
+    parts = [(split, name, stat.st_size, stat.st_mtime_ns) for split,name,stat in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-def _survey(image_set, jobs):
+def _survey(pairs):
     "Statistics of the spectral files, from the cache where nothing has changed since"
-    file = settings().cache_path/f"companions-{_stamp(jobs)[:16]}.json"
+    file = settings().cache_path/f"companions-{_stamp(pairs)[:16]}.json"
     if file.is_file(): return json.loads(file.read_text())
-    with ThreadPool(8) as pool: known = _add_up(jobs, pool.map(_read_one, jobs))
+    with ThreadPool(8) as pool: known = _add_up(pairs, _other_channels(pool.map(_read_one, pairs)))
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
     return known
 
-# %% ../../nbs/library/172_data.companion.ipynb #6e927e7d
 def _of_arrays(image_set):
     "Statistics of spectral images in memory"
-    lacking = [k for k,v in image_set.splits.items() if not isinstance(v, CompanionSplit)]
-    if lacking: raise ValueError(f"{lacking[0]} of {image_set.name} has no spectral images; give the set a CompanionSplit")
+    for name,split in image_set.splits.items():
+        if isinstance(split, CompanionSplit): continue
+        raise ValueError(f"{name} of {image_set.name} has no spectral images; give the set a CompanionSplit")
     bands = image_set.splits["train"].spectral.swapaxes(0, 1)
     stats = BandStats(len(bands)).add(bands.reshape(len(bands), -1))
     return Companions(len(bands), stats.mean.tolist(), stats.std.tolist(), [])
@@ -158,16 +178,17 @@ def survey_companions(
 )->Companions: # Statistics, and which images have none
     "Read the spectral images of a set, and refuse what does not fit"
     if isinstance(image_set.split("train").items, np.ndarray): return _of_arrays(image_set)
-    jobs = _files(image_set)
-    there = [job[2].is_file() for job in jobs]
-    missing = [job[1].relative_to(image_set.root).as_posix() for job,ok in zip(jobs, there) if not ok]
-    if missing and (not optional or not any(there)):
-        remedy = "add the files, load without spectral images, or with spectral='optional'" if any(there) else "load without spectral images"
-        raise ValueError(f"{len(missing):,} of {len(jobs):,} images of {image_set.name} have no spectral file, such as {missing[0]} "
-            f"(looked for {companion_path(missing[0]).name} beside it); {remedy}")
-    return Companions(**_survey(image_set, [job for job,ok in zip(jobs, there) if ok]), missing=missing)
+    every = _pairs(image_set)
+    there = [pair for pair in every if pair.spectral.is_file()]
+    missing = [pair.image.relative_to(image_set.root).as_posix() for pair in every if not pair.spectral.is_file()]
+    if missing and (not optional or not there):
+        more = ", or with spectral='optional'"*bool(there)
+        raise ValueError(f"{len(missing):,} of {len(every):,} images of {image_set.name} have no spectral file, such as "
+            f"{missing[0]} (looked for {companion_path(missing[0]).name} beside it); add them, load without spectral "
+            f"images{more}")
+    return Companions(**_survey(there), missing=missing)
 
-# %% ../../nbs/library/172_data.companion.ipynb #ecf1a09b
+# %% ../../nbs/library/172_data.companion.ipynb #c6738fab
 @transforms.register()
 class SpectralNormalize(Transform):
     "The field `spectral` in units of its own statistics; 0 where an image has none"
@@ -175,28 +196,31 @@ class SpectralNormalize(Transform):
         mean:list, # Mean of each channel, stored values
         std:list, # Standard deviation of each channel; a channel that never varies is only shifted
     ):
-        self.mean,self.std = [float(o) for o in mean],[float(o) for o in std]
+        self.mean = [float(value) for value in mean]
+        self.std = [float(value) for value in std]
         if len(self.mean) != len(self.std) or min(self.std, default=-1) < 0:
             raise ValueError(f"mean={mean}, std={std} must be as many numbers each as there are channels, std from 0")
-        shift,scale = torch.tensor(self.mean),torch.tensor([o or 1. for o in self.std])
-        self._shift,self._scale = shift.view(1,-1,1,1),scale.view(1,-1,1,1)
+        self._shift = torch.tensor(self.mean).view(1,-1,1,1)
+        self._scale = torch.tensor([value or 1. for value in self.std]).view(1,-1,1,1)
 
     def samples(self, samples, draws):
         x = samples["spectral"]
         if x.shape[1] != len(self.mean):
             raise ValueError(f"spectral images of {x.shape[1]} channels met the statistics of {len(self.mean)}")
-        y = (x.float() - to_device(self._shift, x.device))/to_device(self._scale, x.device)
+        units = (x.float() - to_device(self._shift, x.device))/to_device(self._scale, x.device)
         known = samples.get("has_spectral")
-        if known is not None: y = torch.where(known.view(-1,1,1,1), y, 0.)
-        return {**samples, "spectral":y}
+        if known is not None: units = torch.where(known.view(-1,1,1,1), units, 0.)
+        return {**samples, "spectral":units}
 
-# %% ../../nbs/library/172_data.companion.ipynb #dd3814f8
+# %% ../../nbs/library/172_data.companion.ipynb #1203b671
 class CompanionSource:
     "The spectral images of one split"
     def __init__(self,
         items:np.ndarray|Sequence, # (N,S,H,W), or N paths
         channels:int, # Channels of each
-    ): self.items,self.channels = items,channels
+    ):
+        self.items = items
+        self.channels = channels
 
     @property
     def at_hand(self)->bool: return isinstance(self.items, np.ndarray)
@@ -206,9 +230,11 @@ class CompanionSource:
         size:tuple, # (height, width) of its image as it is loaded
     )->Tensor|None: # `float32` (S,H,W); None if there is none
         "One spectral image, of the size that its image has in the cache"
-        if not self.at_hand and not self.items[i].is_file(): return None
-        x = torch.from_numpy(np.asarray(self.items[i], np.float32).copy() if self.at_hand else read_companion(self.items[i]))
-        return x if x.shape[-2:] == size else F.resize(x, list(size), antialias=True)
+        if self.at_hand: array = np.array(self.items[i], np.float32)
+        elif self.items[i].is_file(): array = read_companion(self.items[i])
+        else: return None
+        spectral = torch.from_numpy(array)
+        return spectral if array.shape[1:] == size else F.resize(spectral, list(size), antialias=True)
 
     def read(self,
         idx:np.ndarray, # Positions, (B,)
@@ -227,25 +253,28 @@ class CompanionDataset(ImageDataset):
         optional:bool=False, # Whether to say which samples have one, in `has_spectral`
     ):
         super().__init__(images.source, images.targets, images.tasks, images.groups, images.weights)
-        self.images,self.companions,self.optional = images,companions,optional
+        self.images = images
+        self.companions = companions
+        self.optional = optional
 
     @property
     def at_hand(self)->bool: return self.images.at_hand and self.companions.at_hand
 
     def read(self, idx, draws=None):
         fields = self.images.read(idx, draws)
-        sizes = [tuple(o.shape[-2:]) for o in fields["image"]]
-        spectral,known = self.companions.read(idx, sizes)
-        return {**fields, "spectral":spectral, **(dict(has_spectral=known) if self.optional else {})}
+        sizes = [tuple(image.shape[-2:]) for image in fields["image"]]
+        fields["spectral"],known = self.companions.read(idx, sizes)
+        if self.optional: fields["has_spectral"] = known
+        return fields
 
     def take(self, rows):
         items = self.companions.items
-        some = items[rows] if isinstance(items, np.ndarray) else [items[i] for i in rows]
+        some = items[rows] if isinstance(items, np.ndarray) else [items[row] for row in rows]
         return CompanionDataset(self.images.take(rows), CompanionSource(some, self.companions.channels), self.optional)
 
     def new_empty(self): return self.images.new_empty()
 
-# %% ../../nbs/library/172_data.companion.ipynb #e8c0eeb7
+# %% ../../nbs/library/172_data.companion.ipynb #c3d81a24
 @readers.register("pair")
 def read_pair(
     path:str|Path, # Image file
@@ -254,25 +283,27 @@ def read_pair(
     optional:bool=False, # Whether it may be missing
 )->dict: # `image` (C,H,W), `spectral` (S,H,W), and `has_spectral` where it may be missing
     "Read an image and the spectral one beside it"
-    if isinstance(path, np.ndarray): raise ValueError("an array has no spectral file beside it; give the path of an image file")
-    image = widen(readers[image_reader](path)).transpose(2,0,1)
+    if isinstance(path, np.ndarray):
+        raise ValueError("an array has no spectral file beside it; give the path of an image file")
+    fields = dict(image=widen(readers[image_reader](path)).transpose(2,0,1))
+    shape = (channels, *fields["image"].shape[1:])
     there = companion_path(path).is_file()
     if not there and not optional: raise UnreadableImage(path, f"there is no {companion_path(path).name} beside it")
-    spectral = read_companion(companion_path(path)) if there else np.zeros((channels, *image.shape[1:]), np.float32)
-    if spectral.shape != (channels, *image.shape[1:]):
-        raise UnreadableImage(companion_path(path), f"it is {spectral.shape}, not {(channels, *image.shape[1:])}")
-    fields = dict(image=image, spectral=spectral)
-    return {**fields, "has_spectral":np.array([there])} if optional else fields
+    fields["spectral"] = read_companion(companion_path(path)) if there else np.zeros(shape, np.float32)
+    if fields["spectral"].shape != shape:
+        raise UnreadableImage(companion_path(path), f"it is {fields['spectral'].shape}, not {shape}")
+    if optional: fields["has_spectral"] = np.array([there])
+    return fields
 
 def _with_norm(pipeline, norm):
     "The pipeline with the spectral normaliser just before the image's"
-    at = next(i for i,t in enumerate(pipeline.transforms) if hasattr(t, "undo"))
+    at = [hasattr(step, "undo") for step in pipeline.transforms].index(True)
     return Pipeline([*pipeline.transforms[:at], norm, *pipeline.transforms[at:]], pipeline.tasks)
 
 def _source(image_set, split, channels):
     "The spectral images of a split"
     if isinstance(split, CompanionSplit): return CompanionSource(split.spectral, channels)
-    return CompanionSource([companion_path(image_set.root/o) for o in split.items], channels)
+    return CompanionSource([companion_path(image_set.root/item) for item in split.items], channels)
 
 def companion_loaders(
     image_set:ImageSet, # Of files with spectral ones beside them, or of `CompanionSplit`s
@@ -281,11 +312,14 @@ def companion_loaders(
     **kw, # What `image_loaders` takes
 )->ImageLoaders: # Batches with `image`, `spectral` and `target`
     "Loaders whose batches have the spectral image as second input"
-    if kw.get("overfit_batches"): raise ValueError("overfit_batches serves images alone; load without spectral images")
+    if kw.get("overfit_batches"):
+        raise ValueError("overfit_batches serves images alone; load without spectral images")
     dls = image_loaders(image_set, img_size, **kw)
     known = survey_companions(image_set, optional)
-    if known.missing: print(f"{len(known.missing):,} images of {image_set.name} have no spectral one; they get zeros and has_spectral=False")
-    norm,parts = SpectralNormalize(known.mean, known.std),[]
+    if known.missing:
+        print(f"{len(known.missing):,} images of {image_set.name} have no spectral one: zeros, and has_spectral=False")
+    norm = SpectralNormalize(known.mean, known.std)
+    parts = []
     for dl,split in zip(dls.loaders, image_set.splits.values()):
         data = CompanionDataset(dl.dataset, _source(image_set, split, known.channels), optional)
         parts.append(dl.new(data, pipeline=_with_norm(dl.pipeline, norm), sample_weights=dl.sample_weights))
