@@ -177,8 +177,8 @@ def test_a_plain_class_folder_with_one_image_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="class 'b' has 1 photographs, and train, valid and test need one each"): load_leaves(tmp_path/"leaves")
 
 
-@pytest.mark.parametrize("kw,said", [(dict(augmented="names"), "augmented"), (dict(groups="same"), "groups"), (dict(n=10), "option of leaves_synthetic"),
-    (dict(size_=3), "no option"), (dict(classes=["a"]), "none of the classes"), (dict(valid=2.), "valid")])
+@pytest.mark.parametrize("kw,said", [(dict(augmented="names"), "augmented"), (dict(groups="same"), "groups"), (dict(n=10), "n=10 does nothing"),
+    (dict(size_=3), "no option"), (dict(classes=["a"]), "none of the classes"), (dict(valid=2.), "valid"), (dict(limit=0), "limit=0")])
 def test_options_that_mean_nothing_are_errors(tmp_path, kw, said):
     with pytest.raises(ValueError, match=said): load_leaves(published(tmp_path), **kw)
 

@@ -147,7 +147,7 @@ def _add_up(pairs, found):
         raise ValueError("no training image has a spectral one, so there are no statistics; add some, or load without")
     return dict(channels=len(train.mean), mean=train.mean.tolist(), std=train.std.tolist())
 
-# %% ../../nbs/library/172_data.companion.ipynb #40e10755
+# %% ../../nbs/library/172_data.companion.ipynb #6af403c0
 def _stamp(pairs):
     "Hash of the names, sizes and times of the spectral files, in their order"
     files = [(pair.split, str(pair.spectral), pair.spectral.stat()) for pair in pairs]
@@ -183,8 +183,8 @@ def survey_companions(
     missing = [pair.image.relative_to(image_set.root).as_posix() for pair in every if not pair.spectral.is_file()]
     if missing and (not optional or not there):
         more = ", or with spectral='optional'"*bool(there)
-        raise ValueError(f"{len(missing):,} of {len(every):,} images of {image_set.name} have no spectral file, such as "
-            f"{missing[0]} (looked for {companion_path(missing[0]).name} beside it); add them, load without spectral "
+        raise ValueError(f"{len(missing):,} of {len(every):,} images of {image_set.name} have no spectral file, such "
+            f"as {missing[0]} (looked for {companion_path(missing[0]).name} beside it); add them, load without spectral "
             f"images{more}")
     return Companions(**_survey(there), missing=missing)
 

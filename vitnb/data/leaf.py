@@ -6,8 +6,9 @@
 __all__ = ['SPECTRAL', 'ORIGINALS', 'COPIES', 'LeafSet', 'synthetic_leaf_set', 'leaf_folder', 'group_leaves', 'add_copies',
            'load_leaves']
 
-# %% ../../nbs/library/180_data.leaf.ipynb #0cdea42f
+# %% ../../nbs/library/180_data.leaf.ipynb #af7cfff2
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .sets import folder_set, layouts, sets
 from .split import shared_groups
 from .table import ImageSet, Split, hold_out_missing, limit_split
 
-# %% ../../nbs/library/180_data.leaf.ipynb #b1d1b347
+# %% ../../nbs/library/180_data.leaf.ipynb #10bbaab6
 class LeafSet(ImageSet):
     "Leaf photographs, one class each; `conflicts` and `copies` say what was found among the files"
     conflicts = () # pairs of paths of one photograph under two classes
@@ -35,7 +36,7 @@ SPECTRAL = (False, True, "optional")
 @patch
 def loaders(self:LeafSet,
     img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
-    spectral:bool|str=False, # Also the spectral images: False, True (each image has one), "optional" (0 where there is none)
+    spectral:bool|str=False, # Also spectral images: False, True (each has one), "optional" (0 where there is none)
     **kw, # What `image_loaders` takes: `bs`, `augment`, `views` ...
 )->ImageLoaders: # train, valid and test
     "Loaders of this set; with spectral images the batches have two inputs"
@@ -44,215 +45,254 @@ def loaders(self:LeafSet,
     if not spectral: return image_loaders(self, img_size, **kw)
     return companion_loaders(self, img_size, spectral == "optional", **kw)
 
-# %% ../../nbs/library/180_data.leaf.ipynb #31e2d8dd
+# %% ../../nbs/library/180_data.leaf.ipynb #3007af9c
 def synthetic_leaf_set(
     n:int=280, # Photographs, two a plant
     size:int=64, # Height and width, pixels
     seed:int=0, # Decides what they show
 )->LeafSet: # With its only split, train
     "A set of synthetic leaves, not yet split"
-    o = synthetic_leaves(n, size, seed)
-    return LeafSet("leaves_synthetic", LEAF_CLASSES, dict(train=CompanionSplit(o.images, o.labels, o.plants, spectral=o.spectral)))
+    leaves = synthetic_leaves(n, size, seed)
+    split = CompanionSplit(leaves.images, leaves.labels, leaves.plants, spectral=leaves.spectral)
+    return LeafSet("leaves_synthetic", LEAF_CLASSES, dict(train=split))
 
 @sets.register("leaves_synthetic")
 def _leaves_synthetic(root=None, download=True):
     "280 synthetic photographs of leaves, 64×64 pixels, with two infrared bands"
-    if root is not None: raise ValueError(f"root={root!r}: leaves_synthetic is computed and lies nowhere; leave root out")
+    if root is not None:
+        raise ValueError(f"root={root!r}: leaves_synthetic is computed and lies nowhere; leave root out")
     return synthetic_leaf_set()
 
-# %% ../../nbs/library/180_data.leaf.ipynb #c383c306
+# %% ../../nbs/library/180_data.leaf.ipynb #add1980f
 ORIGINALS = "Original Dataset"
 COPIES = "Augmented Dataset"
 
 def _class_folders(folder, classes):
     "The classes below a folder, checked, and its images"
-    s = folder_set(folder)
-    want = list(s.classes if classes is None else classes)
-    for o in s.classes:
-        if o not in want: raise ValueError(f"{folder} has a class folder {o!r} that is none of the classes: {nearest(o, want)}")
-    lacking = [o for o in want if o not in s.classes]
-    if lacking: raise ValueError(f"{folder} has no class folder {lacking[0]!r}; the classes are {', '.join(want)}: add it, or give classes=[...]")
-    number = np.array([want.index(o) for o in s.classes])
-    return want, {k:Split(v.items, number[v.labels]) for k,v in s.splits.items()}
+    found = folder_set(folder)
+    want = list(classes or found.classes)
+    for name in found.classes:
+        if name in want: continue
+        raise ValueError(f"{folder} has a class folder {name!r} that is none of the classes: {nearest(name, want)}")
+    for name in want:
+        if name in found.classes: continue
+        raise ValueError(f"{folder} has no class folder {name!r}; the classes are {', '.join(want)}: add it, or give "
+            "classes=[...]")
+    number = np.array([want.index(name) for name in found.classes])
+    return want, {name:Split(split.items, number[split.labels]) for name,split in found.splits.items()}
 
 def _check_enough(splits, classes):
     "Refuse a class that cannot be in train, validation and test"
     if len(splits) > 1: return
     counts = np.bincount(splits["train"].labels, minlength=len(classes))
     if counts.min() < 3:
-        raise ValueError(f"class {classes[counts.argmin()]!r} has {counts.min()} photographs, and train, valid and test need one each; "
-            "add photographs or remove its folder")
+        raise ValueError(f"class {classes[counts.argmin()]!r} has {counts.min()} photographs, and train, valid and "
+            "test need one each; add photographs or remove its folder")
 
 def leaf_folder(
-    root:str|Path, # `root/Original Dataset/<class>/*` with or without `root/Augmented Dataset/<class>/*`, or `root/<class>/*`
-    classes:Sequence|None=None, # Names and order of the classes; None: those of SAR-CLD-2024 in its layout, else the folders' names, sorted
+    root:str|Path, # `root/Original Dataset/<class>/*`, as SAR-CLD-2024 has it, or `root/<class>/*`
+    classes:Sequence|None=None, # Names and order of the classes; None: SAR-CLD-2024's in its layout, else the folders'
     name:str|None=None, # Name of the set; the folder's name if None
 )->LeafSet: # Originals only
     "Read photographs from folders"
     root = Path(root).resolve()
-    published = (root/ORIGINALS).is_dir()
-    if published and classes is None: classes = LEAF_CLASSES
-    names,splits = _class_folders(root/ORIGINALS if published else root, classes)
+    if (root/ORIGINALS).is_dir():
+        names,splits = _class_folders(root/ORIGINALS, classes or LEAF_CLASSES)
+        splits = {key:Split(_below(ORIGINALS, split), split.labels) for key,split in splits.items()}
+    else: names,splits = _class_folders(root, classes)
     _check_enough(splits, names)
-    if published: splits = {k:Split([f"{ORIGINALS}/{o}" for o in v.items], v.labels) for k,v in splits.items()}
     return LeafSet(name or root.name, names, splits, root)
 
-# %% ../../nbs/library/180_data.leaf.ipynb #77a9dfee
+def _below(folder, split):
+    "Paths of a split, from one folder higher"
+    return [f"{folder}/{item}" for item in split.items]
+
+# %% ../../nbs/library/180_data.leaf.ipynb #f5a5fe9b
 def _conflicts(names, groups, labels):
     "One pair of names for each group that has several classes"
     found = []
-    for g in np.unique(groups[np.flatnonzero(np.bincount(groups)[groups] > 1)]):
-        rows = np.flatnonzero(groups == g)
+    for group in np.flatnonzero(np.bincount(groups) > 1):
+        rows = np.flatnonzero(groups == group)
         other = rows[labels[rows] != labels[rows[0]]]
         if len(other): found.append((names[rows[0]], names[other[0]]))
     return found
 
 def _group_identical(s):
     "Group files of the same bytes, and report those under two classes or in two splits"
-    rows = [(k, i) for k,v in s.splits.items() for i in range(len(v))]
-    names = [s.splits[k].items[i] for k,i in rows]
-    groups = identical_files([s.root/o for o in names])
-    s.conflicts = _conflicts(names, groups, np.concatenate([v.labels for v in s.splits.values()]))
-    ends = np.cumsum([0, *map(len, s.splits.values())])
-    parts = {k:np.arange(a, b) for k,a,b in zip(s.splits, ends, ends[1:])}
-    for (a,b),both in shared_groups(parts, groups).items(): print(f"{len(both):,} photographs of {s.name} are in {a} and in {b}")
-    for k,v in s.splits.items(): v.groups = groups[parts[k]]
+    names = [item for split in s.splits.values() for item in split.items]
+    groups = identical_files([s.root/name for name in names])
+    s.conflicts = _conflicts(names, groups, np.concatenate([split.labels for split in s.splits.values()]))
+    ends = np.cumsum([len(split) for split in s.splits.values()])
+    parts = dict(zip(s.splits, np.split(np.arange(len(names)), ends[:-1])))
+    for (one,other),both in shared_groups(parts, groups).items():
+        print(f"{len(both):,} photographs of {s.name} are in {one} and in {other}")
+    for name,split in s.splits.items(): split.groups = groups[parts[name]]
 
 def group_leaves(
     s:LeafSet, # Of files; its groups are set
-    groups:str|Callable="identical", # "identical" bytes, "near" duplicates by look, or a function of a path relative to the root
+    groups:str|Callable="identical", # "identical" bytes, "near" duplicates by look, or a function of a relative path
 )->None:
     "Say which photographs must stay together, and report those under two classes"
     if isinstance(groups, str): one_of(groups, ("identical", "near"), "groups")
     _group_identical(s)
     if callable(groups):
-        for v in s.splits.values(): v.groups = merge_groups(v.groups, [str(groups(o)) for o in v.items])
+        for split in s.splits.values():
+            split.groups = merge_groups(split.groups, [str(groups(item)) for item in split.items])
     elif groups == "near":
         found = group_duplicates(s)
         print(f"{s.name}: {found}")
-        s.conflicts = [tuple(found.names[i] for i in o) for o in found.across_classes]
+        s.conflicts = [tuple(found.names[row] for row in pair) for pair in found.across_classes]
     if s.conflicts:
-        print(f"{len(s.conflicts):,} photographs of {s.name} are under two classes, such as {' and '.join(s.conflicts[0])}; one label is wrong")
+        example = " and ".join(s.conflicts[0])
+        print(f"{len(s.conflicts):,} photographs of {s.name} are under two classes, such as {example}; one label is "
+            "wrong")
 
-# %% ../../nbs/library/180_data.leaf.ipynb #9e387477
+# %% ../../nbs/library/180_data.leaf.ipynb #6c08a80c
 def _stem_in(stem, known):
     "The longest of the known stems that stands in `stem` between marks that are no letters and no digits"
-    cuts = [m.start() for m in re.finditer(r"(?<![A-Za-z0-9])|(?![A-Za-z0-9])", stem)]
-    spans = sorted(((b - a, a, b) for a in cuts for b in cuts if b > a), reverse=True)
-    return next((stem[a:b] for _,a,b in spans if stem[a:b] in known), None)
+    cuts = [mark.start() for mark in re.finditer(r"(?<![A-Za-z0-9])|(?![A-Za-z0-9])", stem)]
+    parts = {stem[start:end] for start in cuts for end in cuts if end > start}
+    return max(parts & set(known), key=len, default=None)
+
+def _rows_by_stem(originals, labels):
+    "Class to stem to the positions that have it"
+    known = defaultdict(lambda: defaultdict(list))
+    for row,(path,label) in enumerate(zip(originals, labels)): known[label][Path(path).stem].append(row)
+    return known
 
 def _by_name(originals, labels, copies, copy_labels, source):
     "Position of each copy's source among the originals, -1 if it is unknown or one of several"
-    known = {}
-    for i,(o,c) in enumerate(zip(originals, labels)): known.setdefault(c, {}).setdefault(Path(o).stem, []).append(i)
-    found = []
-    for o,c in zip(copies, copy_labels):
-        stem = source(o) if callable(source) else _stem_in(Path(o).stem, known.get(c, {}))
-        rows = known.get(c, {}).get(stem, [])
-        found.append(rows[0] if len(rows) == 1 else -1)
-    return np.array(found, dtype=int)
+    known = _rows_by_stem(originals, labels)
+    found = np.full(len(copies), -1)
+    for number,(path,label) in enumerate(zip(copies, copy_labels)):
+        stem = source(path) if callable(source) else _stem_in(Path(path).stem, known[label])
+        rows = known[label].get(stem, [])
+        if len(rows) == 1: found[number] = rows[0]
+    return found
 
 def _by_look(root, originals, labels, copies, copy_labels):
     "As `_by_name`, the nearest original of the same class among near duplicates"
-    n = len(originals)
-    near = find_duplicates([root/o for o in (*originals, *copies)])
-    found,best = np.full(len(copies), -1),np.full(len(copies), 99)
-    for (i,j),bits in zip(near.pairs, near.distances):
-        if not i < n <= j or labels[i] != copy_labels[j-n] or bits >= best[j-n]: continue
-        found[j-n],best[j-n] = i,bits
+    near = find_duplicates([root/path for path in (*originals, *copies)])
+    every = np.concatenate([labels, copy_labels])
+    found = np.full(len(copies), -1)
+    for pair in near.pairs[np.argsort(-near.distances, kind="stable")]: # the nearest comes last, and stays
+        original,copy = pair - [0, len(originals)]
+        if original < len(originals) and copy >= 0 and every[pair[0]] == every[pair[1]]: found[copy] = original
     return found
 
-# %% ../../nbs/library/180_data.leaf.ipynb #9ccc6a4a
+# %% ../../nbs/library/180_data.leaf.ipynb #364efc95
+def _sources_of(root, originals, copies, augmented):
+    "The path of each copy's source, None where it is unknown"
+    if augmented == "near": found = _by_look(root, originals.items, originals.labels, copies.items, copies.labels)
+    else: found = _by_name(originals.items, originals.labels, copies.items, copies.labels, augmented)
+    if (found < 0).all():
+        raise ValueError(f"not one of {len(copies):,} copies, such as {copies.items[0]}, has a known source; try the "
+            "other of augmented='name' and 'near', or give a function")
+    return [None if row < 0 else originals.items[row] for row in found]
+
 def add_copies(
     s:LeafSet, # Split already; its train split grows
-    augmented:str|Callable, # How the source of a copy is found: "name", "near", or a function of its path that gives the stem of the source
+    augmented:str|Callable, # How sources are found: "name", "near", or a function of a copy's path to the source's stem
     every:LeafSet, # The same set before it was split: all originals
 )->dict: # How many copies are used, belong to held_out photographs, and have an unknown source
     "Add the augmented copies of training photographs to train"
     if not callable(augmented): one_of(augmented, ("name", "near"), "augmented")
-    if not (s.root/COPIES).is_dir(): raise ValueError(f"augmented={augmented!r}: {s.root} has no folder {COPIES!r}; leave augmented out")
-    parts = _class_folders(s.root/COPIES, s.classes)[1]["train"]
-    copies,labels = [f"{COPIES}/{o}" for o in parts.items],parts.labels
-    whole = every.splits["train"]
-    if augmented == "near": source = _by_look(s.root, whole.items, whole.labels, copies, labels)
-    else: source = _by_name(whole.items, whole.labels, copies, labels, augmented)
-    where = {o:g for o,g in zip(s.splits["train"].items, s.splits["train"].groups)}
-    rows = [i for i,k in enumerate(source) if k >= 0 and whole.items[k] in where]
-    known = int((source >= 0).sum())
-    counts = dict(used=len(rows), held_out=known - len(rows), unknown=len(copies) - known)
-    if not known:
-        raise ValueError(f"not one of {len(copies):,} copies, such as {copies[0]}, has a known source; try the other of "
-            "augmented='name' and 'near', or give a function")
+    if not (s.root/COPIES).is_dir():
+        raise ValueError(f"augmented={augmented!r}: {s.root} has no folder {COPIES!r}; leave augmented out")
+    copies = _class_folders(s.root/COPIES, s.classes)[1]["train"]
+    copies = Split(_below(COPIES, copies), copies.labels)
+    source = _sources_of(s.root, every.splits["train"], copies, augmented)
     train = s.splits["train"]
-    groups = [*train.groups, *(where[whole.items[source[i]]] for i in rows)]
-    s.splits["train"] = Split([*train.items, *(copies[i] for i in rows)], [*train.labels, *labels[rows]], groups)
-    s.copies = counts
-    return counts
+    group_of = dict(zip(train.items, train.groups))
+    used = [row for row,name in enumerate(source) if name in group_of]
+    groups = [*train.groups, *(group_of[source[row]] for row in used)]
+    more = copies.take(np.array(used, dtype=int))
+    s.splits["train"] = Split([*train.items, *more.items], [*train.labels, *more.labels], groups)
+    unknown = source.count(None)
+    s.copies = dict(used=len(used), held_out=len(copies) - unknown - len(used), unknown=unknown)
+    return s.copies
 
-# %% ../../nbs/library/180_data.leaf.ipynb #498509f8
+# %% ../../nbs/library/180_data.leaf.ipynb #22212fda
 layouts["sar_cld_2024"] = lambda d: (d/ORIGINALS).is_dir()
 
 @sets.register("sar_cld_2024")
 def _sar_cld_2024(root=None, download=True):
     "SAR-CLD-2024, the 2,137 original photographs; `load_leaves` adds the augmented copies"
-    root = repo_root()/Path(root).expanduser() if root else settings().data_path
-    if root.is_file(): root = unwrap_folder(unpack_once(root, settings().data_path/root.stem))
-    for d in (root, root/"sar_cld_2024", root/"SAR-CLD-2024"):
-        if d.is_dir() and (unwrap_folder(d)/ORIGINALS).is_dir():
-            s = leaf_folder(unwrap_folder(d), name="sar_cld_2024")
-            group_leaves(s)
-            return s
-    raise ValueError(f"sar_cld_2024 is not at {root}: get version 2 from https://doi.org/10.17632/b3jy2p6k8w and put its folders "
-        f"{ORIGINALS!r} and {COPIES!r} into {root/'sar_cld_2024'}; its site asks for a click, so it is not fetched from here")
+    root = repo_root()/Path(root or settings().data_path).expanduser()
+    for place in (root, root/"sar_cld_2024", root/"SAR-CLD-2024"):
+        if not place.exists(): continue
+        folder = _unpacked(place)
+        if not (folder/ORIGINALS).is_dir(): continue
+        s = leaf_folder(folder, name="sar_cld_2024")
+        group_leaves(s)
+        return s
+    raise ValueError(f"sar_cld_2024 is not at {root}: get version 2 from https://doi.org/10.17632/b3jy2p6k8w and put "
+        f"its folders {ORIGINALS!r} and {COPIES!r} into {root/'sar_cld_2024'}; its site asks for a click, so it is not "
+        "fetched from here")
+
+def _unpacked(path):
+    "A folder; an archive is unpacked into `data_path` first"
+    if path.is_file(): path = unpack_once(path, settings().data_path/path.stem)
+    return unwrap_folder(path)
 
 def _find_folder(path, root):
-    "The folder that a path means; an archive is unpacked into `data_path` first"
-    path = Path(path).expanduser()
-    places = [path] if path.is_absolute() else [Path(p)/path for p in ([root] if root else [settings().data_path, repo_root()])]
-    found = next((o.resolve() for o in places if o.exists()), None)
-    if found is None: raise ValueError(f"there are no leaves at {' or '.join(map(str, places))}; give a folder, an archive, or 'leaves_synthetic'")
-    return unwrap_folder(found if found.is_dir() else unpack_once(found, settings().data_path/found.stem))
+    "The folder that a path means: absolute, or in `root`, `data_path` or the workspace"
+    starts = [root] if root else [settings().data_path, repo_root()]
+    places = [repo_root()/start/Path(path).expanduser() for start in starts]
+    for place in places:
+        if place.exists(): return _unpacked(place.resolve())
+    raise ValueError(f"there are no leaves at {' or '.join(map(str, places))}; give a folder, an archive, or "
+        "'leaves_synthetic'")
+
+# %% ../../nbs/library/180_data.leaf.ipynb #45e533a6
+_SYNTHETIC = ("n", "size", "seed")
 
 def _refuse(name, **given):
     "Refuse options that would do nothing"
-    for k,v in given.items():
-        if v is not None: raise ValueError(f"{k}={v!r} does nothing for {name}; leave it out")
+    for option,value in given.items():
+        if value is not None: raise ValueError(f"{option}={value!r} does nothing for {name}; leave it out")
 
 def _read_leaves(name, root, classes, groups, synthetic):
     "The set before it is split"
+    usual = groups == "identical"
     if str(name) == "leaves_synthetic":
-        _refuse(name, root=root, classes=classes, groups=None if groups == "identical" else groups)
+        _refuse(name, root=root, classes=classes, groups=groups if not usual else None)
         return synthetic_leaf_set(**synthetic)
-    if str(name) == "sar_cld_2024": _refuse(name, classes=classes)
-    if synthetic: raise ValueError(f"{next(iter(synthetic))}=... is an option of leaves_synthetic, and {name} is another set; leave it out")
-    s = sets["sar_cld_2024"](root) if str(name) == "sar_cld_2024" else leaf_folder(_find_folder(name, root), classes)
-    if str(name) != "sar_cld_2024" or groups != "identical": group_leaves(s, groups)
+    _refuse(name, **synthetic)
+    if str(name) == "sar_cld_2024":
+        _refuse(name, classes=classes)
+        s = sets["sar_cld_2024"](root)
+        if usual: return s
+    else: s = leaf_folder(_find_folder(name, root), classes)
+    group_leaves(s, groups)
     return s
 
-_SYNTHETIC = ("n", "size", "seed")
-
 def load_leaves(
-    name:str|Path="leaves_synthetic", # "leaves_synthetic", "sar_cld_2024", or a class folder or archive, also in the layout of SAR-CLD-2024
+    name:str|Path="leaves_synthetic", # "leaves_synthetic", "sar_cld_2024", or a folder or archive in either layout
     root:str|Path|None=None, # Folder where a relative path lies; `data_path` or the workspace if None
     valid:float|int|None=None, # Share or count of train that becomes validation, as for `load_set`
     split_seed:int=0, # Decides the split; apart from the training seed, so that the test never moves
-    groups:str|Callable="identical", # What stays together: "identical" files, "near" duplicates (needs imagehash), or a function of a path
-    augmented:str|Callable|None=None, # Train on published copies too: "name" or "near" finds their sources, or a function; None leaves them out
+    groups:str|Callable="identical", # What stays together, as for `group_leaves`
+    augmented:str|Callable|None=None, # Train on published copies too, as for `add_copies`; None leaves them out
     classes:Sequence|None=None, # Names and order of the classes, where they are not those of the folders
     max_bad:float=.01, # Share of unreadable files above which `check` is an error
     limit:int|None=None, # At most so many photographs of a class in each split, before copies are added
     **synthetic, # Of leaves_synthetic: n, size, seed
 )->LeafSet: # With splits train, valid and test; valid and test hold originals only
     "Load leaf photographs"
-    for k in synthetic:
-        if k not in _SYNTHETIC: raise ValueError(f"load_leaves has no option {k!r}: {nearest(k, _SYNTHETIC)}")
+    for option in synthetic:
+        if option not in _SYNTHETIC:
+            raise ValueError(f"load_leaves has no option {option!r}: {nearest(option, _SYNTHETIC)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit!r} must be a whole number from 1, or None for all photographs")
     s = _read_leaves(name, root, classes, groups, synthetic)
     s.max_bad = max_bad
     every = LeafSet(s.name, s.classes, dict(s.splits), s.root)
     hold_out_missing(s, valid, split_seed)
-    if limit: s.splits = {k:limit_split(v, limit, split_seed, s.tasks) for k,v in s.splits.items()}
-    if augmented is not None:
-        if s.root is None: raise ValueError(f"augmented={augmented!r}: {s.name} has no copies; leave it out")
-        said = add_copies(s, augmented, every)
-        print(f"{said['used']:,} augmented copies are trained on; {said['held_out']:,} of held-out photographs and {said['unknown']:,} of unknown source are left out")
+    if limit: s.splits = {key:limit_split(split, limit, split_seed, s.tasks) for key,split in s.splits.items()}
+    if augmented is None: return s
+    if s.root is None: raise ValueError(f"augmented={augmented!r}: {s.name} has no copies; leave it out")
+    counts = add_copies(s, augmented, every)
+    print(f"{counts['used']:,} augmented copies are trained on; {counts['held_out']:,} of held-out photographs and "
+        f"{counts['unknown']:,} of unknown source are left out")
     return s
