@@ -11,6 +11,7 @@ from vitnb.data.table import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
+from vitnb.data.severity import *
 from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
@@ -20,7 +21,11 @@ from vitnb.data.retina import *
 from vitnb.data.cubeaugment import *
 from vitnb.data.cube import *
 from vitnb.data.shard import *
+from vitnb.data.companion import *
 from vitnb.data.evaluate import *
+from vitnb.data.duplicates import *
+from vitnb.data.leafmodel import *
+from vitnb.data.leaf import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
