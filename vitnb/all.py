@@ -1,6 +1,10 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.renamed import *
+from vitnb.progress import *
 from vitnb.device import *
+from vitnb.launch import *
+from vitnb.parameters import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
@@ -45,6 +49,8 @@ from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
+from vitnb.drawings import *
+from vitnb.spectra import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
 from vitnb.callback.ema import *
@@ -72,8 +78,12 @@ from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
 from vitnb.experiment.run import *
+from vitnb.experiment.notebook import *
+from vitnb.experiment.execute import *
+from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
+from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *

@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock
 
-from ..core import Registry, atomic_write, hash_ints, nearest, one_of, pick_device, progress, repo_root, settings
+from ..core import Registry, atomic_write, hash_ints, nearest, one_of, pick_device, repo_root, settings
 from .augment import Draws
 from .cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeNormalizer, KeepReflectance,
     LogScale, ZScore, cube_augments, cube_pipeline, interpolate_bands, make_normalizer, normalizers)
@@ -32,6 +32,7 @@ from .retina import IGNORE, RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wave
 from .source import ImageSource
 from .split import disjoint_blocks, group_split
 from .stats import BandStats
+from ..progress import progress
 from ..task import ClassMap, OneClass, Tasks
 
 # %% ../../nbs/library/160_data.cube.ipynb #2ea478ab
