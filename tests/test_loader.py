@@ -25,8 +25,10 @@ from vitnb.data import source as source_module
 from vitnb.data.augment import Transform
 from vitnb.data.loader import image_loaders
 from vitnb.data.source import ArraySource, CacheSource, FileSource, build_cache
-from vitnb.data.sets import STATS, load_set
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.sets import load_set
+from vitnb.data.stats import STATS
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.task import ClassMap, Ordinal, Value
 
 DATA = Path(__file__).resolve().parents[2]/"shared"/"data"

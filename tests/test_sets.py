@@ -13,7 +13,10 @@ from PIL import Image, ImageFile
 
 from vitnb.core import set_seed
 from vitnb.data.image import UnreadableImage, as_rgb, read_image, readers
-from vitnb.data.sets import STATS, ImageSet, Split, carve, folder_set, load_pickle, load_set, sets
+from vitnb.data.holdout import Split, hold_out
+from vitnb.data.sets import folder_set, load_pickle, load_set, sets
+from vitnb.data.stats import STATS
+from vitnb.data.table import ImageSet
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 
@@ -75,12 +78,12 @@ def test_limit_of_no_use(limit):
 
 @hyp(max_examples=40, deadline=None)
 @given(st.lists(st.integers(4, 40), min_size=2, max_size=6), st.floats(.1, .6), st.integers(0, 9))
-def test_carve_is_disjoint_complete_and_stratified(ns, share, seed):
+def test_hold_out_is_disjoint_complete_and_stratified(ns, share, seed):
     labels = np.repeat(np.arange(len(ns)), ns)
     n,k = len(labels),round(len(labels)*share)
     split = Split(np.arange(n)[:,None,None], labels)
     if min(k, n-k) < len(ns): return
-    rest,part = carve(split, share, seed, [str(i) for i in range(len(ns))])
+    rest,part = hold_out(split, share, seed, [str(i) for i in range(len(ns))])
     ids = [s.items[:,0,0] for s in (rest, part)]
     assert sorted(np.concatenate(ids)) == list(range(n)) and len(part) == k
     assert all((np.diff(i) > 0).all() for i in ids)
@@ -242,7 +245,7 @@ def test_stamp_sees_a_file_written_anew(tmp_path):
 
 # ---------- class folders
 
-def test_train_and_val_give_a_test_and_a_carved_valid(tmp_path):
+def test_train_and_val_give_a_test_and_a_held_out_valid(tmp_path):
     s = load_set(folder(tmp_path/"s", parts=("Train", "val")))
     assert {k:len(v) for k,v in s.splits.items()} == dict(train=18, valid=2, test=20)
     assert all(o.startswith("val/") for o in s.splits["test"].items) and all(o.startswith("Train/") for o in s.splits["valid"].items)

@@ -10,7 +10,8 @@ from vitnb.data.image import UnreadableImage, read_grey, read_map, read_native, 
 from vitnb.data.sets import load_set
 from vitnb.data.split import shared_groups
 from vitnb.data.stats import BandStats, STATS
-from vitnb.data.table import ImageSet, Split, carve, hold_out_missing, limit_split, strata
+from vitnb.data.holdout import Split, hold_out, limit_split, strata
+from vitnb.data.table import ImageSet, hold_out_missing
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
 
@@ -151,7 +152,7 @@ def test_groups_never_straddle_and_nothing_is_lost(n_groups, each, seed, kind):
 def test_parts_share_out_strata_alike(task, y):
     table = Split(np.arange(200).reshape(-1,1,1), y)
     by = strata(table, Tasks.of(task))
-    rest,part = carve(table, .25, 3, task)
+    rest,part = hold_out(table, .25, 3, task)
     for c in np.unique(by):
         n = (by == c).sum()
         assert abs((by[part.items.ravel()] == c).sum() - n/4) <= 1 + .1*n, c

@@ -7,7 +7,9 @@ from vitnb.data.download import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.split import *
+from vitnb.data.holdout import *
 from vitnb.data.table import *
+from vitnb.data.scan import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
