@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import RandAugment as TorchvisionRandAugment
 from torchvision.transforms.v2 import functional as F
 
 from vitnb.data import augment as A
-from vitnb.data.augment import Draws
+from vitnb.data import geometry, randaugment
+from vitnb.data.draws import Draws
 
 MEAN,STD = [.5,.4,.3],[.2,.3,.25]
 fast = settings(max_examples=25, deadline=None)
@@ -137,11 +138,11 @@ def test_flip_mirrors_its_share():
 @pytest.mark.parametrize("bins", [11, 31])
 def test_magnitudes_are_torchvisions(bins):
     space = TorchvisionRandAugment._AUGMENTATION_SPACE
-    assert list(space) == list(A._ops)
+    assert list(space) == list(randaugment._ops)
     for op,(f,signed) in space.items():
-        assert A._ops[op][1] == signed
+        assert randaugment._ops[op][1] == signed
         want = f(bins, 20, 30)
-        for m in range(bins): assert A.op_magnitude(op, m, (20,30), bins) == (float(want[m]) if want is not None else 0)
+        for m in range(bins): assert randaugment.op_magnitude(op, m, (20,30), bins) == (float(want[m]) if want is not None else 0)
 
 @pytest.mark.parametrize("magnitude,interpolation", [(0, "nearest"), (9, "nearest"), (30, "nearest"), (9, "bilinear")])
 def test_randaugment_is_torchvision_one_sample_at_a_time(magnitude, interpolation):
@@ -168,7 +169,7 @@ def test_color_jitter_is_torchvision_and_zero_is_nothing():
 @given(st.integers(4, 60), st.integers(4, 60), st.integers(0, 50))
 def test_windows_keep_their_promises(h, w, seed):
     hw,scale,ratio = torch.tensor([[h,w]]).expand(30, 2),(.2, .8),(.5, 2.)
-    win,found = A._windows(hw, Draws(seed, 0, range(30)), scale, ratio)
+    win,found = geometry.random_windows(hw, Draws(seed, 0, range(30)), scale, ratio)
     t,l,wh,ww = win[found].T
     assert (t >= 0).all() and (l >= 0).all() and (t+wh <= h).all() and (l+ww <= w).all() and (wh > 0).all() and (ww > 0).all()
     slack = (wh+ww+1)/2 # both sides are rounded by up to half a pixel
@@ -178,7 +179,7 @@ def test_windows_keep_their_promises(h, w, seed):
 @pytest.mark.parametrize("hw", [(4,200), (200,4)])
 def test_a_strip_falls_back_to_its_middle(hw):
     x = pictures(3, *hw)
-    win = A._central(torch.tensor([hw]), (3/4, 4/3))[0].tolist()
+    win = geometry._central_windows(torch.tensor([hw]), (3/4, 4/3))[0].tolist()
     assert sorted(win[2:]) == [4,5] and abs(win[0]*2+win[2]-hw[0]) <= 1 and abs(win[1]*2+win[3]-hw[1]) <= 1
     out = A.RandomResizedCrop(6, scale=(.9,1))(x, Draws(0, 0, range(3)))
     assert torch.equal(out[0], F.resized_crop(x[0], *win, [6,6], antialias=True))

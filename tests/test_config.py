@@ -6,7 +6,9 @@ import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.core import upgrade
-from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipeline
+from vitnb.data.augment import augment_ratio, eval_pipeline
+from vitnb.data.draws import Draws
+from vitnb.data.transform import make_pipeline
 from vitnb.data.cube import make_normalizer
 from vitnb.learner.config import upgrade_config
 from vitnb.task import ClassMap, OneClass, make_tasks

@@ -22,7 +22,7 @@ from torch import nn
 
 from vitnb.data import loader as loader_module
 from vitnb.data import source as source_module
-from vitnb.data.augment import Transform
+from vitnb.data.transform import Transform
 from vitnb.data.loader import image_loaders
 from vitnb.data.source import ArraySource, CacheSource, FileSource, build_cache
 from vitnb.data.sets import load_set

@@ -8,7 +8,10 @@ from fastai.torch_core import to_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnb.data.augment import Draws, Flip, Pipeline, RandomCrop, RandomResizedCrop, Resize, Transform, make_pipeline, make_transform, train_pipeline, transforms
+from vitnb.data.augment import train_pipeline
+from vitnb.data.draws import Draws
+from vitnb.data.geometry import Flip, RandomCrop, RandomResizedCrop, Resize
+from vitnb.data.transform import Pipeline, Transform, make_pipeline, make_transform, transforms
 from vitnb.data.sample import Batch, is_map, map_tensors
 from vitnb.task import ClassMap, OneClass, Ordinal, Tasks, Value
 

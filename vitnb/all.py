@@ -6,12 +6,17 @@ from vitnb.data.image import *
 from vitnb.data.download import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
+from vitnb.data.show import *
 from vitnb.data.split import *
 from vitnb.data.holdout import *
 from vitnb.data.table import *
 from vitnb.data.scan import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
+from vitnb.data.draws import *
+from vitnb.data.transform import *
+from vitnb.data.geometry import *
+from vitnb.data.randaugment import *
 from vitnb.data.augment import *
 from vitnb.data.source import *
 from vitnb.data.workers import *

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from ..core import Registry, atomic_write, hash_ints, nearest, one_of, pick_device, progress, repo_root, settings
-from .augment import Draws
+from .draws import Draws
 from .cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeNormalizer, KeepReflectance,
     LogScale, ZScore, cube_augments, cube_pipeline, interpolate_bands, make_normalizer, normalizers)
 from .cubefile import CUBE_DATASET, CubeArray, CubeFile, UnreadableCube, close_cubes, measured, open_cube, read_mat

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..core import nearest, one_of
-from .augment import Draws, Pipeline, make_transform
+from .draws import Draws
+from .transform import Pipeline, make_transform
 from .cube import CubeSet # with it come the reader and the transforms of cubes
 from .image import readers, widen
 from .sample import Batch

@@ -22,7 +22,9 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from ..core import hash_ints, one_of, pick_device, settings, uniform
-from .augment import Draws, Normalize, Pipeline, augment_ratio, eval_pipeline, train_pipeline
+from .augment import Normalize, augment_ratio, eval_pipeline, train_pipeline
+from .draws import Draws
+from .transform import Pipeline
 from .sample import Batch, is_map, map_tensors
 from .source import ArraySource, CacheSource, FileSource, ImageSource, MapSource, SubsetSource, build_cache
 from .table import ImageSet
