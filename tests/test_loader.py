@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torch import nn
 
-from vitnb.data import loader as loader_module
+from vitnb.data import imageloader, work
 from vitnb.data import source as source_module
 from vitnb.data.transform import Transform
 from vitnb.data.loader import image_loaders
@@ -98,15 +98,15 @@ class Whole(Transform):
 @pytest.mark.parametrize("bs", [32, 7, 1])
 def test_several_batches_at_a_time_are_each_by_itself(digits, augment, bs, monkeypatch):
     made = []
-    monkeypatch.setattr(loader_module._Work, "_several", lambda self, keys, f=loader_module._Work._several: made.append(len(keys)) or f(self, keys))
+    monkeypatch.setattr(work.BatchWork, "_make_several", lambda self, keys, f=work.BatchWork._make_several: made.append(len(keys)) or f(self, keys))
     dl = image_loaders(load_set("digits", limit=120), 9, bs, augment, seed=3, device="cpu", drop_last=False).train
-    assert isinstance(dl, loader_module.ImageLoader) and made == []
+    assert isinstance(dl, imageloader.ImageLoader) and made == []
     for start in (0, 2):
         dl.set_epoch(2); dl.start = start
         got = passes(dl)
         assert same(got, [dl.make_batch(b, 2) for b in dl.batches(dl.order(2))[start:]])
         assert all(o.untyped_storage().nbytes() == o.nbytes for b in got for o in b) # a batch that is kept keeps no other
-    assert made and max(made)*bs*3*81*4 <= loader_module._ROOM
+    assert made and max(made)*bs*3*81*4 <= work._ROOM
 
 def test_what_may_see_the_whole_batch_sees_one_batch(digits):
     dl = image_loaders(digits, 8, 20, "none", seed=3, device="cpu").train
@@ -223,7 +223,7 @@ def test_a_batch_has_all_that_its_samples_have():
     for b in dls.train:
         i = b["index"]
         assert b["image"].shape == (6,5,12,12) and b["image"].dtype == torch.float32 and b["group"].tolist() == s.splits["train"].groups[i].tolist() and b["weight"].tolist() == (1 + i % 3).tolist()
-        seen = dls.train._norm().undo(b["image"])[:,0] > 2000.5
+        seen = dls.train.normalizer.undo(b["image"])[:,0] > 2000.5
         known = b["target"]["field"] != 255
         assert torch.equal(seen[known].long(), b["target"]["field"][known]) and (~known).any() # the map moved as its image did
         zones = torch.from_numpy(s.splits["train"].targets["zones"][i])

@@ -19,7 +19,10 @@ from vitnb.data.geometry import *
 from vitnb.data.randaugment import *
 from vitnb.data.augment import *
 from vitnb.data.source import *
+from vitnb.data.dataset import *
 from vitnb.data.workers import *
+from vitnb.data.work import *
+from vitnb.data.imageloader import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
 from vitnb.data.cubefile import *

@@ -27,7 +27,9 @@ from .cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, Cub
     LogScale, ZScore, cube_augments, cube_pipeline, interpolate_bands, make_normalizer, normalizers)
 from .cubefile import CUBE_DATASET, CubeArray, CubeFile, UnreadableCube, close_cubes, measured, open_cube, read_mat
 from .image import read_image
-from .loader import ImageDataset, ImageLoader, ImageLoaders
+from .dataset import ImageDataset
+from .imageloader import ImageLoader
+from .loader import ImageLoaders
 from .retina import IGNORE, RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wavelengths, synthetic_retina
 from .source import ImageSource
 from .split import disjoint_blocks, group_split

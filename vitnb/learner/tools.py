@@ -24,7 +24,9 @@ from torch import Tensor
 from ..callback.live import LiveView
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import as_rgb
-from ..data.loader import ImageDataset, ImageLoader, ImageLoaders
+from ..data.dataset import ImageDataset
+from ..data.imageloader import ImageLoader
+from ..data.loader import ImageLoaders
 from ..data.sample import Batch, stack_samples
 from ..data.source import ImageSource
 from .fastai import learner_names, loaders_names, refuse
