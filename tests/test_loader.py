@@ -182,9 +182,9 @@ def test_the_rest_on_the_device_gives_the_same(digits):
     host,device = (image_loaders(digits, bs=200, augment="advanced", on_device=o, device="cpu").train for o in (False, True))
     assert same(passes(host), passes(device))
     split = image_loaders(digits, bs=200, augment="imagenet", on_device=True, device="cpu").train
-    made,done = split._work[split._key(0, np.arange(4))]
+    made,done = split._work[split._keys(0, [np.arange(4)])[0]]
     assert done == 1 and made[0]["image"].dtype == torch.uint8 # RandomResizedCrop ran beside the disk, one sample at a time; the rest waits
-    assert device._work[device._key(0, np.arange(4))][1] == 0
+    assert device._work[device._keys(0, [np.arange(4)])[0]][1] == 0
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("augment", ["crop_flip", "advanced", "imagenet"])

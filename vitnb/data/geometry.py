@@ -6,11 +6,12 @@
 __all__ = ['check_size', 'check_share', 'scaled_size', 'Resize', 'image_sizes', 'RandomCrop', 'CenterCrop', 'mirror', 'Flip',
            'random_windows', 'check_bounds', 'RandomResizedCrop']
 
-# %% ../../nbs/library/118_data.geometry.ipynb #02f0fd0d
+# %% ../../nbs/library/118_data.geometry.ipynb #709280c8
 import math
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -80,7 +81,7 @@ class Resize(Geometric):
         if exact: return _nearest(x, *size)
         return F.resize(x, list(size), InterpolationMode(self.interpolation), antialias=True)
 
-# %% ../../nbs/library/118_data.geometry.ipynb #a724514c
+# %% ../../nbs/library/118_data.geometry.ipynb #97693631
 def image_sizes(
     x:Tensor|list, # Images, (B,C,H,W) or (C,H,W) each
 )->Tensor: # `int64` (B,2)
@@ -88,21 +89,11 @@ def image_sizes(
     if isinstance(x, list): return torch.tensor([image.shape[-2:] for image in x])
     return torch.tensor(x.shape[-2:]).expand(len(x), 2)
 
-def _cut_in_numpy(x, tops, lefts, height, width):
-    "Cut as `_cut` does; a slice of an array costs a tenth of one of a tensor, a seventh of a batch of 64 pixels a side"
-    images = x.numpy() if isinstance(x, Tensor) else [image.numpy() for image in x]
-    windows = np.empty((len(images), images[0].shape[0], height, width), images[0].dtype)
-    for number,(top,left) in enumerate(zip(tops.tolist(), lefts.tolist())):
-        windows[number] = images[number][:, top:top+height, left:left+width]
-    return torch.from_numpy(windows)
-
 def _cut(x, tops, lefts, height, width):
     "Cut a window of `height`×`width` pixels out of every image"
-    is_tensor = isinstance(x, Tensor)
-    if is_tensor and not x.is_cuda and height*width <= 1024: # small: indexing all windows at once beats slices
-        return x.unfold(2, height, 1).unfold(3, width, 1)[torch.arange(len(x)),:,tops,lefts]
-    device = x.device if is_tensor else x[0].device
-    if device.type == "cpu": return _cut_in_numpy(x, tops, lefts, height, width)
+    if isinstance(x, Tensor) and x.device.type == "cpu": # NumPy cuts all at once, in a fraction of torch's time
+        windows = sliding_window_view(x.numpy(), (height, width), axis=(2, 3)) # a view of every window there is
+        return torch.from_numpy(windows[np.arange(len(x)),:,tops.numpy(),lefts.numpy()])
     corners = zip(x, tops.tolist(), lefts.tolist())
     return torch.stack([image[:, top:top+height, left:left+width] for image,top,left in corners])
 

@@ -137,27 +137,28 @@ def set_epoch(self:ImageLoader,
     "Set the epoch of the next pass; without it each complete pass adds one"
     self.epoch = epoch
 
-# %% ../../nbs/library/129_data.imageloader.ipynb #c821fc6e
+# %% ../../nbs/library/129_data.imageloader.ipynb #f78a60c4
 @patch
 def make_batch(self:ImageLoader,
     indices:np.ndarray, # Positions in the set
     epoch:int, # Which epoch's augmentation
 )->Batch: # On the loader's device
     "Make the batch of these samples, as any pass over them would"
-    indices = np.asarray(indices, dtype=np.int64)
-    return self._finish(self._work[self._key(epoch, indices)], epoch, indices)
+    (key,) = self._keys(epoch, [np.asarray(indices, dtype=np.int64)])
+    return self._finish(self._work[key], key)
 
 @patch
-def _key(self:ImageLoader, epoch, indices):
+def _keys(self:ImageLoader, epoch, batches):
+    "Name all that each batch is a function of"
     on_device = self.is_cuda if self.on_device is None else self.on_device
-    return BatchKey(epoch, indices, on_device)
+    return [BatchKey(epoch, indices, on_device) for indices in batches]
 
 @patch
-def _finish(self:ImageLoader, batch, epoch, indices):
+def _finish(self:ImageLoader, batch, key):
     "Move a worker's batch to the device and run the transforms that are left"
     if self.device is not None and self.device.type != "cpu":
         batch = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
-    fields = self._work.finish(batch, epoch, indices)
+    fields = self._work.finish(batch, key)
     if next(iter(fields)) != "image": fields = {"image":fields["image"], **fields}
     return Batch(fields)
 
@@ -191,7 +192,7 @@ def samples(self:ImageLoader,
     "Count the samples of a batch"
     return min(self.bs, len(self.dataset) - i*self.bs)
 
-# %% ../../nbs/library/129_data.imageloader.ipynb #25e6e22b
+# %% ../../nbs/library/129_data.imageloader.ipynb #64e25ef9
 @patch
 def _own_passes(self:ImageLoader):
     "Get the workers that stay: started at the first pass, stopped with the loader"
@@ -205,9 +206,9 @@ def _own_passes(self:ImageLoader):
 @patch
 def _make_here(self:ImageLoader, keys):
     "Make the batches of `keys` in this process; torch's loader would cost more than small images take to load"
-    for batch in self._work.make_all(keys):
-        if self.is_cuda: batch = map_tensors(Tensor.pin_memory, batch) # so that a copy to the device waits for nothing
-        yield batch
+    made = self._work.make_all(keys)
+    if not self.is_cuda: return made
+    return (map_tensors(Tensor.pin_memory, batch) for batch in made) # a copy to the device then waits for nothing
 
 @patch
 def _make_in_workers(self:ImageLoader, keys):
@@ -225,11 +226,11 @@ def _make_in_workers(self:ImageLoader, keys):
 def __iter__(self:ImageLoader)->Iterator:
     "Pass over the set: skip `start` batches, give the rest, count the epoch up"
     epoch = self.epoch
-    keys = [self._key(epoch, indices) for indices in self.batches()[self.start:]]
+    keys = self._keys(epoch, self.batches()[self.start:])
     self.start = 0
     self.before_iter()
     made = self._make_in_workers(keys) if self.workers else self._make_here(keys)
-    for key,batch in zip(keys, made): yield self.after_batch(self._finish(batch, key.epoch, key.indices))
+    for key,batch in zip(keys, made): yield self.after_batch(self._finish(batch, key))
     self.after_iter()
     if self.epoch == epoch: self.epoch += 1
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .sample import is_map
 from ..task import OneClass, Task, Tasks
 
-# %% ../../nbs/library/106_data.show.ipynb #7b29b411
+# %% ../../nbs/library/106_data.show.ipynb #ffbd4b4a
 def displayable(
     x:Tensor, # Images, (B,C,H,W), in any units
 )->np.ndarray: # `uint8` or from 0 to 1, (B,H,W,3)
@@ -33,7 +33,7 @@ def show_samples(
     maps:Sequence=(), # Label maps, (N,H,W) each, laid over the images as colours
     cols:int=6, # Images in a row
     width:float=1.1, # Inches of an image
-):
+)->None:
     "Draw images in rows"
     from matplotlib import pyplot as plt # who draws nothing needs no plots
     columns = min(cols, len(images))
@@ -77,7 +77,7 @@ def target_maps(
     if target is None: return []
     return [entries.cpu() for _,_,entries in tasks.split(target) if is_map(entries)]
 
-# %% ../../nbs/library/106_data.show.ipynb #674a4ffb
+# %% ../../nbs/library/106_data.show.ipynb #725f9a71
 def _tile(images, columns):
     "Lay images side by side on white, one pixel apart"
     count,height,width,_ = images.shape
@@ -93,7 +93,7 @@ def _tile(images, columns):
 def show_batches(
     batches:dict, # Title to 8-bit images, (B,C,H,W)
     cols:int=8, # Images in a row of each
-):
+)->None:
     "Draw batches of small images beside each other"
     from matplotlib import pyplot as plt
     fig,axes = plt.subplots(1, len(batches), figsize=(3.2*len(batches), 1.9), dpi=70, squeeze=False)

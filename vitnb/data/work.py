@@ -62,7 +62,7 @@ class BatchKey(NamedTuple):
     indices: np.ndarray # (B,)
     on_device: bool # Whether the device does what it can of the augmentation
 
-# %% ../../nbs/library/128_data.work.ipynb #bbdee685
+# %% ../../nbs/library/128_data.work.ipynb #78d4bcff
 class BatchWork:
     "Make the batch of a `BatchKey`: its fields, and how many transforms ran"
     def __init__(self,
@@ -100,11 +100,11 @@ class BatchWork:
         "Whether no transform is left"
         return done == len(self.pipeline.transforms)
 
-    def finish(self, batch:tuple, epoch:int, idx:np.ndarray)->dict:
+    def finish(self, batch:tuple, key:BatchKey)->dict:
         "Run the transforms that a worker has left to the device; give the fields"
         fields,done = batch
         if self.is_complete(done): return fields
-        draws = [self.draws(epoch, idx, view) for view in range(self.views)]
+        draws = [self.draws(key.epoch, key.indices, view) for view in range(self.views)]
         return join_views([self.pipeline(*each, start=done) for each in zip(fields, draws)])
 
     def room(self, n:int)->int:
