@@ -24,7 +24,10 @@ TRANSFORMS = [A.Resize(8), A.Resize(13), A.Resize(7, shorter=True), A.Resize(13,
 ERASE = [A.RandomErasing(.7), A.RandomErasing(.7, value="random")]
 
 OPTIONS = [("shift", "padding", 0), ("crop_flip", "padding", 0), ("crop_flip", "flip", 0.), ("basic", "flip", 1.), ("advanced", "ratio", 1.5), ("advanced", "flip", 0.), ("advanced", "num_ops", 0),
-           ("advanced", "magnitude", 25), ("advanced", "erase", 1.), ("imagenet", "scale", (.5,1.)), ("imagenet", "flip", 0.), ("imagenet", "jitter", .4), ("imagenet", "erase", 1.)]
+           ("advanced", "magnitude", 25), ("advanced", "erase", 1.), ("imagenet", "scale", (.5,1.)), ("imagenet", "flip", 0.), ("imagenet", "jitter", .4), ("imagenet", "erase", 1.),
+           *[(n, o, v) for n in ("light", "mild", "moderate", "aggressive", "strong") for o,v in (("scale", (.3,.4)), ("flip", 0.))],
+           *[(n, o, v) for n in ("moderate", "aggressive", "strong") for o,v in (("degrees", 5.), ("blur", 1.), ("hue", .2), ("color", False))],
+           *[(n, o, v) for n in ("aggressive", "strong") for o,v in (("distort", 0.), ("num_ops", 0), ("magnitude", 25), ("cutout", 1.))]]
 
 CHANGES = [(A.Resize(8), A.Resize(8, interpolation="nearest")), (A.RandomCrop(8, 2), A.RandomCrop(8, 2, "reflect")), (A.RandomCrop(8, 2), A.RandomCrop(8, 2, "replicate")),
            (A.RandomResizedCrop(8), A.RandomResizedCrop(8, ratio=(1,1))), (A.RandomResizedCrop(8), A.RandomResizedCrop(8, interpolation="bicubic")),

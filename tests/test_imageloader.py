@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import digits, film_set, own_folders, passes, same
-from hypothesis import given, HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_tasks import skewed
 
 from vitnb.data.loader import image_loaders
 
@@ -87,3 +89,10 @@ def test_new_keeps_and_changes(digits):
 @pytest.mark.parametrize("bs", [0, -1, 2.5, True, "64"])
 def test_a_batch_size_is_a_whole_number(digits, bs):
     with pytest.raises(ValueError, match="whole number from 1"): image_loaders(digits, bs=bs)
+
+@pytest.mark.parametrize("w,says", [([1.], "one finite number"), ("neg", "one finite number"), ("zero", "not all 0")])
+def test_wrong_sample_weights(w, says):
+    dl = image_loaders(skewed(), bs=8, device="cpu").train
+    n = len(dl.dataset)
+    with pytest.raises(ValueError, match=says): dl.new(sample_weights=dict(neg=[-1.]*n, zero=[0.]*n).get(w, w) if isinstance(w, str) else w)
+    with pytest.raises(ValueError, match="shuffle=True"): dl.new(sample_weights=[1.]*n, shuffle=False)

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ..core import Registry, nearest
 from .draws import Draws
 from .geometry import mirror
-from .transform import Pipeline, Transform, check_fill, transforms, unknown_value
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
+from .transform import Pipeline, Transform, check_fill, transforms, unknown_value
 from ..device import to_device
 from ..task import Task
 

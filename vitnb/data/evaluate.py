@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from ..core import nearest, one_of
-from .draws import Draws
-from .transform import Pipeline, make_transform
+from .companion import read_pair # noqa: F401, registers the reader and the normaliser of spectral images
 from .cube import CubeSet # with it come the reader and the transforms of cubes
+from .draws import Draws
 from .image import readers, widen
-from .sample import Batch, stack_samples
+from .sample import Batch, as_batch, stack_samples
 from .table import read_array
+from .transform import Pipeline, make_transform
 
 # %% ../../nbs/library/175_data.evaluate.ipynb #db88ebd3
 _PARTS = ("reader", "transforms", "normalize")
@@ -48,7 +49,7 @@ class EvalReader:
         if not items: raise ValueError("there is nothing to read; give paths or arrays")
         fields = stack_samples([self.sample(item) for item in items])
         index = np.arange(len(items))
-        return Batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
+        return as_batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
 
     def batches(self, items:Sequence, bs:int=64)->Iterator:
         "Read paths or arrays in batches, in their order; `index` counts on"

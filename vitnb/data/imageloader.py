@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_batch_size', 'ImageLoader']
 
-# %% ../../nbs/library/129_data.imageloader.ipynb #c73e316e
+# %% ../../nbs/library/129_data.imageloader.ipynb #7ccb2cc8
 import random
 from collections.abc import Iterator, Sequence
 from types import MethodType
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import hash_ints, settings, uniform
 from .dataset import ImageDataset
-from .sample import Batch, map_tensors
+from .sample import Batch, as_batch, map_tensors
 from .show import displayable, show_samples, target_maps, target_titles
 from .transform import Pipeline
 from .work import BatchKey, BatchWork
@@ -137,7 +137,7 @@ def set_epoch(self:ImageLoader,
     "Set the epoch of the next pass; without it each complete pass adds one"
     self.epoch = epoch
 
-# %% ../../nbs/library/129_data.imageloader.ipynb #f78a60c4
+# %% ../../nbs/library/129_data.imageloader.ipynb #fed667b6
 @patch
 def make_batch(self:ImageLoader,
     indices:np.ndarray, # Positions in the set
@@ -158,9 +158,7 @@ def _finish(self:ImageLoader, batch, key):
     "Move a worker's batch to the device and run the transforms that are left"
     if self.device is not None and self.device.type != "cpu":
         batch = map_tensors(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
-    fields = self._work.finish(batch, key)
-    if next(iter(fields)) != "image": fields = {"image":fields["image"], **fields}
-    return Batch(fields)
+    return as_batch(self._work.finish(batch, key))
 
 @patch
 def one_batch(self:ImageLoader)->Batch:

@@ -22,9 +22,9 @@ from plum import dispatch
 from torch import Tensor
 
 from ..callback.live import LiveView
+from ..data.dataset import ImageDataset
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import as_rgb
-from ..data.dataset import ImageDataset
 from ..data.imageloader import ImageLoader
 from ..data.loader import ImageLoaders
 from ..data.sample import Batch, stack_samples
