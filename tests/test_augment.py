@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import pictures
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from vitnb.data import augment as A

@@ -1,7 +1,8 @@
 "Draws are functions of seed, epoch, sample and transform"
 import numpy as np
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitnb.data.draws import Draws
 

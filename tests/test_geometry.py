@@ -2,7 +2,8 @@
 import pytest
 import torch
 from data_helpers import chart, pictures
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as F
 
 from vitnb.data import augment as A, geometry

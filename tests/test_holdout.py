@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 from data_helpers import folder, own_folders, picture
-from hypothesis import given, settings, settings as hyp, strategies as st
+from hypothesis import given, settings
+from hypothesis import settings as hyp
+from hypothesis import strategies as st
 
 from vitnb.data.holdout import hold_out, limit_split, Split, strata
 from vitnb.data.sets import load_set

@@ -58,6 +58,7 @@ class EvalReader:
             batch = self.read(items[start:start+bs])
             yield batch.replace(index=batch["index"] + start)
 
+# %% ../../nbs/library/175_data.evaluate.ipynb #fab6c989
 def _read_any(item, name, options):
     "Read a path by its reader, an array as that would give it"
     if name in ("rgb", "grey", "native") and isinstance(item, np.ndarray): return read_array(item, name)

@@ -190,7 +190,7 @@ def samples(self:ImageLoader,
     "Count the samples of a batch"
     return min(self.bs, len(self.dataset) - i*self.bs)
 
-# %% ../../nbs/library/129_data.imageloader.ipynb #64e25ef9
+# %% ../../nbs/library/129_data.imageloader.ipynb #d73153b9
 @patch
 def _own_passes(self:ImageLoader):
     "Get the workers that stay: started at the first pass, stopped with the loader"
@@ -204,9 +204,9 @@ def _own_passes(self:ImageLoader):
 @patch
 def _make_here(self:ImageLoader, keys):
     "Make the batches of `keys` in this process; torch's loader would cost more than small images take to load"
-    made = self._work.make_all(keys)
-    if not self.is_cuda: return made
-    return (map_tensors(Tensor.pin_memory, batch) for batch in made) # a copy to the device then waits for nothing
+    batches = self._work.make_all(keys)
+    if not self.is_cuda: return batches
+    return (map_tensors(Tensor.pin_memory, batch) for batch in batches) # a copy to the device then waits for nothing
 
 @patch
 def _make_in_workers(self:ImageLoader, keys):
@@ -227,8 +227,8 @@ def __iter__(self:ImageLoader)->Iterator:
     keys = self._keys(epoch, self.batches()[self.start:])
     self.start = 0
     self.before_iter()
-    made = self._make_in_workers(keys) if self.workers else self._make_here(keys)
-    for key,batch in zip(keys, made): yield self.after_batch(self._finish(batch, key))
+    batches = self._make_in_workers(keys) if self.workers else self._make_here(keys)
+    for key,batch in zip(keys, batches): yield self.after_batch(self._finish(batch, key))
     self.after_iter()
     if self.epoch == epoch: self.epoch += 1
 

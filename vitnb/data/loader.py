@@ -16,7 +16,7 @@ from ..core import hash_ints, one_of, pick_device, settings
 from .augment import augment_ratio, eval_pipeline, train_pipeline
 from .dataset import make_datasets
 from .imageloader import ImageLoader, check_batch_size
-from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate and aggressive
+from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate, aggressive
 from .table import ImageSet
 from ..task import Tasks
 

@@ -120,12 +120,12 @@ INPUT_FIELDS = ("image", "spectral") # what a model is given, as far as the samp
 def as_batch(
     fields:Mapping, # Fields of the samples, in any order
 )->Batch: # Inputs of the model first
-    "The fields of samples as a batch, with as many inputs as they have"
-    inputs = [k for k in INPUT_FIELDS if k in fields]
-    return Batch({k:fields[k] for k in (*inputs, *fields)}, len(inputs))
+    "Make a batch of the fields of samples, with as many inputs as they have"
+    inputs = [name for name in INPUT_FIELDS if name in fields]
+    return Batch({name:fields[name] for name in (*inputs, *fields)}, len(inputs))
 
 # %% ../../nbs/library/105_data.sample.ipynb #6adf091d
-PIXEL_FIELDS = ("image", "mask", "rgb", "spectral") # the image, its valid pixels (B,1,H,W), and companion images of the same size
+PIXEL_FIELDS = ("image", "mask", "rgb", "spectral") # the image, its valid pixels (B,1,H,W), and companion images
 
 def is_map(
     target:Tensor|list, # Targets of a batch; a list where images differ in size
