@@ -186,7 +186,8 @@ def survey_companions(
     if missing and (not optional or not there):
         more = ", or with spectral='optional'"*bool(there)
         raise ValueError(f"{len(missing):,} of {len(every):,} images of {image_set.name} have no spectral file, such "
-            f"as {missing[0]} (looked for {companion_path(missing[0]).name} beside it); add them, load without spectral "
+            f"as {missing[0]} (looked for {companion_path(missing[0]).name} beside it); "
+            "add them, load without spectral "
             f"images{more}")
     return Companions(**_survey(there), missing=missing)
 

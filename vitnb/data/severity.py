@@ -311,6 +311,7 @@ class GaussianBlur(OnInputs):
         if not x.is_floating_point(): soft = soft.round()
         return x.index_copy(0, rows, soft.to(x.dtype))
 
+# %% ../../nbs/library/123_data.severity.ipynb #413d5dd1
 @transforms.register()
 class Cutout(OnInputs):
     "Write 0 into one rectangle of a share `p` of the samples, after `Normalize`"
