@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from vitnb.data.augment import Draws
+from vitnb.data.draws import Draws
 from vitnb.data.cube import (IGNORE, BandDropout, BandModulation, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, CubeSet, LogScale,
                              UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set, make_normalizer, measured,
                              pixel_windows, rgb_bands, scene_set, synthetic_retina)

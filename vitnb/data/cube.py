@@ -22,16 +22,19 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from ..core import Registry, atomic_write, hash_ints, nearest, one_of, pick_device, repo_root, settings
-from .augment import Draws
 from .cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeNormalizer, KeepReflectance,
     LogScale, ZScore, cube_augments, cube_pipeline, interpolate_bands, make_normalizer, normalizers)
 from .cubefile import CUBE_DATASET, CubeArray, CubeFile, UnreadableCube, close_cubes, measured, open_cube, read_mat
+from .dataset import ImageDataset
+from .draws import Draws
 from .image import read_image
-from .loader import ImageDataset, ImageLoader, ImageLoaders
+from .imageloader import ImageLoader
+from .loader import ImageLoaders
 from .retina import IGNORE, RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wavelengths, synthetic_retina
 from .source import ImageSource
 from .split import disjoint_blocks, group_split
 from .stats import BandStats
+from ..progress import progress
 from ..progress import progress
 from ..task import ClassMap, OneClass, Tasks
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Registry, nearest
-from .augment import Draws, Pipeline, Transform, check_fill, mirror, transforms, unknown_value
+from .draws import Draws
+from .geometry import mirror
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
+from .transform import Pipeline, Transform, check_fill, transforms, unknown_value
 from ..device import to_device
 from ..task import Task
 

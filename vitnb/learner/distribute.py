@@ -49,11 +49,12 @@ from ..callback.memory import is_checkpointed
 from ..callback.mix import MixCallback
 from ..callback.track import EventLog, Tracker, epoch_line
 from ..core import PEER_LOST, is_main, my_rank, n_ranks, pick_device, settings
-from ..data.loader import ImageLoader
+from ..data.imageloader import ImageLoader
 from ..data.sample import Batch
 from ..data.shard import ShardLoader, shard, shard_loader
 from ..device import set_rng_state
 from ..figures import plot_curves
+from ..launch import Ranks, check_processes
 from ..launch import Ranks, check_processes
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
@@ -310,7 +311,7 @@ class Together(SingleProcess):
 class Turns:
     "The batches of a validation: for each of them the one that this process runs in the same turn"
     def __init__(self,
-        dl:ShardLoader, # With `turns`
+        dl:ShardLoader, # With `round_robin`
         world:int, # How many processes
         n:int, # Batches of the pass
     ): self.dl,self.world,self.n = dl,world,n
@@ -542,7 +543,7 @@ class _Pickler(cloudpickle.Pickler):
     "What a Learner needs to travel: loaders without their workers, trackers that have not begun"
     def reducer_override(self, o):
         if isinstance(o, VitLearner): return copyreg.__newobj__, (type(o),), o.__getstate__(), None, None, _settle
-        if isinstance(o, ImageLoader) and o._passes is not None: return copyreg.__newobj__, (_fresh, o.new())
+        if isinstance(o, ImageLoader) and o.has_workers: return copyreg.__newobj__, (_fresh, o.new())
         if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
         return super().reducer_override(o)
 

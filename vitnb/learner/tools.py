@@ -22,9 +22,11 @@ from plum import dispatch
 from torch import Tensor
 
 from ..callback.live import LiveView
+from ..data.dataset import ImageDataset
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import as_rgb
-from ..data.loader import ImageDataset, ImageLoader, ImageLoaders
+from ..data.imageloader import ImageLoader
+from ..data.loader import ImageLoaders
 from ..data.sample import Batch, stack_samples
 from ..data.source import ImageSource
 from .fastai import learner_names, loaders_names, refuse
