@@ -9,7 +9,7 @@ from fastai.callback.core import Callback
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import vitnb.callback.track as track
+import vitnb.callback.record as record
 import vitnb.learner.loop as loop
 from simulated_device import DEVICE, SimulatedTensor, host, on_device, reads, simulated
 from tiny_heads import TinyHeads
@@ -257,7 +257,7 @@ class Ready(From):
 @pytest.mark.parametrize("engine", [dict(), dict(ema_decay=.9), dict(accumulate=2), dict(mixup=.8, cutmix=1.)], ids=str)
 def test_steps_run_on_fake_tensors(engine, monkeypatch):
     "What reads values is one function of the adapter, and here it gives zeros"
-    monkeypatch.setattr(track, "fetch", lambda values: [0. if isinstance(v, Tensor) else v for v in values])
+    monkeypatch.setattr(record, "fetch", lambda values: [0. if isinstance(v, Tensor) else v for v in values])
     monkeypatch.setattr(loop, "seed_device", lambda seed, device: None)
     x,y = torch.randn(16, 3, 8, 8),torch.randint(0, 2, (16,))
     learn = task_learner(x, y, OneClass(["a", "b"]), TinyHeads(), *train_callbacks(**engine), bs=8, loader=Ready)

@@ -15,7 +15,7 @@ from vitnb.callback.base import PHASES, TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.stop import EarlyStop
-from vitnb.callback.track import History
+from vitnb.callback.history import History
 from vitnb.data.sample import Batch
 from vitnb.learner.core import run_callbacks
 from vitnb.learner.freeze import FreezeEpochs

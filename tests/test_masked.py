@@ -193,7 +193,7 @@ def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkey
     assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["made"], views[1]["made"])
 
 def test_frames_reach_the_tracker(tmp_path):
-    from vitnb.callback.track import TensorBoard
+    from vitnb.callback.tensorboard import TensorBoard
     class Spied(TensorBoard):
         taken = []
         def _figure(self, name, fig, step): self.taken.append((name, step))

@@ -19,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from vitnb.callback.rate import ScheduleLR, steps_per_epoch
+from vitnb.callback.schedule import make_schedule, scale_lr, schedule_options, schedules
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
 from vitnb.learner.freeze import FrozenNorms, frozen_norms
-from vitnb.learner.optim import (GradClip, GroupOptim, ScheduleLR, check_groups, decays, make_optimizer, make_schedule, optimizers, param_depths,
-                                 param_groups, scale_lr, schedule_options, schedules, steps_per_epoch)
+from vitnb.learner.optim import GradClip, GroupOptim, check_groups, decays, make_optimizer, optimizers, param_depths, param_groups
 from vitnb.models.protocol import create_model
 from vitnb.task import Column
 

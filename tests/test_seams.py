@@ -25,7 +25,7 @@ import vitnb.metrics.base
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from vitnb.callback.ema import EMACallback
-from vitnb.callback.track import StepRecorder
+from vitnb.callback.record import StepRecorder
 from vitnb.core import Ranks
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan

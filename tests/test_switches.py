@@ -274,7 +274,7 @@ def test_a_long_history_costs_a_checkpoint_few_tensors():
 
 
 def test_tags_reach_the_tracker(tmp_path):
-    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "_put"))
+    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "put"))
     assert cb.tags == dict(study="leaf")
 
 

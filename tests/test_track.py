@@ -18,10 +18,16 @@ from process_state import Refusing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_tasks import fit, task_learner
 
-from vitnb.callback import track
+import vitnb.callback.wandb as wandb_tracker
 from vitnb.callback.checkpoint import Checkpoints, newest_state, snapshot
 from vitnb.callback.ema import EMACallback
-from vitnb.callback.track import (EventLog, History, MLflow, StepRecorder, TensorBoard, WandB, make_tracker, scalars, track_figure, track_results, trackers, wandb_history)
+from vitnb.callback.history import EventLog, History
+from vitnb.callback.mlflow import MLflow
+from vitnb.callback.record import StepRecorder
+from vitnb.callback.tensorboard import TensorBoard
+from vitnb.callback.track import make_tracker, track_results
+from vitnb.callback.tracker import scalars, track_figure, trackers
+from vitnb.callback.wandb import WandB, log_records, wandb_history
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
@@ -38,7 +44,7 @@ def make(cbs=()):
     set_seed(3)
     dls = image_loaders(load_set("digits", limit=10), bs=24, augment="shift", seed=3, device="cpu")
     learn = vit_learner(dls, "swin_micro", device="cpu", precision="fp32", seed=3, cbs=cbs)
-    learn.recorder.every = 2
+    learn.recorder.every_n_steps = 2
     return learn
 
 
@@ -212,11 +218,11 @@ def test_averaged_weights_have_the_same_names(tmp_path):
 def broken(name, monkeypatch, until):
     "Make the store fail from step 3 until `until`"
     cls = dict(tensorboard=TensorBoard, mlflow=MLflow, wandb=WandB)[name]
-    put = cls._put
-    def _put(self, points):
+    real = cls.put
+    def put(self, points):
         if 3 <= points[-1][0] < until: raise ConnectionError("the server is gone")
-        put(self, points)
-    monkeypatch.setattr(cls, "_put", _put)
+        real(self, points)
+    monkeypatch.setattr(cls, "put", put)
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -246,12 +252,12 @@ def test_a_store_that_comes_back_gets_everything(name, store, monkeypatch, capsy
 def test_an_answer_that_was_lost_repeats_nothing(store, monkeypatch):
     "The server stored the values and the connection broke before it could say so"
     folder,uri,read = store("mlflow")
-    put,calls = MLflow._put,[]
-    def _put(self, points):
-        put(self, points)
+    real,calls = MLflow.put,[]
+    def put(self, points):
+        real(self, points)
         calls.append(points)
         if len(calls) == 2: raise TimeoutError("no answer")
-    monkeypatch.setattr(MLflow, "_put", _put)
+    monkeypatch.setattr(MLflow, "put", put)
     learn = make()
     learn.fit(2, cbs=make_tracker("mlflow", folder, uri))
     check(read, learn, 2)
@@ -261,7 +267,7 @@ def test_what_is_on_its_way_to_wandb_is_not_sent_again(store, monkeypatch, capsy
     "The file lags behind what was handed over: within a process the latter counts"
     folder,uri,read = store("wandb")
     broken("wandb", monkeypatch, 8)
-    monkeypatch.setattr(track, "wandb_history", lambda *a: iter(()))
+    monkeypatch.setattr(wandb_tracker, "wandb_history", lambda *a: iter(()))
     learn = make()
     learn.fit(3, cbs=make_tracker("wandb", folder, uri))
     check(read, learn, 3)
@@ -386,7 +392,7 @@ def test_wandb_keeps_config_names_and_files(store):
     (folder/"params.json").write_text(json.dumps(dict(epochs=1, opt=dict(lr=.1))))
     make().fit(1, cbs=[make_tracker("wandb", folder, uri, tags=dict(version="v1")), Checkpoints(folder/"checkpoints")])
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    records = [pb.Record.FromString(r) for r in track._records(path.read_bytes())]
+    records = [pb.Record.FromString(r) for r in log_records(path.read_bytes())]
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
     assert (run.project, run.display_name, list(run.tags)) == ("train_digits", "20250101-000000", ["version=v1"])
     config = {u.key or ".".join(u.nested_key):u.value_json for r in records if r.WhichOneof("record_type") == "config" for u in r.config.update}
@@ -408,9 +414,9 @@ def test_a_log_that_was_cut_off(store):
     learn = make()
     learn.fit(1, cbs=make_tracker("wandb", folder, uri))
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    whole = [bytes(r) for r in track._records(path.read_bytes())]
+    whole = [bytes(r) for r in log_records(path.read_bytes())]
     for cut in range(8, len(path.read_bytes()), 97):
-        part = [bytes(r) for r in track._records(path.read_bytes()[:cut])]
+        part = [bytes(r) for r in log_records(path.read_bytes()[:cut])]
         assert part == whole[:len(part)]
 
 
@@ -429,7 +435,7 @@ def test_log_format_across_blocks(sizes):
             kind = (1 if not r else 2) if first else (4 if not r else 3)
             data,first = data + bytes(4) + len(piece).to_bytes(2, "little") + bytes([kind]) + piece,False
             if not r: break
-    assert list(track._records(data)) == records
+    assert list(log_records(data)) == records
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -482,7 +488,7 @@ def test_scores_counted_together_are_those_counted_one_by_one(kind, every):
     "Read every few steps, and interrupted by a checkpoint in between"
     objective = make_objective(Tasks.of(KINDS[kind]))
     def recorder():
-        r = StepRecorder(every=every)
+        r = StepRecorder(every_n_steps=every)
         r.learn = _Fake(objective=objective, opt=SimpleNamespace(hypers=[dict(lr=.1)]), metrics=[])
         r.lrs,r.row,r._terms = [],{},{}
         return r

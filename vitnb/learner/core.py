@@ -21,13 +21,14 @@ from torch import nn
 from ..callback.accumulate import Accumulate
 from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from ..callback.ema import EMACallback
+from ..callback.history import EventLog, History
 from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
 from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext
 from ..callback.stop import EarlyStop
-from ..callback.track import EventLog, History, make_tracker
+from ..callback.track import make_tracker
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
