@@ -1,6 +1,5 @@
 "Switches of the engine: each one that is accepted acts, and leaves nothing behind"
 import copy
-import json
 import pickle
 
 import numpy as np
@@ -10,10 +9,8 @@ from fastai.callback.core import Callback, CancelFitException
 from torch import nn
 
 import vitnb.learner.core as core
-import vitnb.learner.precision as precision
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import BackgroundWriter, Checkpoints, load_checkpoint, save_checkpoint, snapshot
-from vitnb.callback.limit import Anomaly
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.experiment.recipes import callback_args, learner_args, loader_args, resolve
@@ -31,65 +28,6 @@ class StopAt(Callback):
     def __init__(self, step, error=RuntimeError): self.step,self.error = step,error
     def after_batch(self):
         if self.training and self.opt_steps == self.step: raise self.error("here")
-
-
-# ---------------------------------------------------------------------------------------------- precision
-
-@pytest.fixture
-def measured(monkeypatch, tmp_path):
-    "Say what the measurement finds; counts how often it is asked"
-    monkeypatch.setenv("VITNB_CACHE_PATH", str(tmp_path/"cache"))
-    said,asked = dict(fp32=10., bf16=10.),[]
-    def measure(device):
-        asked.append(device)
-        return dict(said)
-    monkeypatch.setattr(precision, "measure_precision", measure)
-    precision._best_precision.cache_clear()
-    yield said, asked, tmp_path/"cache"/"precision.json"
-    precision._best_precision.cache_clear()
-
-
-def test_auto_takes_what_was_faster_and_asks_once(measured):
-    said,asked,file = measured
-    said["bf16"] = 4.
-    assert precision.pick_precision("auto", "cpu") == torch.bfloat16 and tiny_learner(precision="auto").dtype == torch.bfloat16 and len(asked) == 1
-    (kept,) = json.loads(file.read_text()).values()
-    assert kept["precision"] == "bf16" and kept["milliseconds"]["bf16"] == 4.
-    said["bf16"] = 40.
-    precision._best_precision.cache_clear() # as another process
-    assert precision.pick_precision("auto", "cpu") == torch.bfloat16 and len(asked) == 1, "this machine has decided"
-
-
-@pytest.mark.parametrize("ms,want", [(dict(fp32=9, bf16=7.3), "fp32"), (dict(fp32=9, bf16=7), "bf16"), (dict(fp32=9, bf16=5, fp16=4), "bf16"),
-                                     (dict(fp32=9, bf16=30, fp16=4), "fp16"), (dict(fp32=9, bf16=30, fp16=8), "fp32")])
-def test_what_is_worth_it(ms, want): assert precision.choose_precision(ms) == want
-
-
-def test_measuring_draws_nothing():
-    before = torch.get_rng_state()
-    ms = precision.measure_precision("cpu", 1)
-    assert set(ms) == {"fp32", "bf16"} and min(ms.values()) > 0 and torch.equal(before, torch.get_rng_state())
-
-
-def test_a_resumed_run_keeps_its_precision(measured, tmp_path):
-    "A new measurement is no reason for other bits, and none to refuse"
-    said,*_ = measured
-    whole = tiny_fit(tmp_path/"a", precision="auto")
-    with pytest.raises(RuntimeError, match="here"): tiny_fit(tmp_path/"b", precision="auto", cbs=[StopAt(8)])
-    said["bf16"] = 1.
-    measured[2].unlink()
-    precision._best_precision.cache_clear()
-    assert tiny_learner(precision="auto").dtype == torch.bfloat16
-    again = tiny_fit(tmp_path/"b", precision="auto")
-    assert again.dtype == torch.float32 and torch.equal(weights(whole), weights(again))
-
-
-def test_a_resumed_run_keeps_its_scaler(measured, tmp_path):
-    "fp16, resumed where the measurement says float32"
-    with pytest.raises(RuntimeError, match="here"): tiny_fit(tmp_path/"b", precision="fp16", cbs=[StopAt(8)])
-    again = tiny_fit(tmp_path/"b", precision="auto")
-    whole = tiny_fit(tmp_path/"a", precision="fp16")
-    assert again.dtype == torch.float16 and again.scaler.get_scale() == whole.scaler.get_scale() and torch.equal(weights(whole), weights(again))
 
 
 # ---------------------------------------------------------------------------------------------- the model
@@ -119,14 +57,6 @@ def test_gradient_checkpointing_acts():
     plain.fit(1)
     saved.fit(1)
     assert torch.allclose(weights(plain), weights(saved), atol=1e-6)
-
-
-def test_anomaly_mode_names_the_operation_and_goes():
-    class Bad(Callback):
-        def after_loss(self):
-            if self.training: self.learn.loss_grad = self.loss_grad + (self.pred.sum()*0).sqrt()*0
-    with pytest.raises(RuntimeError, match="SqrtBackward0"): tiny_learner(engine=dict(anomaly=True), cbs=[Bad()]).fit(1)
-    assert not torch.is_anomaly_enabled()
 
 
 # ---------------------------------------------------------------------------------------------- data
@@ -203,7 +133,7 @@ def tops(d): return sorted(p.name for p in (d/"checkpoints").glob("top_epoch_*.p
 @pytest.mark.parametrize("values,keep,want", [([.1, .5, .3, .4], 2, [2, 4]), ([.5, .5, .5, .5], 2, [1, 2]), ([.1, float("nan"), .3, .2], 3, [1, 3, 4]),
                                               ([.1, .2, .3, .4], 1, [4]), ([.1, .2, .3, .4], 0, [])])
 def test_the_best_few_are_kept(tmp_path, values, keep, want):
-    tiny_fit(tmp_path, epochs=4, cbs=[Scores(values)], run_kw=dict(keep=keep))
+    tiny_fit(tmp_path, epochs=4, cbs=[Scores(values)], run_kw=dict(keep_top_k=keep))
     assert tops(tmp_path) == [f"top_epoch_{e}.pth" for e in want]
     for e in want:
         ck = load_checkpoint(tmp_path/f"checkpoints/top_epoch_{e}.pth")
@@ -211,7 +141,7 @@ def test_the_best_few_are_kept(tmp_path, values, keep, want):
 
 
 def test_the_best_few_after_a_resume(tmp_path):
-    kw = dict(epochs=4, run_kw=dict(keep=2))
+    kw = dict(epochs=4, run_kw=dict(keep_top_k=2))
     n = len(tiny_learner().dls.train)
     with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[Scores([.9, .1, .5, .2]), StopAt(2*n+3)], **kw)
     (tmp_path/"checkpoints/top_epoch_99.pth").write_bytes(b"left by a kill")
@@ -219,7 +149,7 @@ def test_the_best_few_after_a_resume(tmp_path):
     assert tops(tmp_path) == ["top_epoch_1.pth", "top_epoch_3.pth"]
 
 
-@pytest.mark.parametrize("kw", [dict(keep=-1), dict(every=1.5), dict(steps=True)], ids=str)
+@pytest.mark.parametrize("kw", [dict(keep_top_k=-1), dict(every_n_epochs=1.5), dict(every_n_steps=True)], ids=str)
 def test_counts_are_whole_numbers(tmp_path, kw):
     with pytest.raises(ValueError, match="whole number from 0"): Checkpoints(tmp_path, **kw)
 
@@ -359,7 +289,7 @@ def test_fields_reach_their_place(field, where, name):
 
 def everything(folder):
     "All callbacks of the engine at once"
-    return [*run_callbacks(folder, steps=2, every=1, keep=2, max_hours=1, tracker="none"), *train_all()]
+    return [*run_callbacks(folder, every_n_steps=2, every_n_epochs=1, keep_top_k=2, max_hours=1, tracker="none"), *train_all()]
 
 
 def train_all(): return core.train_callbacks(mixup=.8, cutmix=1., ema_decay=.9, accumulate=2, early_stop=3, anomaly=True)

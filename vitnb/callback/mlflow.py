@@ -24,7 +24,10 @@ def _sqlite(uri):
     "The file of an SQLite URI, relative ones from the workspace; None for other stores"
     return repo_root()/uri.removeprefix("sqlite:///") if uri.startswith("sqlite:///") else None
 
-_IMPATIENT = dict(MLFLOW_HTTP_REQUEST_MAX_RETRIES="2", MLFLOW_HTTP_REQUEST_TIMEOUT="10", MLFLOW_DISABLE_TELEMETRY="true")
+_IMPATIENT = dict( # training waits for an answer: not for minutes, as MLflow would
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES="2",
+    MLFLOW_HTTP_REQUEST_TIMEOUT="10",
+    MLFLOW_DISABLE_TELEMETRY="true")
 
 class MLflow(Tracker):
     "Keep a run in MLflow: parameters, tags, scalars, figures and checkpoints"
@@ -39,7 +42,7 @@ class MLflow(Tracker):
         files:Sequence[str]=TRACKED_FILES, # As for `Tracker`; stored as artifacts
     ):
         super().__init__(run_dir, params, tags, files)
-        for k,v in _IMPATIENT.items(): os.environ.setdefault(k, v) # training waits for an answer: not for minutes, as MLflow would
+        for k,v in _IMPATIENT.items(): os.environ.setdefault(k, v)
         need("mlflow", "mlflow")
         uri = str(uri or f"sqlite:///{settings().outputs_path.as_posix()}/mlflow.db")
         self.uri = f"sqlite:///{_sqlite(uri).as_posix()}" if _sqlite(uri) else uri
@@ -67,7 +70,8 @@ def _connect(self:MLflow):
     "Make a client; returns the experiment"
     db = _sqlite(self.uri)
     if db: db.parent.mkdir(parents=True, exist_ok=True)
-    for name in ("alembic", "mlflow.store.db.utils"): logging.getLogger(name).setLevel(logging.WARNING) # a hundred lines about tables
+    for name in ("alembic", "mlflow.store.db.utils"): # they write a hundred lines about tables
+        logging.getLogger(name).setLevel(logging.WARNING)
     with FileLock(db.parent/f".{db.name}.lock") if db else nullcontext():
         self._client = need("mlflow", "mlflow").MlflowClient(self.uri)
         return self._experiment_id()
@@ -101,13 +105,14 @@ def stored_steps(self:MLflow)->dict:
     names = self._client.get_run(self._id).data.metrics
     return {name:max(point.step for point in self._client.get_metric_history(self._id, name)) for name in names}
 
-# %% ../../nbs/library/477_callback.mlflow.ipynb #691446af
+# %% ../../nbs/library/477_callback.mlflow.ipynb #8bb4965a
 @patch
 def put(self:MLflow, points:Sequence):
     entities = need("mlflow.entities", "mlflow")
     now = int(time.time()*1000)
     metrics = [entities.Metric(name, float(v), now, step) for step,values in points for name,v in values.items()]
-    for i in range(0, len(metrics), 1000): self._client.log_batch(self._id, metrics=metrics[i:i+1000]) # no more are allowed
+    for i in range(0, len(metrics), 1000): # no more are allowed at once
+        self._client.log_batch(self._id, metrics=metrics[i:i+1000])
 
 @patch
 def put_figure(self:MLflow, name:str, fig:object, step:int):

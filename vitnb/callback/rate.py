@@ -22,7 +22,8 @@ def steps_per_epoch(
     learn:Learner, # With its callbacks
 )->int: # Optimiser steps, the last smaller group of an accumulation included
     "Count the optimiser steps in an epoch of `learn`"
-    batches = math.prod(vars(cb).get("n_batches", 1) for cb in learn.cbs) # vars, because a callback hands an unknown name on to the model
+    # vars, because a callback hands an unknown name on to the model
+    batches = math.prod(vars(cb).get("n_batches", 1) for cb in learn.cbs)
     return max(1, math.ceil(len(learn.dls.train)/batches))
 
 class ScheduleLR(TrainCallback):
@@ -53,7 +54,7 @@ class ScheduleLR(TrainCallback):
         self.trained = False
         self.hps = {} # name -> value at each batch, of the last group: what `recorder.plot_sched` draws
 
-# %% ../../nbs/library/484_callback.rate.ipynb #ff2bcbd2
+# %% ../../nbs/library/484_callback.rate.ipynb #303bad2f
 @patch
 def before_train(self:ScheduleLR):
     if self.plan is None: self._build() # not in before_fit, which `validate` fires too
@@ -66,7 +67,8 @@ def before_batch(self:ScheduleLR):
         self.learn.opt.set_hyper(name, value)
 
 @patch
-def after_cancel_step(self:ScheduleLR): self.cancelled = True # mixed precision met an overflow; fastai calls after_step all the same
+def after_cancel_step(self:ScheduleLR):
+    self.cancelled = True # mixed precision met an overflow; after_step is called all the same
 
 @patch
 def after_step(self:ScheduleLR):
@@ -105,7 +107,8 @@ def _run_options(self:ScheduleLR):
 def _build(self:ScheduleLR):
     "Make the schedule of this fit, or that of the restored state"
     state = self.restored or {}
-    if self.peak is not None and not state: self.opt.set_hyper("lr", self.peak) # a restored rate stays: no batch may be left to set it
+    if self.peak is not None and not state: # a restored rate stays: no batch may be left to set it
+        self.opt.set_hyper("lr", self.peak)
     rates = [hypers["lr"] for hypers in self.opt.hypers]
     ratios = [rate/rates[-1] for rate in rates] if len(set(rates)) > 1 else None
     self.ratios = state.get("ratios", ratios)

@@ -142,7 +142,8 @@ class Plateau:
         min_lr:float=0., # Never below this
     ):
         if mode is None:
-            raise ValueError(f"a plateau must know whether less or more of {monitor!r} is better; give mode='min' or 'max'")
+            raise ValueError(f"a plateau must know whether less or more of {monitor!r} is better; "
+                             "give mode='min' or 'max'")
         one_of(mode, ("min", "max"), "mode")
         self.monitor = monitor
         self.span = span
@@ -242,7 +243,8 @@ def _warmup_steps(name, total, per_epoch, epochs, steps):
         epochs = min(5, total/per_epoch/10) if name == "warmup_cosine" else 0
     if steps is None: steps = round(epochs*per_epoch)
     if not 0 <= steps < max(total, 1):
-        raise ValueError(f"a warm-up of {steps} steps does not end within the run's {total}; it must be from 0 to {total-1}")
+        raise ValueError(f"a warm-up of {steps} steps does not end within the run's {total}; "
+                         f"it must be from 0 to {total-1}")
     return steps
 
 # %% ../../nbs/library/482_callback.schedule.ipynb #918566e4

@@ -69,7 +69,7 @@ def close(self:TensorBoard, status:str):
     self._writer = None
     self.last_steps = {}
 
-# %% ../../nbs/library/476_callback.tensorboard.ipynb #8cfb4216
+# %% ../../nbs/library/476_callback.tensorboard.ipynb #e3e7246f
 @patch
 def state_dict(self:TensorBoard)->dict: # Last step on disk, by scalar
     "How far the files on disk go"
@@ -81,7 +81,8 @@ def state_dict(self:TensorBoard)->dict: # Last step on disk, by scalar
 @patch
 def load_state_dict(self:TensorBoard, s:dict):
     "Go on from `state_dict()`"
-    if not self.is_open and self.folder.is_dir(): self.last_steps = dict(s["last"]) # without the folder the record starts over
+    if self.is_open or not self.folder.is_dir(): return # without the folder the record starts over
+    self.last_steps = dict(s["last"])
 
 @trackers.register("tensorboard")
 def _tensorboard(run_dir, uri, params, tags):

@@ -133,7 +133,8 @@ def _claim(self:Tracker, folder):
     lock = FileLock(folder/f".{self.name}.lock")
     try: lock.acquire(timeout=0)
     except Timeout as e:
-        raise ValueError(f"another {self.name} tracker is writing to {folder}; give each run a folder of its own") from e
+        raise ValueError(f"another {self.name} tracker is writing to {folder}; "
+                         "give each run a folder of its own") from e
     self.lock = lock
 
 @patch
@@ -240,7 +241,8 @@ def attempt(self:Tracker,
     except Exception as e:
         error = f"{type(e).__name__}: {e}"
         if self.error is None:
-            print(f"{self.name}: {what} failed ({error}). Training goes on; the end will say what is missing", flush=True)
+            consequence = "Training goes on; the end will say what is missing"
+            print(f"{self.name}: {what} failed ({error}). {consequence}", flush=True)
         self.error = error
         return False
     return True
@@ -306,12 +308,13 @@ def track_figure(
     fig:object, # A matplotlib figure
 )->int: # Trackers that took it
     "Hand a figure to every open tracker"
+    step = learn.recorder.total_steps
     took = 0
     for cb in learn.cbs:
         if not isinstance(cb, Tracker) or not cb.is_open: continue
-        ok = not cb.is_down and cb.attempt(f"storing figure {name}", cb.put_figure, name, fig, learn.recorder.total_steps)
-        cb.lost_files += not ok
-        took += ok
+        stored = not cb.is_down and cb.attempt(f"storing figure {name}", cb.put_figure, name, fig, step)
+        cb.lost_files += not stored
+        took += stored
     return took
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #bd554b10

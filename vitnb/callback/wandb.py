@@ -91,18 +91,20 @@ def log_records(
         position = start + size
         if kind in (_WHOLE, _LAST): yield record
 
-# %% ../../nbs/library/478_callback.wandb.ipynb #00f808a7
+# %% ../../nbs/library/478_callback.wandb.ipynb #b4432474
 def wandb_history(
     run_dir:str|Path, # The run's folder
     run_id:str, # W&B's id of the run
 )->Iterator[dict]: # One dictionary for each call of `log`, in the order they were stored
     "Read what W&B's files of a run hold, over all its resumes"
     messages = need("wandb.proto.wandb_internal_pb2", "wandb")
-    for path in sorted(Path(run_dir).glob(f"wandb/*run-*_*-{run_id}*/run-{run_id}.wandb")): # W&B numbers the runs of one second
+    pattern = f"wandb/*run-*_*-{run_id}*/run-{run_id}.wandb" # W&B numbers the runs of one second
+    for path in sorted(Path(run_dir).glob(pattern)):
         for data in log_records(path.read_bytes()):
             record = messages.Record.FromString(data)
-            if record.WhichOneof("record_type") == "history":
-                yield {item.key or ".".join(item.nested_key):json.loads(item.value_json) for item in record.history.item}
+            if record.WhichOneof("record_type") != "history": continue
+            items = record.history.item
+            yield {item.key or ".".join(item.nested_key):json.loads(item.value_json) for item in items}
 
 # %% ../../nbs/library/478_callback.wandb.ipynb #dbcdf851
 @patch
