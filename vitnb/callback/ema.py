@@ -34,7 +34,7 @@ def _tensors(model):
 
 def _buffers(model):
     "Where the buffers of a model are: a forward pass may put a new tensor in the place of one"
-    return [(module, name, t) for module in model.modules() for name,t in module.named_buffers(recurse=False)]
+    return [(module._buffers, name, t) for module in model.modules() for name,t in module.named_buffers(recurse=False)]
 
 def _form(t): return t.dtype, t.device, t.stride()
 
@@ -49,7 +49,7 @@ def _move_towards(average, current, share, is_dense):
     torch._fused_sgd_(average, current, [], lr=-share, weight_decay=-1., momentum=0., dampening=0.,
                       nesterov=False, maximize=False, is_first_step=False)
 
-# %% ../../nbs/library/410_callback.ema.ipynb #1146d0f5
+# %% ../../nbs/library/410_callback.ema.ipynb #e547a4c8
 class CachedEma(ModelEmaV3):
     "`ModelEmaV3` that looks up its tensors once"
     def __init__(self,
@@ -73,7 +73,9 @@ class CachedEma(ModelEmaV3):
     def _is_stale(self):
         "Whether a buffer was replaced, or the model moved, since the tensors were looked up"
         if not self._current or _form(self._current[0]) != self._first_form: return True
-        return any(getattr(module, name) is not t for module,name,t in self._buffers_of_model)
+        for buffers,name,t in self._buffers_seen:
+            if buffers[name] is not t: return True
+        return False
 
     def _look_up(self, model):
         "Find tensors to average, pairs to copy, and whether all is float32 on one device"
@@ -84,7 +86,7 @@ class CachedEma(ModelEmaV3):
         tensors = self._average + self._current
         self._is_dense = all(t.is_contiguous() for t in tensors)
         self._is_plain = {(t.dtype, t.device) for t in tensors} == {(torch.float32, tensors[0].device)}
-        self._buffers_of_model = _buffers(model)
+        self._buffers_seen = _buffers(model)
         self._first_form = _form(self._current[0])
 
 # %% ../../nbs/library/410_callback.ema.ipynb #3e7b6049

@@ -6,8 +6,6 @@
 __all__ = ['TrainingStopped', 'exit_code', 'Stopper', 'TimeLimit', 'StopOnSignal', 'NaNWatch', 'Anomaly']
 
 # %% ../../nbs/library/470_callback.limit.ipynb #14916d6b
-import math
-import os
 import signal
 import threading
 import time
@@ -15,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
 
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint

@@ -6,7 +6,7 @@
 __all__ = ['pretexts', 'Pretext', 'make_pretext', 'fold_views', 'unfold_views', 'Prepare']
 
 # %% ../../nbs/library/435_callback.pretext.ipynb #b469e669
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fastai.data.core import DataLoaders
 from torch import Tensor, nn
