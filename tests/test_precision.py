@@ -1,9 +1,9 @@
-"Which precision a device gets: measured once, and kept by a run that goes on"
+"Precision: what is measured decides once, and a resumed run keeps what it had"
 import json
 
 import pytest
 import torch
-from test_switches import StopAt, weights
+from tiny_tasks import StopAt, weights
 
 import vitnb.learner.precision as precision
 from vitnb.testing import tiny_fit, tiny_learner

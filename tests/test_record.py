@@ -14,6 +14,7 @@ from vitnb.callback.record import StepRecorder
 from vitnb.callback.tensorboard import TensorBoard
 from vitnb.losses.objective import make_objective
 from vitnb.task import ClassMap, OneClass, Ordinal, Tasks, Value
+from vitnb.testing import tiny_learner
 
 KINDS = dict(class_=OneClass("abc"), soft=OneClass("abc"), unknown=OneClass("abc", unknown=-1), map=ClassMap("abc", unknown=-1), zones=Ordinal("lr", levels=3, unknown=-1), value=Value())
 
@@ -93,3 +94,16 @@ def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
     assert torch.stack(learn.recorder.losses).isfinite().all() and learn.recorder.losses[0] == learn.recorder.losses[1]
     assert [n for n,_ in read_tensorboard(tmp_path, "")["train/loss"]] == [1, 3, 4, 6]
     assert all(r["train_loss"] > 0 for r in json.loads((tmp_path/"history.json").read_text()))
+
+
+def test_a_long_history_costs_a_checkpoint_few_tensors():
+    learn = tiny_learner()
+    learn.fit(1)
+    learn.recorder.losses = [torch.tensor(1.)]*5000
+    found = []
+    def count(o):
+        if isinstance(o, torch.Tensor): found.append(o)
+        elif isinstance(o, dict): [count(v) for v in o.values()]
+        elif isinstance(o, (list, tuple)): [count(v) for v in o]
+    count(learn.recorder.state_dict())
+    assert len(found) < 20

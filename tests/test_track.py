@@ -28,7 +28,7 @@ from vitnb.callback.wandb import WandB, log_records, wandb_history
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.learner.core import vit_learner
+from vitnb.learner.core import run_callbacks, vit_learner
 
 STORES = ["tensorboard", "mlflow", "wandb"]
 EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
@@ -450,3 +450,8 @@ def test_results_after_the_training(name, store):
 
 
 def test_no_record_no_results(tmp_path): assert track_results(tmp_path, dict(test_accuracy=.5)) == []
+
+
+def test_tags_reach_the_tracker(tmp_path):
+    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "put"))
+    assert cb.tags == dict(study="leaf")

@@ -117,8 +117,19 @@ def prepare(self:Masked,
     model = bare(learn.model)
     x,valid = known_bands(model, batch["image"], batch.get("mask"))
     order = self.draw(learn, model, len(x)).to(x.device, non_blocking=True)
-    rest = {k:v for k,v in batch.fields.items() if k not in ("image", "mask", "target", "order")}
+    rest = {k:v for k,v in batch.fields.items() if k not in ("image", "mask", "target", "order", "wavelengths")}
+    nm = getattr(model, "wavelengths", None)
+    if nm is not None: rest["wavelengths"] = nm # of this batch; the next may be another sensor's
     return Batch(dict(image=x, order=order, **({} if valid is None else dict(mask=valid)), **rest), n_inp=2)
+
+@patch
+def attend(self:Masked,
+    batch:Batch, # As `prepare` gave it
+):
+    "Tell the model the bands of the batch, where it has been told others since"
+    model,nm = self.model_layout[0],batch.get("wavelengths")
+    if nm is None or model.wavelengths is nm or np.array_equal(model.wavelengths, nm, equal_nan=True): return
+    model.set_wavelengths(nm)
 
 @patch
 def draw(self:Masked,

@@ -56,7 +56,8 @@ def _model_kw(dls, arch, tasks, pretext, given):
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    counted = {name:dict(weight=count_weights(dls.train.dataset.class_counts(name))) for name in tasks}
+    counted = {name:dict(weight=count_weights(dls.train.dataset.class_counts(name), task.never))
+               for name,task in tasks.items()}
     given = {"":given} if tasks.only else given
     for name in counted:
         twice = given.get(name, {}).keys() & {"weight", "alpha"}
@@ -234,10 +235,12 @@ def load_model(
 )->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
     "Build the model a checkpoint describes and fill it"
     checkpoint = load_checkpoint(path, device)
-    if "arch" not in (checkpoint.get("config") or {}):
-        raise ValueError(f"{path} has no config with an architecture (keys: {', '.join(checkpoint)}); "
+    config = checkpoint.get("config")
+    if not isinstance(config, Mapping) or "arch" not in config:
+        keys = ", ".join(map(str, list(checkpoint)[:5]))
+        raise ValueError(f"{path} has no config with an architecture (keys: {keys}); "
                          "build the model yourself and call load_weights")
-    config = upgrade_config(checkpoint["config"], recipe)
+    config = upgrade_config(config, recipe)
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
     restore_weights(model, checkpoint)
