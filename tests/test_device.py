@@ -24,6 +24,7 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import masked_view
 from vitnb.callback.pretext import Prepare
 from vitnb.callback.track import make_tracker
+from vitnb.callback.tracker import track_figure
 from vitnb.device import fetch
 from vitnb.learner.core import train_callbacks
 from vitnb.learner.distribute import Distribute, gather_rows, gather_with_grad
@@ -197,7 +198,7 @@ class Draws(TrainCallback):
     def after_epoch(self):
         fig,ax = plt.subplots()
         ax.plot(fetch([self.learn.loss.detach()]))
-        assert track.track_figure(self.learn, "loss", fig) == 1
+        assert track_figure(self.learn, "loss", fig) == 1
         plt.close(fig)
 
 
