@@ -46,7 +46,8 @@ class Stopper(TrainCallback):
     def reason(self)->tuple|None: return None # (text, exit code), or None to go on
 
     def after_batch(self):
-        is_step = self.learn.training and self.learn.report is not None # amid accumulated batches gradients would be lost
+        # amid accumulated batches gradients would be lost
+        is_step = self.learn.training and self.learn.report is not None
         if is_step: self.stop_if_asked()
 
     def after_epoch(self):
