@@ -71,7 +71,15 @@ from vitnb.callback.masked import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
+from vitnb.callback.record import *
+from vitnb.callback.history import *
+from vitnb.callback.tracker import *
+from vitnb.callback.tensorboard import *
+from vitnb.callback.mlflow import *
+from vitnb.callback.wandb import *
 from vitnb.callback.track import *
+from vitnb.callback.schedule import *
+from vitnb.callback.rate import *
 from vitnb.callback.live import *
 from vitnb.learner.optim import *
 from vitnb.learner.freeze import *

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .base import TrainCallback
 from .ema import bare
 from .masked import VALID_EPOCH, fixed_cubes, masked_view
-from .track import track_figure
+from .tracker import track_figure
 from ..core import atomic_write, is_main
 from ..figures import plot_curves, png
 from ..progress import headless, in_kernel
