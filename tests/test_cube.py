@@ -14,7 +14,7 @@ from scipy.io import savemat
 
 from vitnb.data.augment import Draws
 from vitnb.data.cube import (IGNORE, BandDropout, BandModulation, BandStats, CubeAffine, CubeArray, CubeFile, CubeFlip, CubeGain, CubeNoise, CubeNormalize, CubeRecord, CubeSet, LogScale,
-                             UnreadableCube, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set, make_normalizer, measured,
+                             UnreadableImage, absorbers, close_cubes, cube_augments, cube_loaders, cube_pipeline, interpolate_bands, lay_windows, load_cube_set, make_normalizer, valid_pixels,
                              pixel_windows, rgb_bands, scene_set, synthetic_retina)
 from vitnb.data.split import shared_groups
 from vitnb.learner.core import vit_learner
@@ -101,7 +101,7 @@ def test_a_window_reads_only_its_chunks(tmp_path):
         o.seek(info.byte_offset)
         o.write(b"\xff"*info.size)
     assert np.array_equal(cube.read(0, 0, 10, 8), CUBE[:,:10,:8])
-    with pytest.raises(UnreadableCube, match="cannot be read"): cube.read(10, 8, 4, 4)
+    with pytest.raises(UnreadableImage, match="cannot be read"): cube.read(10, 8, 4, 4)
 
 
 def _read(source, idx): return source.read(np.array(idx)).numpy()
@@ -194,8 +194,8 @@ def test_streaming_statistics_are_numpys(sizes, seed, mean, std):
 
 def test_statistics_are_those_of_the_valid_pixels_of_train(tmp_path):
     s = load_cube_set(n=12, size=16, bands=5)
-    x = np.concatenate([c[:,measured(c, 1e-3)] for c in (s.records[i].source.array for i in s.splits["train"])], 1)
-    got = s.survey()
+    x = np.concatenate([c[:,valid_pixels(c, 1e-3)] for c in (s.records[i].source.array for i in s.splits["train"])], 1)
+    got = s.scan()
     assert got["n"] == x.shape[1] and np.allclose(got["mean"], x.mean(1), atol=1e-6) and np.allclose(got["std"], x.std(1), atol=1e-6)
     dls = cube_loaders(s, bs=2, normalize="zscore", device="cpu")
     flat = torch.cat([c.permute(1,0,2,3)[:,v[:,0]] for c,v in ((b["image"], b["mask"]) for b in dls.train.new(shuffle=False, drop_last=False))], 1)
@@ -205,10 +205,10 @@ def test_statistics_are_those_of_the_valid_pixels_of_train(tmp_path):
 def test_other_ground_never_enters_the_statistics():
     land = np.random.default_rng(1).random((4,40,40), dtype=np.float32)
     s = scene_set("s", CubeArray(land), block=10, guard=2)
-    g = s.records[0].ground
+    g = s.records[0].split_map
     bright = land + 100*(g != 0)
-    t = CubeSet("t", [CubeRecord(CubeArray(bright.astype(np.float32)), "s", ground=g)], s.splits)
-    assert np.allclose(s.survey()["mean"], t.survey()["mean"], atol=1e-5)
+    t = CubeSet("t", [CubeRecord(CubeArray(bright.astype(np.float32)), "s", split_map=g)], s.splits)
+    assert np.allclose(s.scan()["mean"], t.scan()["mean"], atol=1e-5)
 
 
 @given(st.sampled_from(["none", "log", "zscore"]), st.integers(0, 10**6))
@@ -238,9 +238,9 @@ def fields(b): return b["image"], b["mask"]
 def test_nan_infinity_and_negative_values_are_no_measurements():
     a = CUBE.copy()
     a[2,0,0],a[0,1,1],a[5,2,2] = np.nan,-.1,np.inf
-    assert np.argwhere(~measured(a)).tolist() == [[0,0], [1,1], [2,2]]
+    assert np.argwhere(~valid_pixels(a)).tolist() == [[0,0], [1,1], [2,2]]
     s = CubeSet("s", [CubeRecord(CubeArray(a), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2]))
-    assert s.survey()["not_measured"] == 9
+    assert s.scan()["not_measured"] == 9
     for kind in ("none", "log", "zscore"):
         x,valid = fields(cube_loaders(s, bs=1, normalize=kind, device="cpu").one_batch())
         assert torch.isfinite(x).all() and not valid[0,0,0,0] and not valid[0,0,1,1] and (x[0,:,0,0] == 0).all()
@@ -249,15 +249,15 @@ def test_nan_infinity_and_negative_values_are_no_measurements():
 def test_a_cube_without_any_measurement_is_left_out():
     a = [CUBE, CUBE, CUBE, np.full_like(CUBE, np.nan)]
     s = CubeSet("s", [CubeRecord(CubeArray(o), f"c{i}") for i,o in enumerate(a)], dict(train=[0,3], valid=[1], test=[2]))
-    with pytest.raises(ValueError, match="c3 .every pixel has a NaN"): s.survey()
-    s.survey(max_bad=.3)
+    with pytest.raises(ValueError, match="c3 .every pixel has a NaN"): s.scan()
+    s.scan(max_bad=.3)
     assert s.splits["train"].tolist() == [0] and list(s.unreadable) == ["c3"]
 
 
 def test_no_value_of_another_split_reaches_a_window():
     "A scene whose pixel values say which split they belong to"
     s = scene_set("s", CubeArray(np.ones((3,50,50), np.float32)), block=12, guard=2)
-    g = s.records[0].ground
+    g = s.records[0].split_map
     s.records[0].source = CubeArray(np.broadcast_to(g + 2, (3,50,50)).astype(np.float32)) # train 2, valid 3, test 4, nobody 1
     for augment in ("none", "basic"):
         dls = cube_loaders(s, bs=4, window=10, stride=4, jitter=3, augment=augment, aug_kw=dict(gain=0., offset=0., noise=0.) if augment == "basic" else None, normalize="none", device="cpu")
@@ -378,10 +378,10 @@ def test_pixels_are_labelled_by_their_middle():
     places = {k:pixel_windows(s, k, 9, per_class=5, seed=1) for k in ("train","valid","test")}
     dls = cube_loaders(s, bs=4, window=9, windows=places, label_of="center", label="class", device="cpu")
     assert dls.vocab == ["tissue","artery","vein","disc"] and np.bincount(dls.train.dataset.labels).tolist() == [5]*4
-    for (k,t,l),y in zip(places["test"], dls.test.dataset.labels): assert s.records[k].truth[t+4,l+4] == y
+    for (k,t,l),y in zip(places["test"], dls.test.dataset.labels): assert s.records[k].label_map[t+4,l+4] == y
     assert not np.array_equal(pixel_windows(s, "train", 9, 5, 1), pixel_windows(s, "train", 9, 5, 2)) and len(pixel_windows(s, "train", 9)) > 1000
     assert cube_loaders(s, bs=4, label_of="window", label="class", window=8, device="cpu").c == 4
-    with pytest.raises(ValueError, match="needs a map of classes"): cube_loaders(CubeSet("s", [CubeRecord(CubeArray(CUBE), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2])), bs=1, label="class", label_of="center", device="cpu")
+    with pytest.raises(ValueError, match="needs a label map"): cube_loaders(CubeSet("s", [CubeRecord(CubeArray(CUBE), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2])), bs=1, label="class", label_of="center", device="cpu")
 
 
 # ---- loaders and the engine
@@ -454,7 +454,7 @@ def test_missing_bands():
     few = s.keep_bands([0, 5, 29])
     assert few.bands == 3 and few.wavelengths.tolist() == [450, 500, 850] and few.fingerprint != s.fingerprint
     assert np.array_equal(few.records[2].source.read(), s.records[2].source.read()[[0,5,29]])
-    assert few.survey()["mean"] == pytest.approx([s.survey()["mean"][i] for i in (0, 5, 29)])
+    assert few.scan()["mean"] == pytest.approx([s.scan()["mean"][i] for i in (0, 5, 29)])
     with pytest.raises(ValueError, match="each once"): s.keep_bands([1,1])
     with pytest.raises(ValueError, match="band 0 decides"): s.keep_bands([3,4])
 
@@ -514,7 +514,7 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     Image.new("RGB", (15,20)).save(tmp_path/"r3.png")
     f = rows(tmp_path, *(f"{o}r{i}.png" for i,o in enumerate(lines)))
     s = load_cube_set(f, axes="chw")
-    with pytest.raises(ValueError, match="picture has 20×15 pixels and its cube 20×16"): s.survey()
+    with pytest.raises(ValueError, match="image has 20×15 pixels and its cube 20×16"): s.scan()
     dls = cube_loaders(s, bs=1, rgb=True, device="cpu", max_bad=.3) if 3 in s.splits["train"] else None
     assert dls is None or dls.one_batch()["rgb"].shape == (1,3,20,16)
 
@@ -575,7 +575,7 @@ def test_retinas_obey_beer_and_lambert():
     inside = r.cubes[:,:,24,24] > 0
     assert inside.all() and np.isfinite(r.cubes).all() and (r.cubes >= 0).all() and (r.cubes <= 1.2).all()
     assert (r.cubes[:,:,0,0] == 0).all(), "outside the field nothing is measured"
-    eye = r.cubes[0][:,measured(r.cubes[0], 1e-3)].mean(1)
+    eye = r.cubes[0][:,valid_pixels(r.cubes[0], 1e-3)].mean(1)
     assert eye[nm == 700] > 3*eye[nm == 550], "blood and melanin absorb green"
     near = (nm > 530) & (nm < 590)
     local = -np.log(eye[near])
@@ -590,7 +590,7 @@ def test_a_retina_depends_on_its_number_and_seed_alone():
 
 def test_diseases_change_what_they_should():
     r = synthetic_retina(12, size=48, noise=0.)
-    field = measured(r.cubes[0], 1e-3)
+    field = valid_pixels(r.cubes[0], 1e-3)
     mean = r.cubes[::2][:,:,field].mean(-1) # (disease, band)
     red,green = list(r.wavelengths).index(660.),list(r.wavelengths).index(560.)
     names = ["control","amd","atrophy","glaucoma","naevus","ischaemia"]
@@ -620,7 +620,7 @@ def test_published_scenes(name, folder, bands, classes):
     r = s.records[0]
     assert s.bands == bands == len(s.wavelengths) and s.n_classes == classes and (np.diff(s.wavelengths) > 0).all()
     cube = r.source.read()
-    means = np.stack([cube[:,r.truth == c].mean(1) for c in range(classes)])
-    flat,y = cube.reshape(bands, -1).T,r.truth.ravel()
+    means = np.stack([cube[:,r.label_map == c].mean(1) for c in range(classes)])
+    flat,y = cube.reshape(bands, -1).T,r.label_map.ravel()
     cos = flat @ means.T/np.linalg.norm(flat, axis=1)[:,None]/np.linalg.norm(means, axis=1)
     assert (cos.argmax(1)[y >= 0] == y[y >= 0]).mean() > .5, "classes and spectra fit each other only if the order of the pixels is right"

@@ -6,6 +6,7 @@ from vitnb.data.image import *
 from vitnb.data.download import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
+from vitnb.data.scan import *
 from vitnb.data.split import *
 from vitnb.data.table import *
 from vitnb.data.frame import *
@@ -16,8 +17,13 @@ from vitnb.data.workers import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
 from vitnb.data.cubefile import *
+from vitnb.data.cubeset import *
+from vitnb.data.cubescan import *
 from vitnb.data.retina import *
+from vitnb.data.cubewindow import *
 from vitnb.data.cubeaugment import *
+from vitnb.data.interpolate import *
+from vitnb.data.cubeloader import *
 from vitnb.data.cube import *
 from vitnb.data.shard import *
 from vitnb.data.evaluate import *
