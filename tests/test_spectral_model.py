@@ -11,8 +11,9 @@ from torch import nn
 
 from vitnb.callback.memory import MemoryMeter
 from vitnb.models.protocol import create_model, load_weights, model_info, models
-from vitnb.models.spectral import (SPECTRAL_SIZES, SpectralBlock, encode_wavelengths, fit_state, mae_counts, mask_order, n_visible, seeded_noise,
+from vitnb.models.spectral import (SPECTRAL_SIZES, SpectralBlock, fit_state, mae_counts, mask_order, n_visible, seeded_noise,
                                    spectral_mae, take_tokens, token_grid)
+from vitnb.models.spectralparts import encode_wavelengths
 
 SMALL = dict(img_size=8, in_chans=6, patch_size=(2, 3), embed_dim=16, depth=2, num_heads=2, decoder_depth=2)
 RETINA = [450. + 10*i for i in range(29)] + [850.]

@@ -30,6 +30,8 @@ from vitnb.data.evaluate import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
+from vitnb.models.tokens import *
+from vitnb.models.spectralparts import *
 from vitnb.models.spectral import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
