@@ -17,7 +17,8 @@ from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.predict import find_checkpoint, predict_split
-from vitnb.learner.spectral import Baseline, between_bands, evaluate_model
+from vitnb.data.interpolate import interpolate_bands
+from vitnb.learner.spectral import Baseline, evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
@@ -310,7 +311,7 @@ def test_interpolation_between_bands_by_numpy():
     g = torch.Generator().manual_seed(0)
     x,nm = torch.rand(2, 7, 3, 4, generator=g),[400., 410, 450, 500, 520, 700, 900]
     seen = torch.rand(2, 7, 3, 4, generator=g) > .5
-    got = between_bands(x, seen, nm, torch.full_like(x, -1.))
+    got = interpolate_bands(x, ~seen, nm, torch.full_like(x, -1.))
     for b,i,j in np.ndindex(2, 3, 4):
         w = seen[b,:,i,j].numpy()
         want = np.interp(nm, np.array(nm)[w], x[b,:,i,j].numpy()[w]) if w.any() else np.full(7, -1.)

@@ -37,6 +37,7 @@ from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
+from vitnb.losses.reflectance import *
 from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
 from vitnb.metrics.base import *
