@@ -25,6 +25,7 @@ from vitnb.data.cubeaugment import *
 from vitnb.data.interpolate import *
 from vitnb.data.cubeloader import *
 from vitnb.data.cube import *
+from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
 from vitnb.data.evaluate import *
 from vitnb.models.protocol import *
@@ -52,6 +53,7 @@ from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
 from vitnb.callback.pretext import *
 from vitnb.callback.masked import *
+from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
@@ -71,6 +73,9 @@ from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
+from vitnb.learner.sensors import *
+from vitnb.learner.reconstruct import *
+from vitnb.learner.pixelprobe import *
 from vitnb.experiment.run import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
