@@ -6,7 +6,7 @@ from vitnb.data.image import *
 from vitnb.data.download import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
-from vitnb.data.scan import *
+from vitnb.data.once import *
 from vitnb.data.split import *
 from vitnb.data.table import *
 from vitnb.data.frame import *

@@ -25,7 +25,7 @@ from .cubewindow import LABELS, lay_windows, pixel_windows
 from .image import UnreadableImage
 from .interpolate import interpolate_bands
 from .retina import RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wavelengths, synthetic_retina
-from .scan import refuse_too_many
+from .once import refuse_too_many
 from .split import disjoint_blocks, group_split
 from .stats import BandStats
 

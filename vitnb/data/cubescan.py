@@ -15,7 +15,7 @@ from ..core import progress, settings
 from .cubefile import valid_pixels
 from .cubeset import CubeSet, companion_image
 from .image import UnreadableImage
-from .scan import refuse_too_many, scan_once
+from .once import refuse_too_many, scan_once
 from .stats import BandStats
 
 # %% ../../nbs/library/153_data.cubescan.ipynb #e506057a
