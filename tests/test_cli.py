@@ -175,7 +175,7 @@ def test_readme(workspace, capfd):
     index(workspace, "# demo\n![curve](images/c.png) [settings](../settings.ini)\n<!-- experiments -->\n<!-- /experiments -->")
     exp = notebook(workspace/"nbs"/"train_demo.ipynb", PARAMS)
     nb = json.loads(exp.read_text())
-    head = ["# train_demo\n> Does a|b learn?\n- skip_exec: true", "**Run** `x`  \n**Cost** 9 s  \n**Expect** 0.9"]
+    head = ["# train_demo\n> Does a|b learn?", "**Run** `x`  \n**Cost** 9 s  \n**Expect** 0.9"]
     nb["cells"] = [dict(cell_type="markdown", id=f"m{i}", metadata={}, source=s) for i,s in enumerate(head)] + nb["cells"]
     exp.write_text(json.dumps(nb))
     assert cli.main(["readme", "--check"]) == 1 and not (workspace/"README.md").exists()

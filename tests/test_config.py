@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import upgrade
 from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipeline
 from vitnb.data.cube import make_normalizer
 from vitnb.learner.config import upgrade_config
+from vitnb.renamed import upgrade
 from vitnb.task import ClassMap, OneClass, make_tasks
 
 FORMAT1 = Path(__file__).resolve().parent/"fixtures"/"format1"

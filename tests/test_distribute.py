@@ -18,11 +18,11 @@ import torch
 from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import Ranks
+from vitnb.data.shard import shard
 from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.data.shard import shard
+from vitnb.launch import Ranks
 from vitnb.learner.distribute import WholeBatch, check_batches
 from vitnb.testing import differences
 

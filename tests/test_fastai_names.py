@@ -23,6 +23,7 @@ from fastai.test_utils import VerboseCallback
 from matplotlib import pyplot as plt
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from tiny_tasks import fit, weights
 from torch import nn
 
 import vitnb.all
@@ -43,12 +44,6 @@ def loaders(**kw): return image_loaders(DIGITS, **{**dict(bs=16, augment="shift"
 def make(**kw): return vit_learner(loaders(), "densenet_micro", **{**dict(lr=.01, schedule="constant", device="cpu", precision="fp32", seed=1), **kw})
 
 
-def fit(learn, n=1, **kw):
-    with learn.no_bar(), learn.no_logging(): learn.fit(n, **kw)
-    return learn
-
-
-def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 def rates(learn): return [h["lr"] for h in learn.opt.hypers]
 def names(table, status): return {k for k,v in table.items() if v.status == status}
 

@@ -2,16 +2,19 @@
 import copy
 import errno
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.losses import CrossEntropyLossFlat
+from tiny_tasks import skewed
 
 from vitnb.callback import checkpoint
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
@@ -21,6 +24,8 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
 from vitnb.learner.predict import predict_split
+from vitnb.losses.classify import class_weights
+from vitnb.testing import tiny_learner
 
 
 def make(seed=3, cbs=(), dls_kw=None, **kw):
@@ -345,3 +350,48 @@ def test_plain_tensors_reach_the_model():
     learn.model.register_forward_pre_hook(lambda m, a: seen.append(type(a[0])))
     learn.fit(1)
     assert set(seen) == {torch.Tensor}
+
+
+def test_class_weights_reach_the_loss():
+    dls = image_loaders(skewed(), bs=8, device="cpu", workers=0)
+    learn = vit_learner(dls, "swin_micro", device="cpu", precision="fp32", class_weights=True, model_kw=dict(num_classes=3)) if dls.c == 3 else None
+    if learn is None: learn = vit_learner(image_loaders(load_set("digits"), bs=8, device="cpu"), "swin_micro", device="cpu", precision="fp32", class_weights=True)
+    counts = np.bincount(learn.dls.train.dataset.labels)
+    assert torch.equal(learn.objective.loss_of("").weight, class_weights(counts)) and learn.config["training"]["class_weights"]
+    with pytest.raises(ValueError, match="twice"): tiny_learner(class_weights=True, loss_kw=dict(weight=[1.]*10))
+
+
+def test_compiled_in_place(tmp_path):
+    "The compiled forward pass is used, and no name shows it"
+    plain,learn = tiny_learner(),tiny_learner(compile=dict(backend="eager"))
+    assert learn.model._compiled_call_impl is not None and plain.model._compiled_call_impl is None
+    learn.fit(1, cbs=run_callbacks(tmp_path, tracker="none"))
+    plain.fit(1)
+    assert torch.allclose(weights(plain), weights(learn), atol=1e-5)
+    for name in ("best_model", "last_model"):
+        ck = load_checkpoint(tmp_path/f"checkpoints/{name}.pth")
+        assert list(ck["model_state_dict"]) == list(plain.model.state_dict())
+    tiny_learner().model.load_state_dict(ck["training_state"]["model"])
+    with pytest.raises(ValueError, match="compile"): tiny_learner().fit(2, resume=ck["training_state"], cbs=[])
+
+
+def test_gradient_checkpointing_acts():
+    plain,saved = tiny_learner(),tiny_learner(grad_checkpointing=True)
+    def kept(learn):
+        size = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (size.append(t.numel()), t)[1], lambda t: t):
+            learn.model.train()(learn.dls.one_batch()[0])
+        return sum(size)
+    assert kept(saved) < .7*kept(plain)
+    plain.fit(1)
+    saved.fit(1)
+    assert torch.allclose(weights(plain), weights(saved), atol=1e-6)
+
+
+def test_a_learner_pickles_during_its_life(tmp_path):
+    learn = tiny_learner(engine=dict(mixup=.8, ema_decay=.9, accumulate=2, early_stop=3))
+    learn.fit(1, cbs=run_callbacks(tmp_path, tracker="none"))
+    again = pickle.loads(pickle.dumps(learn))
+    assert torch.equal(weights(learn), weights(again))
+    again.logger = lambda *_: None
+    again.fit(1)

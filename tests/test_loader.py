@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
+from tiny_tasks import skewed
 from torch import nn
 
 from vitnb.data import loader as loader_module
@@ -27,6 +28,7 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.source import ArraySource, CacheSource, FileSource, build_cache
 from vitnb.data.sets import STATS, load_set
 from vitnb.data.table import ImageSet, Split
+from vitnb.learner.core import vit_learner
 from vitnb.task import ClassMap, Ordinal, Value
 
 DATA = Path(__file__).resolve().parents[2]/"shared"/"data"
@@ -549,3 +551,43 @@ def test_tiny_imagenet_from_the_cache(tmp_path):
     assert dls.img_size == 64 and dls.c == 20
     live = image_loaders(s, bs=32, augment="crop_flip", stats="tiny_imagenet", cache=False, device="cpu")
     assert same(passes(dls.valid), passes(live.valid)) and same(passes(dls.train), passes(live.train))
+
+
+def test_balanced_sampling_is_balanced_and_a_function_of_the_epoch():
+    s = skewed()
+    make = lambda **kw: image_loaders(s, bs=8, augment="shift", sampling="balanced", seed=4, device="cpu", **kw).train
+    dl,n = make(),len(s.splits["train"].labels)
+    for _ in range(3): list(dl) # what ran before does not matter
+    assert (dl.order(5) == make().order(5)).all() and (dl.order(5) != dl.order(6)).any()
+    drawn = np.concatenate([dl.dataset.labels[dl.order(e) % n] for e in range(60)])
+    assert np.abs(np.bincount(drawn)/len(drawn) - 1/3).max() < .03
+    assert all(len(set(dl.order(e))) == n for e in range(5)), "each repetition is a sample of its own"
+    a,b = (torch.cat([x for x,_ in make(workers=w)]) for w in (0, 2))
+    assert torch.equal(a, b)
+
+
+def test_repetitions_have_their_own_augmentation():
+    dl = image_loaders(skewed(), bs=8, augment="shift", sampling="balanced", seed=4, device="cpu").train
+    n = len(dl.dataset)
+    x,y = dl.make_batch(np.array([3, 3+n, 3+2*n, 3+3*n]), 0)
+    assert len(set(y.tolist())) == 1 and len({tuple(o.flatten().tolist()) for o in x}) > 1
+
+
+@pytest.mark.parametrize("w,says", [([1.], "one finite number"), ("neg", "one finite number"), ("zero", "not all 0")])
+def test_wrong_sample_weights(w, says):
+    dl = image_loaders(skewed(), bs=8, device="cpu").train
+    n = len(dl.dataset)
+    with pytest.raises(ValueError, match=says): dl.new(sample_weights=dict(neg=[-1.]*n, zero=[0.]*n).get(w, w) if isinstance(w, str) else w)
+    with pytest.raises(ValueError, match="shuffle=True"): dl.new(sample_weights=[1.]*n, shuffle=False)
+
+
+def test_two_batches_are_learnt_by_heart():
+    dls = image_loaders(load_set("digits"), bs=16, augment="shift", overfit_batches=2, seed=1, device="cpu")
+    (a,ya),(b,yb) = (map(torch.cat, zip(*dl)) for dl in (dls.train, dls.valid))
+    assert len(a) == 32 and sorted(ya.tolist()) == sorted(yb.tolist())
+    key = lambda x: sorted(tuple(o.flatten().tolist()) for o in x)
+    assert key(a) == key(b), "the same pictures, not augmented"
+    learn = vit_learner(dls, "densenet_micro", dict(growth_rate=8, block_config=(2, 2)), device="cpu", precision="fp32", lr=.01, seed=1)
+    learn.progress.plot = False
+    learn.fit(60)
+    assert learn.recorder.rows[-1]["accuracy"] == 1.

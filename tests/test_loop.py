@@ -1,11 +1,12 @@
 "What the loop offers: phases, declared columns with directions, sizes by epoch, companions, side passes, freezing by epoch"
 import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Metric, Recorder
 from fastai.metrics import accuracy
 from torch import nn
@@ -17,12 +18,12 @@ from vitnb.callback.ema import EMACallback
 from vitnb.callback.stop import EarlyStop
 from vitnb.callback.track import History
 from vitnb.data.sample import Batch
-from vitnb.learner.core import run_callbacks
+from vitnb.learner.core import run_callbacks, train_callbacks
 from vitnb.learner.freeze import FreezeEpochs
-from vitnb.learner.loop import resize_batch
+from vitnb.learner.loop import VitLearner, resize_batch
 from vitnb.losses.objective import TaskObjective, make_objective
 from vitnb.task import Column, Tasks
-from vitnb.testing import differences, tiny_learner
+from vitnb.testing import Spy, differences, tiny_learner
 
 
 def net(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
@@ -410,3 +411,116 @@ def test_freezing_is_for_training_and_refuses_nonsense():
     for epochs in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="whole number from 1"): FreezeEpochs(epochs)
     with pytest.raises(ValueError, match="freeze_to\\(9\\): there are"): fit(frozen(depth=9), 1)
+
+
+@pytest.mark.parametrize("kw", [dict(), dict(engine=dict(mixup=.8, ema_decay=.9, accumulate=2)), dict(precision="fp16"), dict(schedule="plateau", optimizer="sgd", lr=.1)], ids=str)
+def test_a_dry_run_changes_nothing(kw):
+    one,two = tiny_learner(**kw),tiny_learner(**kw)
+    said = two.dry_run()
+    assert np.isfinite(said["train_loss"]) and said["step_seconds"] > 0
+    assert two.opt_steps == two.epochs_done == 0 and not two.recorder.rows and not two.recorder.steps
+    one.fit(2)
+    two.fit(2)
+    assert torch.equal(weights(one), weights(two)) and not differences(one.recorder.rows, two.recorder.rows, ["seconds"])
+
+
+def _nan(self): self.learn.pred = self.learn.pred*float("nan")
+
+
+def test_a_dry_run_finds_what_is_wrong():
+    class Broken(Callback):
+        def after_validate(self): raise KeyError("a metric that fails")
+    learn = tiny_learner(cbs=[Broken()])
+    before = weights(learn)
+    with pytest.raises(KeyError, match="a metric that fails"): learn.dry_run()
+    assert torch.equal(before, weights(learn)) and learn.opt_steps == 0
+    with pytest.raises(FloatingPointError, match="lower lr"): tiny_learner(cbs=[Callback(after_pred=_nan)]).dry_run()
+
+
+def test_events_come_as_in_fastai():
+    "The same events in the same order as fastai's own dispatch"
+    from fastai.learner import Learner
+    seen = []
+    for plain in (False, True):
+        learn,spy = tiny_learner(),Spy()
+        if plain: learn.__class__ = type("Plain", (VitLearner,), dict(_call_one=Learner._call_one, __call__=Learner.__call__))
+        learn.fit(1, cbs=spy)
+        learn.validate(cbs=spy)
+        learn.get_preds(cbs=spy)
+        seen.append(spy.seen)
+    assert seen[0] == seen[1]
+
+
+def test_callbacks_come_and_go_during_a_fit():
+    heard = []
+    class Late(Callback):
+        def after_batch(self): heard.append(self.iter)
+    class Brings(Callback):
+        def before_batch(self):
+            if self.training and self.iter == 2: self.learn.add_cb(late)
+            if self.training and self.iter == 4: self.learn.remove_cb(late)
+    late = Late()
+    tiny_learner(cbs=[Brings()]).fit(1)
+    assert heard == [2, 3]
+    class Off(Callback):
+        def before_train(self): self.run = False
+        def after_batch(self): heard.append("never")
+    off = Off()
+    tiny_learner(cbs=[off]).fit(1)
+    assert "never" not in heard and off.run
+
+
+def train_all(): return train_callbacks(mixup=.8, cutmix=1., ema_decay=.9, accumulate=2, early_stop=3, anomaly=True)
+
+
+def everything(folder):
+    "All callbacks of the engine at once"
+    return [*run_callbacks(folder, steps=2, every=1, keep=2, max_hours=1, tracker="none"), *train_all()]
+
+
+def outside(learn):
+    "What a callback could leave behind: on the Learner, on the model, in the process"
+    import signal
+    here = {k:id(v) for k,v in vars(learn).items() if k in ("loss_func", "model", "opt_func", "dls", "scaler", "logger", "metrics", "_metrics")}
+    hooks = [len(v) for m in learn.model.modules() for k,v in vars(m).items() if "_hooks" in k and isinstance(v, dict)]
+    return dict(names=sorted(k for k in vars(learn) if k not in seen_after_any_fit), here=here, cbs=[type(c).__name__ for c in learn.cbs], hooks=hooks,
+                signals=[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)], anomaly=torch.is_anomaly_enabled(), grad=torch.is_grad_enabled(),
+                listeners=len(learn.recorder.listeners), threads=[t.name for t in __import__("threading").enumerate() if t.name == "checkpoint"],
+                opt=[{k:v for k,v in g.items() if k != "params"}.keys() for g in learn.opt.opt.param_groups], lent=[p.requires_grad for p in learn.model.parameters()])
+
+
+seen_after_any_fit = {"epoch", "iter", "n_iter", "n_epoch", "dl", "xb", "yb", "pred", "loss", "loss_grad", "training", "pct_train", "train_iter", "smooth_loss",
+                      "final_record", "logger", "it"} # fastai's own, after a fit that nobody interrupted
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, CancelFitException], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("event", ["before_fit", "after_pred", "before_step", "after_batch", "before_validate", "after_epoch"])
+def test_no_trace_of_any_callback(tmp_path, error, event):
+    class Break(Callback):
+        order = 250 if event == "before_fit" else 45
+        def go(self):
+            if event in ("before_fit", "after_epoch") or self.opt_steps == 2: raise error("stop")
+    setattr(Break, event, Break.go)
+    learn = tiny_learner()
+    for p in learn.model.parameters(): p.grad = None
+    before = outside(learn)
+    try: learn.fit(2, cbs=[*everything(tmp_path), Break()])
+    except (KeyboardInterrupt, RuntimeError): pass
+    assert outside(learn) == before
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters()) or event in ("after_pred", "before_step")
+    pickle.loads(pickle.dumps(learn))
+    learn.fit(1) # and it goes on
+
+
+def test_every_callback_pickles(tmp_path):
+    "Also in the middle of a fit; one that owns files comes back as a callback that does nothing"
+    class Try(Callback):
+        order,tried = 300,[]
+        def after_batch(self):
+            if self.training and self.iter == 3:
+                for cb in self.learn.cbs:
+                    learn,cb.learn = cb.learn,None
+                    try: self.tried.append(type(pickle.loads(pickle.dumps(cb))).__name__ if cb is not self else "")
+                    finally: cb.learn = learn
+    tiny_learner().fit(1, cbs=[*everything(tmp_path), Try()])
+    assert {"Checkpoints", "StopOnSignal", "TimeLimit", "NaNWatch", "EMACallback", "Accumulate", "EarlyStop", "History", "EventLog"} <= set(Try.tried)

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnb.core import Registry
-from vitnb.experiment.cli import notebook_params, read_notebook
+from vitnb.experiment.notebook import notebook_params, read_notebook
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, stored_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
-ALL = [(f,n) for f in recipes for n in recipes[f]]
+ALL = [(f,n) for f in recipes for n in recipes[f] if "warmup_epochs" in families[f].fields] # those that train one model
 NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral")
 
 # what the spectral recipes were when they had a table and a resolver of their own
@@ -241,3 +241,10 @@ def test_what_is_no_recipe_of_a_run_says_so(tmp_path):
     for text,says in ((dict(arch="leaf_net"), "names no family"), (dict(family="leaves"), "register_family"), (dict(family="swin", epoch=3), "did you mean 'epochs'")):
         (tmp_path/"recipe.json").write_text(json.dumps(text))
         with pytest.raises(ValueError, match=says): stored_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("field,where,name", [("class_weights", learner_args, "class_weights"), ("grad_checkpointing", learner_args, "grad_checkpointing"),
+    ("compile", learner_args, "compile"), ("overfit_batches", loader_args, "overfit_batches"), ("anomaly", callback_args, "anomaly")])
+def test_fields_reach_their_place(field, where, name):
+    r = resolve("swin", "digits", dict(more={field:3 if field == "overfit_batches" else True}))
+    assert where(r)[name] == (3 if field == "overfit_batches" else True) and where(resolve("swin", "digits", {}))[name] in (False, 0)

@@ -26,10 +26,10 @@ from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.track import StepRecorder
-from vitnb.core import Ranks
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
 from vitnb.figures import draw_predictions
+from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.predict import load_run, predict_split

@@ -25,9 +25,10 @@ from vitnb.callback.track import (EventLog, History, MLflow, StepRecorder, Tenso
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.learner.core import vit_learner
+from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.losses.objective import make_objective
 from vitnb.task import ClassMap, OneClass, Ordinal, Tasks, Value
+from vitnb.testing import tiny_learner
 
 STORES = ["tensorboard", "mlflow", "wandb"]
 EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
@@ -531,3 +532,21 @@ def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
     assert torch.stack(learn.recorder.losses).isfinite().all() and learn.recorder.losses[0] == learn.recorder.losses[1]
     assert [n for n,_ in read_tensorboard(tmp_path, "")["train/loss"]] == [1, 3, 4, 6]
     assert all(r["train_loss"] > 0 for r in json.loads((tmp_path/"history.json").read_text()))
+
+
+def test_a_long_history_costs_a_checkpoint_few_tensors():
+    learn = tiny_learner()
+    learn.fit(1)
+    learn.recorder.losses = [torch.tensor(1.)]*5000
+    found = []
+    def count(o):
+        if isinstance(o, torch.Tensor): found.append(o)
+        elif isinstance(o, dict): [count(v) for v in o.values()]
+        elif isinstance(o, (list, tuple)): [count(v) for v in o]
+    count(learn.recorder.state_dict())
+    assert len(found) < 20
+
+
+def test_tags_reach_the_tracker(tmp_path):
+    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "_put"))
+    assert cb.tags == dict(study="leaf")

@@ -1,10 +1,13 @@
 "Learners of milliseconds on tensors, for tests of callbacks: any tasks, any model, loaders that can begin later"
+import numpy as np
 import torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from vitnb.data.sets import load_set
 from vitnb.learner.core import VitLearner
 from vitnb.losses.objective import make_objective
 from vitnb.task import OneClass, Tasks
@@ -61,3 +64,20 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({k:nn.Linear(inputs, n) for k,n in outputs.items()})
     def forward(self, x): return {k:head(x.flatten(1)) for k,head in self.heads.items()}
+
+
+class StopAt(Callback):
+    "Raise in the middle of training"
+    order = 190
+    def __init__(self, step, error=RuntimeError): self.step,self.error = step,error
+    def after_batch(self):
+        if self.training and self.opt_steps == self.step: raise self.error("here")
+
+
+def skewed(counts=(60, 20, 6)):
+    "Three digits, some more often than others"
+    s = load_set("digits")
+    for k,sp in s.splits.items():
+        rows = np.concatenate([np.flatnonzero(sp.labels == c)[:n] for c,n in enumerate(counts)])
+        s.splits[k] = type(sp)(sp.items[rows], sp.labels[rows])
+    return s

@@ -1,6 +1,10 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.renamed import *
+from vitnb.progress import *
 from vitnb.device import *
+from vitnb.launch import *
+from vitnb.parameters import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
@@ -77,8 +81,12 @@ from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.experiment.run import *
+from vitnb.experiment.notebook import *
+from vitnb.experiment.execute import *
+from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
+from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *

@@ -39,13 +39,14 @@ from torch import Tensor
 
 from .callback.checkpoint import load_checkpoint
 from .callback.stop import EarlyStop
-from .core import check_params, need, set_seed
+from .core import need, set_seed
 from .data.loader import image_loaders
 from .data.sets import load_set
-from .experiment.cli import notebook_params, read_notebook
+from .experiment.notebook import notebook_params, read_notebook
 from .learner.core import run_callbacks, train_callbacks, vit_learner
 from .learner.loop import VitLearner
 from .learner.resume import callback_state
+from .parameters import check_params
 
 # %% ../nbs/library/800_testing.ipynb #414e891b
 TINY = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), drop_path_rate=.2) # arguments of `swin_micro`

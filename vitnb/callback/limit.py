@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint
-from ..core import fmt_time
+from ..progress import fmt_time
 
 # %% ../../nbs/library/470_callback.limit.ipynb #dae6b2c3
 class TrainingStopped(Exception):

@@ -31,9 +31,11 @@ from filelock import FileLock, Timeout
 from .base import TrainCallback
 from .checkpoint import Checkpoints
 from .limit import TrainingStopped
-from ..core import Registry, atomic_write, flat, fmt_time, is_main, need, repo_root, settings
+from ..core import Registry, atomic_write, is_main, need, repo_root, settings
 from ..device import fetch
 from ..metrics.base import metric_columns
+from ..parameters import flat
+from ..progress import fmt_time
 from ..task import Column, column
 
 # %% ../../nbs/library/480_callback.track.ipynb #223a0cf9

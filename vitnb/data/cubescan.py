@@ -11,12 +11,13 @@ import os
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import progress, settings
+from ..core import settings
 from .cubefile import valid_pixels
 from .cubeset import CubeSet, companion_image
 from .image import UnreadableImage
 from .once import refuse_too_many, scan_once
 from .stats import BandStats
+from ..progress import progress
 
 # %% ../../nbs/library/153_data.cubescan.ipynb #e506057a
 def _strips(shape, most=2**22):

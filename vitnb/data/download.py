@@ -23,7 +23,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
-from ..core import progress_bar
+from ..progress import progress_bar
 
 # %% ../../nbs/library/102_data.download.ipynb #00186ea5
 def _wrong(path, md5, sha256):

@@ -18,10 +18,11 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..core import atomic_write, progress_bar, settings
+from ..core import atomic_write, settings
 from .image import widen
 from .sample import stack_images
 from .table import ImageSet, read_array
+from ..progress import progress_bar
 
 # %% ../../nbs/library/125_data.source.ipynb #36483f27
 class ImageSource:

@@ -21,10 +21,11 @@ from filelock import FileLock
 from PIL import Image, ImageFile
 from sklearn.model_selection import train_test_split
 
-from ..core import atomic_write, hash_ints, one_of, progress, settings
+from ..core import atomic_write, hash_ints, one_of, settings
 from .image import UnreadableImage, read_map, readers
 from .split import group_split
 from .stats import BandStats, moments, channel_counts, published_stats
+from ..progress import progress
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/112_data.table.ipynb #5ef82032

@@ -9,7 +9,7 @@ __all__ = ['upgrade_config']
 import re
 from collections.abc import Mapping
 
-from ..core import rename, upgrade
+from ..renamed import rename, upgrade
 from ..task import ClassMap, OneClass, Tasks
 
 # %% ../../nbs/library/505_learner.config.ipynb #b20dd3ba

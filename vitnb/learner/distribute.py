@@ -48,12 +48,13 @@ from ..callback.live import LiveFigure
 from ..callback.memory import is_checkpointed
 from ..callback.mix import MixCallback
 from ..callback.track import EventLog, Tracker, epoch_line
-from ..core import PEER_LOST, Ranks, check_processes, is_main, my_rank, n_ranks, pick_device, settings
+from ..core import PEER_LOST, is_main, my_rank, n_ranks, pick_device, settings
 from ..data.loader import ImageLoader
 from ..data.sample import Batch
 from ..data.shard import ShardLoader, shard, shard_loader
 from ..device import set_rng_state
 from ..figures import plot_curves
+from ..launch import Ranks, check_processes
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
 from .resume import Resume # noqa: F401, lets a Learner give and take states

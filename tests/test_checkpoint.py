@@ -1,0 +1,120 @@
+"Checkpoints: the best few, the newest, whole files and early errors"
+import copy
+import pickle
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from tiny_tasks import StopAt
+from torch import nn
+
+from vitnb.callback.base import TrainCallback
+from vitnb.callback.checkpoint import BackgroundWriter, Checkpoints, load_checkpoint, save_checkpoint, snapshot
+from vitnb.testing import tiny_fit, tiny_learner
+
+
+class Scores(TrainCallback):
+    "Write accuracies into the row"
+    order = 55
+    def __init__(self, values): self.values = values
+    def after_epoch(self): self.recorder.rows[-1]["accuracy"] = self.values[self.epoch]
+
+
+def tops(d): return sorted(p.name for p in (d/"checkpoints").glob("top_epoch_*.pth"))
+
+
+@pytest.mark.parametrize("values,keep,want", [([.1, .5, .3, .4], 2, [2, 4]), ([.5, .5, .5, .5], 2, [1, 2]), ([.1, float("nan"), .3, .2], 3, [1, 3, 4]),
+                                              ([.1, .2, .3, .4], 1, [4]), ([.1, .2, .3, .4], 0, [])])
+def test_the_best_few_are_kept(tmp_path, values, keep, want):
+    tiny_fit(tmp_path, epochs=4, cbs=[Scores(values)], run_kw=dict(keep=keep))
+    assert tops(tmp_path) == [f"top_epoch_{e}.pth" for e in want]
+    for e in want:
+        ck = load_checkpoint(tmp_path/f"checkpoints/top_epoch_{e}.pth")
+        assert ck["epoch"] == e and "training_state" not in ck
+
+
+def test_the_best_few_after_a_resume(tmp_path):
+    kw = dict(epochs=4, run_kw=dict(keep=2))
+    n = len(tiny_learner().dls.train)
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[Scores([.9, .1, .5, .2]), StopAt(2*n+3)], **kw)
+    (tmp_path/"checkpoints/top_epoch_99.pth").write_bytes(b"left by a kill")
+    tiny_fit(tmp_path, cbs=[Scores([.9, .1, .5, .2])], **kw)
+    assert tops(tmp_path) == ["top_epoch_1.pth", "top_epoch_3.pth"]
+
+
+@pytest.mark.parametrize("kw", [dict(keep=-1), dict(every=1.5), dict(steps=True)], ids=str)
+def test_counts_are_whole_numbers(tmp_path, kw):
+    with pytest.raises(ValueError, match="whole number from 0"): Checkpoints(tmp_path, **kw)
+
+
+def test_a_snapshot_is_out_of_reach_and_keeps_sharing():
+    lin = nn.Linear(3, 3)
+    s = snapshot(dict(a=lin.state_dict(), b=[lin.state_dict()["weight"], (1, "x", None)], e=torch.empty(0)))
+    before = lin.weight.detach().clone()
+    with torch.no_grad(): lin.weight.zero_()
+    assert torch.equal(s["a"]["weight"], before) and s["b"][0] is s["a"]["weight"] and s["b"][1] == (1, "x", None) and s["e"].numel() == 0
+
+
+def test_an_error_of_the_thread_is_raised(tmp_path, monkeypatch):
+    "At the next save, or at the end of the fit, when all others have cleaned up"
+    class Late(Callback):
+        order,cleaned = 500,False
+        def after_fit(self): self.cleaned = True
+    late,folder = Late(),tmp_path/"run"
+    folder.mkdir()
+    (folder/"checkpoints").write_text("a file where a folder should be")
+    with pytest.raises((OSError, FileExistsError), match="checkpoint"): tiny_fit(folder, cbs=[late])
+    assert late.cleaned
+
+
+def test_the_last_file_is_there_when_fit_returns(tmp_path, monkeypatch):
+    import vitnb.callback.checkpoint as module
+    slow = lambda state, path: (__import__("time").sleep(.2), save_checkpoint(state, path))[1]
+    monkeypatch.setattr(module, "save_checkpoint", slow)
+    learn = tiny_learner()
+    learn.fit(1, cbs=[Checkpoints(tmp_path, "accuracy")])
+    assert load_checkpoint(tmp_path/"last_model.pth")["epoch"] == 1
+
+
+def test_a_writer_travels_empty(tmp_path):
+    w = BackgroundWriter()
+    w.save({tmp_path/"a.pth":dict(a=1)})
+    for other in (pickle.loads(pickle.dumps(w)), copy.deepcopy(w)): assert other.thread is None
+    w.join()
+
+
+def test_the_tenth_epoch_is_after_the_ninth(tmp_path):
+    "A search by name takes checkpoint_epoch_9 for the newest of ten"
+    from vitnb.callback.checkpoint import newest_state
+    for e in (9, 10, 2): save_checkpoint(dict(training_state=dict(epochs_done=e, opt_steps=e*5)), tmp_path/f"checkpoint_epoch_{e}.pth")
+    assert newest_state(tmp_path)["epochs_done"] == 10
+
+
+def test_counters_come_back(tmp_path):
+    "fastai begins train_iter and the scaler anew in each fit"
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, precision="fp16", cbs=[StopAt(8)])
+    ck = load_checkpoint(tmp_path/"checkpoints/last_model.pth")["training_state"]
+    at = []
+    class First(Callback):
+        order = 201
+        def before_batch(self): at.append((self.learn.train_iter, self.learn.scaler.state_dict()["_growth_tracker"]))
+    tiny_fit(tmp_path, precision="fp16", cbs=[First()])
+    assert at[0] == (ck["train_iter"], ck["scaler"]["_growth_tracker"]) and at[0][0] > 0
+
+
+def test_another_architecture_is_refused(tmp_path):
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[StopAt(4)])
+    with pytest.raises(ValueError, match="arch"): tiny_fit(tmp_path, arch="densenet_micro", model_kw=dict(growth_rate=4, block_config=(1, 1)))
+    with pytest.raises(ValueError, match="tensors match"):
+        from vitnb.callback.checkpoint import restore_weights
+        restore_weights(tiny_learner(arch="densenet_micro").model, load_checkpoint(tmp_path/"checkpoints/last_model.pth"))
+
+
+def test_a_folder_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
+    "The earlier file stays, the error says where"
+    tiny_fit(tmp_path, epochs=1)
+    before = (tmp_path/"checkpoints/last_model.pth").read_bytes()
+    def no(*args, **kw): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(torch, "save", no)
+    with pytest.raises(OSError, match="(?s)could not write checkpoint.*Permission denied.*intact"): tiny_fit(tmp_path, epochs=1, resume="never")
+    assert (tmp_path/"checkpoints/last_model.pth").read_bytes() == before
