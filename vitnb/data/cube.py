@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Registry, nearest, repo_root, settings
+from ..core import Registry, check_options, nearest, repo_root, settings
 from vitnb.data.cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise,
     CubeNormalize, CubeNormalizer, KeepReflectance, LogScale, ZScore, cube_augments, cube_pipeline, make_normalizer,
     normalizers)
@@ -258,7 +258,7 @@ def _cubes_at(path, split_seed=0, shares=None, dataset=None, axes="auto", size=N
     nm = _find_wavelengths(records[0].source, wavelengths)
     return CubeSet(path.stem, records, splits, classes, nm, unreadable=bad, **dark)
 
-# %% ../../nbs/library/160_data.cube.ipynb #c8552280
+# %% ../../nbs/library/160_data.cube.ipynb #9bf99ed6
 def load_cube_set(
     name:str|Path="retina_synthetic", # A name in `cube_sets`, a catalogue .csv, a cube file (one scene), or a folder
     root:str|Path|None=None, # Folder where a named set or a relative path lies; the setting `data_path` if None
@@ -270,6 +270,5 @@ def load_cube_set(
     is_named = str(name) in cube_sets
     load = cube_sets[str(name)] if is_named else _cubes_at
     known = load.__code__.co_varnames[3:load.__code__.co_argcount] # after root, split_seed and shares
-    for option in options:
-        if option not in known: raise ValueError(f"{name} has no option {option!r}: {nearest(option, known)}")
+    check_options(name, options, known)
     return load(root if is_named else _find(name, root), split_seed, shares, **options)

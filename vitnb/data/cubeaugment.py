@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Registry, nearest
+from ..core import Registry, check_options, moved_names
 from .augment import Draws, Pipeline, Transform, check_fill, mirror, transforms, unknown_value
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
 from ..device import to_device
@@ -331,7 +331,7 @@ def _modulated(wavelengths=None, shortest=150., longest=3000., flip=.5): # for p
     if wavelengths is None: raise ValueError("augment 'modulated' needs aug_kw=dict(wavelengths=cube_set.wavelengths)")
     return [CubeFlip(flip), CubeNormalize, BandModulation(wavelengths, shortest, longest)]
 
-# %% ../../nbs/library/156_data.cubeaugment.ipynb #156254dd
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #5c8cf466
 def cube_pipeline(
     name:str, # One of `cube_augments`: none flip basic guide missing_bands modulated
     normalizer:CubeNormalizer, # From reflectance to model units
@@ -342,8 +342,8 @@ def cube_pipeline(
     "Make the augmentation recipe `name`"
     recipe = cube_augments[name]
     known = recipe.__code__.co_varnames[:recipe.__code__.co_argcount]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"augment {name!r} has no option {option!r}: {nearest(option, known)}")
+    check_options(f"augment {name!r}", options, known)
     normalize = CubeNormalize(normalizer, background)
     return Pipeline([normalize if step is CubeNormalize else step for step in recipe(**options)], tasks)
+
+__getattr__ = moved_names(__name__, {"vitnb.data.interpolate": "interpolate_bands"})

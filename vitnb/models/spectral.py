@@ -19,7 +19,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from ..core import hash_seed, one_of
+from ..core import hash_seed, moved_names, one_of
 from .protocol import register_model
 from .spectralparts import (FastNorm, Positions, SpectralBlock, SpectralDecoder, band_groups, check_heads,
     fit_places, init_linear, rows_at, run_block)
@@ -346,3 +346,5 @@ def mae_counts(
     head = count(model.head)
     total = count(model)
     return dict(encoder=total - decoder - head, decoder=decoder, head=head, total=total)
+
+__getattr__ = moved_names(__name__, {"vitnb.models.spectralparts": "encode_wavelengths"})
