@@ -38,6 +38,7 @@ from vitnb.models.densenet import *
 from vitnb.models.tokens import *
 from vitnb.models.spectralparts import *
 from vitnb.models.spectral import *
+from vitnb.models.reference import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
