@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from cube_files import PARTS, batch, own_cache
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitnb.data.augment import Draws
 from vitnb.data.cube import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise, CubeNormalize,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 from cube_files import CUBE, fields, four, h5_set, own_cache, rows
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vitnb.data.cube import (BandStats, CubeArray, CubeRecord, CubeSet, close_cubes, cube_loaders, load_cube_set,
     scene_set, valid_pixels)
