@@ -3,11 +3,12 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelBatchException
 from tiny_spectral import masked_learner, pixel_learner
 from torch import nn
 
@@ -16,6 +17,7 @@ from vitnb.callback.limit import TrainingStopped
 from vitnb.core import is_main, my_rank
 from vitnb.learner.core import run_callbacks
 from vitnb.learner.distribute import Distribute, distribute, gather_with_grad
+from vitnb.learner.freeze import FreezeEpochs
 from vitnb.learner.loop import SingleProcess
 from vitnb.testing import tiny_learner
 
@@ -164,8 +166,39 @@ def main(out):
     torch.save(done, out/f"rank{my_rank()}.pth")
 
 
+class Cancel(Callback):
+    "Cancel a batch of each epoch, in every rank alike"
+    order = 40
+    def __init__(self, event, at): self.event,self.at = event,at
+    def __call__(self, name):
+        if name == self.event and self.training and self.iter == self.at: raise CancelBatchException()
+        return super().__call__(name)
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
+
+
+FROZEN = dict( # what is trained changes between epochs
+    head = lambda: dict(cbs=[FreezeEpochs(1)], engine=dict(ema_decay=.9), optimizer="sgd", lr=.05),
+    deep = lambda: dict(cbs=[FreezeEpochs(2, depth=1)], optimizer="sgd", lr=.05, model_kw=DROP, checkpointing=True),
+    norms = lambda: dict(DENSE, cbs=[FreezeEpochs(1)], bs=8, engine=dict(accumulate=2)))
+CANCELLED = dict(
+    last = lambda: dict(bs=8, engine=dict(accumulate=3, ema_decay=.9), optimizer="sgd", lr=.05, cbs=[Cancel("after_pred", 5)]),
+    middle = lambda: dict(bs=8, engine=dict(accumulate=3), optimizer="sgd", lr=.05, cbs=[Cancel("after_backward", 4)]),
+    end = lambda: dict(bs=8, engine=dict(accumulate=3), optimizer="sgd", lr=.05, cbs=[Cancel("after_loss", 11)]))
+
+
+def some(cases, epochs, cuts, out):
+    "Cases of two ranks, the first of them also killed in each epoch and resumed"
+    done = {k: train(epochs, **kw()) for k,kw in cases.items()}
+    case = next(iter(cases))
+    for step in cuts:
+        resume(out/f"cut{step}", step, epochs, **cases[case]())
+        done[f"resumed {step}"] = resume(out/f"cut{step}", epochs=epochs, **cases[case]())
+    torch.save(done, out/f"rank{my_rank()}.pth")
+
+
 THREE = dict(mix=dict(CASES["mix"], bs=18), last=dict(CASES["dropout"], bs=15, drop_last=False), masked=dict(CASES["masked"], bs=6))
 def three(out): torch.save({k: train(**kw) for k,kw in THREE.items()}, out/f"rank{my_rank()}.pth")
 
 
-if __name__ == "__main__": dict(main=main, three=three)[sys.argv[2]](Path(sys.argv[1]))
+if __name__ == "__main__": dict(main=main, three=three, frozen=partial(some, FROZEN, 3, (3, 9)), cancelled=partial(some, CANCELLED, 2, (3, 6)))[sys.argv[2]](Path(sys.argv[1]))

@@ -18,6 +18,7 @@ from tiny_tasks import From, TwoHeads, classes, fit, loaders, task_learner, weig
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.mix import MixCallback
+from vitnb.losses.base import add_terms, weigh
 from vitnb.losses.objective import Objective
 from vitnb.task import ClassMap, MultiLabel, Ordinal, Value
 
@@ -277,6 +278,153 @@ def test_cancelled_batch_of_another_callback():
     assert learn.spy.steps == 2 and learn.spy.seen[-1] == 16
     one = fit(tiny(Accumulate(1), Skip(), n=40)) # right after a step, too
     assert one.spy.steps == 4
+
+
+class Cancel(Callback):
+    "Cancel some batches of each epoch at an event, each time it comes to them"
+    order = 40
+    def __init__(self, event, *batches): self.event,self.batches = event,batches
+    def __call__(self, name):
+        if name == self.event and self.training and self.iter in self.batches: raise CancelBatchException()
+        return super().__call__(name)
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+
+class Norm(nn.Module):
+    "Several heads behind a batch normalisation"
+    def __init__(self):
+        super().__init__()
+        self.norm,self.heads = nn.BatchNorm2d(1),Several(3)
+    def forward(self, x): return self.heads(self.norm(x))
+
+
+INSIDE = ["after_pred", "after_loss", "before_backward", "after_backward"]
+
+
+def cancelling(event, batches, k=3, n=40, cbs=()):
+    "Ten batches of four, several tasks with weights and unknown entries, whose terms are divided by different numbers"
+    g = torch.Generator().manual_seed(5)
+    x,y = torch.randn(n,1,4,4, generator=g),sample_targets("several", n, g)
+    tasks,_,kw = KINDS["several"]
+    torch.manual_seed(5)
+    return task_learner(x, y, tasks(), Norm(), Accumulate(k), EMACallback(.9), Cancel(event, *batches), Each(), *cbs, bs=4, lr=.02, opt_func=optimizer("SGD", momentum=.9), **kw)
+
+
+class Each(Callback):
+    "What happened to each batch, and each step"
+    order = 75
+    def before_fit(self): self.batches,self.steps = [],[]
+    def after_batch(self):
+        if self.training: self.batches.append((self.iter, self.train_iter))
+    def after_step(self): self.steps.append(self.iter)
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+
+def by_hand(learn, batches, k):
+    "An epoch in which each group of `k` leaves its cancelled batches out: one batch of all rows that are left, divided once"
+    opt,losses = learn.opt_func(learn.model, lr=.02),[]
+    all_batches = list(learn.dls.train)
+    for first in range(0, len(all_batches), k):
+        terms = {}
+        for i in range(first, min(first+k, len(all_batches))):
+            x,y = all_batches[i]
+            pred = learn.model(x) # a cancelled batch has run, too
+            if i not in batches: terms = add_terms(terms, learn.objective.terms(pred, dict(target=y)))
+        if not terms: continue
+        loss = weigh(terms, learn.objective.weights)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("event", INSIDE)
+@pytest.mark.parametrize("batches", [(0,), (1,), (2,), (3,), (5,), (8,), (9,), (0, 1), (1, 2), (0, 2, 9), (0, 1, 2), (9, 8, 7)])
+def test_a_cancelled_batch_has_no_part_in_its_step(event, batches):
+    "Any position of a group, the last group of an epoch too: the step is made of the rest, divided by what the rest counts"
+    learn,twin = fit(cancelling(event, batches)),cancelling(event, batches)
+    losses = by_hand(twin, batches, 3)
+    assert learn.opt_steps == len(losses) == learn.ema.n_updates
+    assert [o["loss"] for o in learn.recorder.steps] == pytest.approx(losses, rel=1e-5)
+    assert torch.allclose(weights(learn), weights(twin), atol=1e-6)
+    for a,b in zip(learn.model.buffers(), twin.model.buffers()): assert torch.allclose(a.double(), b.double(), atol=1e-6) # each batch was seen once
+    assert learn.each.batches == [(i, i+1) for i in range(10)], "every batch ends once, in its place"
+    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize("batches", [(1,), (2,), (0, 2), (9,)])
+def test_a_step_that_lost_a_batch_is_that_of_a_group_without_it(batches):
+    "To the bit: the batches that are left draw and count as if there had never been another"
+    class Drop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l,self.drop = nn.Linear(6, 2),nn.Dropout(.5)
+        def forward(self, x): return self.l(self.drop(x))
+    class Announce(Callback):
+        "Groups end where those of the other run end, though this one has fewer batches"
+        order = 45
+        def before_batch(self):
+            if self.training: self.learn.group_size = 3 - sum(i//3 == self.iter//3 for i in batches)
+    inside = fit(tiny(Accumulate(3), Cancel("after_loss", *batches), n=80, model=Drop))
+    absent = fit(tiny(Accumulate(3), Cancel("before_batch", *batches), Announce(), n=80, model=Drop))
+    assert torch.equal(weights(inside), weights(absent)) and inside.opt_steps == absent.opt_steps == 4 - (9 in batches) # the last group has that batch alone
+    assert [o["loss"] for o in inside.recorder.steps] == [o["loss"] for o in absent.recorder.steps]
+
+
+def test_a_cancelled_step_stays_cancelled():
+    "Who cancels at `before_step` wants no step: nothing of the group is left"
+    learn = fit(tiny(Accumulate(3), Cancel("before_step", 2), n=80))
+    assert learn.opt_steps == 3 and all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
+
+
+def test_who_cancels_by_the_loss_may_cancel_another_when_it_is_counted_anew():
+    "The share of a batch grows when another is left out; in the end nothing is in the step that was cancelled"
+    class Huge(Callback):
+        order = 40
+        def after_loss(self):
+            if self.training and self.learn.loss > .5: raise CancelBatchException()
+    learn = fit(tiny(Accumulate(2), Cancel("after_loss", 1), Huge(), n=16, opt="SGD"))
+    assert learn.opt_steps == 0 and torch.equal(weights(learn), weights(tiny())) # of two, one; then the other alone is too much
+
+
+def test_a_batch_without_targets_is_no_part_of_a_step():
+    "Wherever it stands, and where it is the last"
+    class Blind(Callback):
+        order = 1
+        def before_batch(self):
+            if self.training and self.iter in (1, 4): self.learn.batch = self.learn.batch.replace(target=None)
+    learn = fit(tiny(Accumulate(3), Blind(), n=40)) # batches 0 1 2 | 3 4
+    assert learn.spy.steps == 2 and learn.spy.seen == [16, 8]
+
+
+def cut_at(step, path):
+    "A state of a step, and the end of the run there"
+    class Cut(Callback):
+        order = 100
+        def after_batch(self):
+            if not self.training or self.learn.report is None or self.opt_steps != step: return
+            torch.save(self.learn.training_state(), path)
+            raise KeyboardInterrupt
+    return Cut()
+
+
+@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_backward"])
+@pytest.mark.parametrize("batches", [(2,), (5,), (8,), (9,), (8, 9)])
+def test_resume_around_cancelled_batches_is_exact(event, batches, tmp_path):
+    "Weights, buffers, average, history and counters, from every step of two epochs"
+    whole = fit(cancelling(event, batches), 2)
+    for step in range(1, whole.opt_steps+1):
+        with pytest.raises(KeyboardInterrupt): fit(cancelling(event, batches, cbs=[cut_at(step, tmp_path/"ck.pth")]), 2)
+        rest = fit(cancelling(event, batches), 2, resume=torch.load(tmp_path/"ck.pth", weights_only=True))
+        assert torch.equal(weights(whole), weights(rest)) and rest.opt_steps == whole.opt_steps
+        assert all(torch.equal(a, b) for a,b in zip(whole.model.buffers(), rest.model.buffers()))
+        assert (rest.train_iter, round(rest.pct_train, 9)) == (whole.train_iter, round(whole.pct_train, 9))
+        assert [o["loss"] for o in whole.recorder.steps] == [o["loss"] for o in rest.recorder.steps]
+        same = [{k:v for k,v in o.items() if k != "seconds"} for learn in (whole, rest) for o in learn.recorder.rows]
+        assert same[:2] == same[2:]
 
 
 def test_loader_that_announced_too_much():

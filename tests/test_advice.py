@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnb.experiment.advice import (REMEDIES, SIZES, Advice, bases, fitting_batch, guide_row, peak_lr, recommend, remedies, split_batch, symptoms)
-from vitnb.experiment.recipes import FIELDS, callback_args, learner_args, loader_args, recipe
+from vitnb.experiment.advice import (REMEDIES, SIZES, Advice, advice_base, fitting_batch, guide_row, peak_lr, recommend, remedies, split_batch, symptoms)
+from vitnb.experiment.recipes import ADVICE, FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family
 
 GiB = 2**30
+ADVISED = sorted(k for k,f in families.items() if f.advice)
 PLAIN = dict(n_images=20_000, n_classes=10, img_size=224, params=28_000_000)
 
 
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 2_000_000), k=st.integers(2, 1000), size=st.sampled_from([8, 32, 64, 224, 384]), params=st.integers(10_000, 300_000_000),
-       family=st.sampled_from(sorted(bases)), epochs=st.one_of(st.none(), st.integers(1, 400)), pretrained=st.booleans(), mirror=st.booleans())
+       family=st.sampled_from(ADVISED), epochs=st.one_of(st.none(), st.integers(1, 400)), pretrained=st.booleans(), mirror=st.booleans())
 def test_every_recommendation_is_a_recipe_in_range(n, k, size, params, family, epochs, pretrained, mirror):
     a = recommend(n, k, size, params, family, epochs, pretrained, mirror)
     r = recipe(**a)
@@ -58,7 +59,7 @@ def test_the_guides_rows_as_they_stand():
 
 
 def test_the_rate_is_in_proportion_to_the_batch_and_names_its_base():
-    for f in bases: assert peak_lr(f, 128, 30e6) == pytest.approx(2*peak_lr(f, 64, 30e6))
+    for f in ADVISED: assert peak_lr(f, 128, 30e6) == pytest.approx(2*peak_lr(f, 64, 30e6))
     assert peak_lr("densenet", 256, 7e6) == .4, "the guide's four GPUs"
     assert peak_lr("swin", 64, 28e6) == 3e-4 and peak_lr("swin", 64, 28e6, pretrained=True) == pytest.approx(3e-5)
     assert peak_lr("densenet", 64, 1e5) == peak_lr("densenet", 64, 1e8), "SGD's does not follow the width"
@@ -72,6 +73,37 @@ def test_what_guides_get_wrong_is_not_repeated():
     assert "not" in dict(remedies("nan"))["precision"] and "1e-6" in dict(remedies("nan"))["lr"]
     assert recommend(**PLAIN, family="densenet")["weight_decay"] == 1e-4
     assert [k for k,_ in remedies("oom")][0] == "gradient checkpointing" and [k for k,_ in remedies("oom")][-1] == "window_size"
+
+
+MINE = dict(advice_base("swin"), optimizer="sgd", lr=.02, batch=32, params=None, epochs=50, epochs_why="mine", augment="basic", augment_why="mine too", regularizer="dropout")
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    "A family that this library does not know, with advice of its own"
+    def register(advice):
+        register_family("mine", recipes=dict(small=dict(arch="densenet_micro")), advice=advice, replace=True)
+    for o in (families, recipes): monkeypatch.setitem(o, "mine", None)
+    for o in (families, recipes): monkeypatch.delitem(o, "mine")
+    return register
+
+
+def test_a_family_says_itself_what_is_recommended_for_it(mine):
+    mine(MINE)
+    a = recommend(**{**PLAIN, "n_images":900_000}, family="mine")
+    assert [a[k] for k in ("family", "optimizer", "epochs", "augment", "dropout")] == ["mine", "sgd", 50, "basic", 0.] and "drop_path" not in a
+    assert a.why["epochs"] == "mine" and a.why["augment"] == "mine too" and a["lr"] == pytest.approx(.04) and recipe(**a)["family"] == "mine"
+
+
+@pytest.mark.parametrize("change,says", [(dict(lr=None), "lacks 'lr'"), (dict(learning_rate=.1), "has 'learning_rate'"), (dict(regularizer="dropuot"), "did you mean 'dropout'")])
+def test_advice_that_lacks_or_adds_something_is_refused(mine, change, says):
+    advice = {k:v for k,v in {**MINE, **change}.items() if not (k in change and v is None)}
+    with pytest.raises(ValueError, match=says): mine(advice)
+    assert set(MINE) == set(ADVICE) and "mine" not in families
+
+
+def test_a_family_without_advice_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown family with advice 'spectral'.*densenet, swin"): recommend(**PLAIN, family="spectral")
 
 
 def test_a_short_run_has_a_short_warm_up():

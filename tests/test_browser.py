@@ -39,14 +39,14 @@ def lab(tmp_path):
     with (tmp_path/"lab.log").open("w") as log:
         p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            for _ in range(120):
+            for _ in range(600):
                 try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=1); break
                 except OSError: time.sleep(.5)
             else: pytest.fail((tmp_path/"lab.log").read_text()[-2000:])
             yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?token={token}&reset"
         finally:
             p.terminate()
-            p.wait(20)
+            p.wait(200)
 
 
 def test_live_figure_is_redrawn_in_place(lab, tmp_path):
@@ -68,7 +68,7 @@ def test_live_figure_is_redrawn_in_place(lab, tmp_path):
         img = page.locator(".jp-OutputArea-output img")
         try: img.first.wait_for(timeout=90_000)
         finally: page.screenshot(path=str(shot.with_name("live_begin.png")))
-        seen,bars,end = [],set(),time.time()+120
+        seen,bars,end = [],set(),time.time()+600
         while time.time() < end:
             src = img.first.get_attribute("src")
             if not seen or seen[-1] != src: seen.append(src)

@@ -1,6 +1,7 @@
 "Checkpoints: the best few, the newest, whole files and early errors"
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -69,8 +70,16 @@ def test_an_error_of_the_thread_is_raised(tmp_path, monkeypatch):
 
 def test_the_last_file_is_there_when_fit_returns(tmp_path, monkeypatch):
     import vitnb.callback.checkpoint as module
-    slow = lambda state, path: (__import__("time").sleep(.2), save_checkpoint(state, path))[1]
-    monkeypatch.setattr(module, "save_checkpoint", slow)
+    waited = threading.Event()
+    wait = BackgroundWriter.wait
+    def late(state, path):
+        assert waited.wait(200), "nobody waits for the file"
+        return save_checkpoint(state, path)
+    def note(self):
+        if self.thread is not None: waited.set()
+        wait(self)
+    monkeypatch.setattr(module, "save_checkpoint", late)
+    monkeypatch.setattr(BackgroundWriter, "wait", note)
     learn = tiny_learner()
     learn.fit(1, cbs=[Checkpoints(tmp_path, "accuracy")])
     assert load_checkpoint(tmp_path/"last_model.pth")["epoch"] == 1

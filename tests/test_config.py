@@ -1,4 +1,5 @@
 "The configuration of a run: format 1 becomes format 2, from which everything can be built again"
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipeline
 from vitnb.data.cube import make_normalizer
+from vitnb.data.retina import retina_wavelengths
 from vitnb.learner.config import upgrade_config
+from vitnb.learner.predict import load_run
+from vitnb.models.protocol import create_model
 from vitnb.renamed import upgrade
 from vitnb.task import ClassMap, OneClass, make_tasks
 
@@ -133,6 +137,53 @@ def test_a_configuration_that_somebody_wrote_by_hand():
     "As `Checkpoints(config=...)` takes it: enough for the model, and no more is claimed"
     new = upgrade_config(dict(arch="swin_micro", model_kw=dict(img_size=8)))
     assert new.keys() == KEYS and new["reader"] is None and new["tasks"] == {} and new["training"] == {}
+
+
+@pytest.mark.parametrize("config,says", [(dict(arch="swin_micro"), "lacks 'model_kw'; it has: arch"), (dict(model_kw={}), "lacks 'arch'"), (dict(format=2, arch="swin_micro"), "lacks 'model_kw'")])
+def test_a_configuration_without_a_model_is_refused(config, says):
+    with pytest.raises(ValueError, match=says): upgrade_config(config)
+
+
+INDEX = dict(arch="spectral_mae_micro", model_kw=dict(in_chans=10, spectral_pos="index"), training={})
+
+
+@pytest.mark.parametrize("beside,told,want", [
+    (dict(wavelengths=list(range(450, 550, 10))), {}, list(range(450, 550, 10))), # a masked run kept them beside the model
+    ({}, dict(data="retina_synthetic"), retina_wavelengths(10).tolist()), # of a set that is computed
+    ({}, dict(data="mine.csv", data_kw=dict(wavelengths=list(range(400, 500, 10)))), list(range(400, 500, 10))), # that were given
+    (dict(wavelengths=None), dict(data="mine.csv", set_kw=dict(wavelengths=list(range(400, 500, 10)))), list(range(400, 500, 10)))])
+def test_wavelengths_of_bands_by_position_are_recovered(beside, told, want, capsys):
+    model_kw = upgrade_config({**INDEX, **beside}, told)["model_kw"]
+    assert model_kw == dict(in_chans=10, spectral_pos="index", wavelengths=want) and capsys.readouterr().out == ""
+    unsaid = upgrade_config(dict(INDEX, model_kw=dict(in_chans=10), **beside), told)["model_kw"]
+    assert unsaid["spectral_pos"] == "index", "or the model would be built with other positions than its weights have"
+
+
+@pytest.mark.parametrize("beside,told", [({}, {}), ({}, dict(data="mine.csv")), ({}, dict(data_kw=dict(wavelengths="nm.txt"))), (dict(wavelengths=[450., 500.]), {})])
+def test_wavelengths_that_nobody_kept_are_called_missing(beside, told, capsys):
+    assert upgrade_config({**INDEX, **beside}, told)["model_kw"] == INDEX["model_kw"]
+    said = capsys.readouterr().out
+    assert "wavelengths of spectral_mae_micro's 10 bands are missing" in said and "model.config['model_kw']['wavelengths']" in said
+
+
+@pytest.mark.parametrize("config", [dict(INDEX, wavelengths=None), by_hand(PRINTED["none"]), by_hand(LOG), {**INDEX, "format":2}], ids=["none", "images", "other", "new"])
+def test_nothing_is_called_missing_that_never_was(config, capsys):
+    "A set without wavelengths, a model that does not ask for them, a run of today"
+    assert "wavelengths" not in upgrade_config(config)["model_kw"] and capsys.readouterr().out == ""
+
+
+def test_a_stored_run_with_bands_by_position_predicts_as_it_did_and_knows_its_wavelengths(tmp_path):
+    folder = tmp_path/"run"
+    shutil.copytree(FORMAT1/"spectral", folder)
+    file = folder/"checkpoints"/"best_model.pth"
+    checkpoint = load_checkpoint(file)
+    model_kw = {k:v for k,v in checkpoint["config"]["model_kw"].items() if k != "wavelengths"}
+    checkpoint["config"]["model_kw"] = dict(model_kw, spectral_pos="index")
+    plain = create_model("spectral_mae_micro", **checkpoint["config"]["model_kw"]).eval()
+    torch.save(dict(checkpoint, model_state_dict=plain.state_dict()), file)
+    run,known = load_run(folder, "cpu"),torch.load(folder/"predictions.pt", weights_only=True)
+    assert run.config["model_kw"]["wavelengths"] == run.model.wavelengths == pytest.approx(checkpoint["config"]["wavelengths"])
+    with torch.no_grad(): assert torch.equal(run.model(known["inputs"], known["order"])["pred"], plain(known["inputs"], known["order"])["pred"])
 
 
 @pytest.mark.parametrize("version", [0, 3, "2"])

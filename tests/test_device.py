@@ -1,11 +1,14 @@
 "On an accelerator: every restored tensor is where the Learner computes, and a resumed run ends with the same bits"
 import inspect
 import io
+import json
 from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from fastai.callback.core import Callback
+from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -17,8 +20,13 @@ from tiny_spectral import masked_learner
 from tiny_tasks import From, task_learner
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import snapshot
+from vitnb.callback.live import MaskedLive
+from vitnb.callback.masked import masked_view
 from vitnb.callback.pretext import Prepare
+from vitnb.callback.track import make_tracker
+from vitnb.device import fetch
 from vitnb.learner.core import train_callbacks
+from vitnb.learner.distribute import Distribute, gather_rows, gather_with_grad
 from vitnb.learner.predict import predict_split
 from vitnb.learner.tta import predict_tta, view_scores
 from vitnb.task import OneClass
@@ -27,8 +35,8 @@ from vitnb.testing import assert_devices, device_walk, differences, tiny_learner
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name
 ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked at
-    "Resume": "in every test of this file", "Distribute": "needs processes; bring_back is tested here", "Prepare": "with a masked pretext",
-    "MaskedLive": "with a masked pretext", "_Look": "in dry_run", "MLflow": "a store, no tensors", "WandB": "a store, no tensors",
+    "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
+    "MaskedLive": "with a masked pretext, below", "_Look": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
     "Tracker": "abstract"}
 
 
@@ -134,6 +142,97 @@ def test_a_companion_goes_on_on_the_device(capsys):
 def test_masked_training_goes_on_on_the_device(capsys):
     whole,_ = resumed(masked_learner, list)
     assert any(isinstance(cb, Prepare) for cb in whole.cbs)
+
+
+def test_the_live_view_of_masked_cubes_draws_from_the_device_and_goes_on(tmp_path, capsys):
+    folders = iter((tmp_path/"a", tmp_path/"b"))
+    def callbacks():
+        (folder := next(folders)).mkdir()
+        return [MaskedLive(folder, share=1.)]
+    resumed(masked_learner, callbacks)
+    assert all((tmp_path/o/"masked.png").stat().st_size > 5000 for o in "ab")
+
+
+def test_the_live_view_of_masked_cubes_shows_what_the_host_would(tmp_path, capsys):
+    views = []
+    class Keep(MaskedLive):
+        def draw(self):
+            views.append(masked_view(self.model, self.x, self.valid, self.masks, self.dls.normalizer, self.dls.rgb_bands, self.dls.wavelengths))
+            return super().draw()
+    quiet_fit(masked_learner(), 1, Keep(share=1.))
+    n = len(views)
+    with simulated(): quiet_fit(on_device(masked_learner()), 1, Keep(share=1.))
+    assert n and len(views) == 2*n
+    assert {k for k,v in views[-1].items() if isinstance(v, SimulatedTensor)} == set(), "what is drawn was fetched"
+    for k in ("true", "made", "spectra", "spectra_made", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
+
+
+# trackers with a store of their own
+
+@pytest.fixture
+def stores(tmp_path, monkeypatch):
+    "What a tracker is made from, by name"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return dict(mlflow=f"sqlite:///{tmp_path.as_posix()}/mlflow.db", wandb="", tensorboard="")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb", "tensorboard"])
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_tracker_goes_on_from_its_state_on_the_device(name, stores, tmp_path, capsys):
+    "Scalars, a figure and the state; and it waits for the device no more often than a fit without it"
+    if name != "tensorboard": pytest.importorskip(name)
+    folders = iter((tmp_path/"a", tmp_path/"b"))
+    def callbacks():
+        (folder := next(folders)).mkdir()
+        return [make_tracker(name, folder, stores[name]), Draws()]
+    whole,again = resumed(tiny_learner, callbacks)
+    for folder in (tmp_path/"a", tmp_path/"b"):
+        (kept,) = json.loads((folder/"tracker.json").read_text()).values()
+        assert kept.get("lost", 0) == 0 and kept["step"] == whole.opt_steps == again.opt_steps
+
+
+class Draws(TrainCallback):
+    "Hand a figure of a tensor of the device to the trackers"
+    order = 900
+    def after_epoch(self):
+        fig,ax = plt.subplots()
+        ax.plot(fetch([self.learn.loss.detach()]))
+        assert track.track_figure(self.learn, "loss", fig) == 1
+        plt.close(fig)
+
+
+# several processes: a group of one has all the pieces, and its collectives are those of the host
+
+@pytest.fixture
+def group(monkeypatch):
+    "A group of one process"
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class OneOfOne:
+    "What `join_ranks` gives, without a launcher"
+    device,num_processes = DEVICE,1
+    def __init__(self): self._models = []
+    def prepare_model(self, model, evaluation_mode=False): return model
+
+
+@pytest.mark.parametrize("engine", [dict(), dict(accumulate=2, ema_decay=.9), dict(mixup=.8, cutmix=1.)], ids=str)
+def test_what_several_processes_do_goes_on_on_the_device(engine, group, capsys):
+    "Sums, counts, turns in validation and facts that are compared, of a Learner whose tensors are elsewhere"
+    whole,_ = resumed(lambda: tiny_learner(engine=engine), lambda: [Distribute(OneOfOne())])
+    with simulated(): alone = quiet_fit(on_device(tiny_learner(engine=engine)), 2)
+    assert not differences(host(whole.model.state_dict()), host(alone.model.state_dict()))
+
+
+def test_rows_of_the_device_are_gathered_there(group):
+    with simulated():
+        rows = SimulatedTensor(torch.arange(6.).reshape(3, 2))
+        (found,) = gather_rows(rows)
+        assert found.device == DEVICE and torch.equal(host(found), host(rows))
+        assert gather_with_grad(rows).device == DEVICE
 
 
 def test_the_simulated_device_computes_what_the_host_computes():

@@ -129,6 +129,23 @@ def test_three_ranks(tmp_path):
         assert a["losses"] == pytest.approx(b["losses"], rel=1e-4), case
 
 
+@pytest.mark.parametrize("what,cases,epochs", [("frozen", worker.FROZEN, 3), ("cancelled", worker.CANCELLED, 2)])
+def test_two_ranks_are_one_where_what_is_trained_changes(tmp_path, what, cases, epochs):
+    "Layers that wait for some epochs, and batches that are cancelled inside a step: weights, average, losses, and runs that were killed on the way"
+    found = launched(tmp_path, what, 2)
+    for case,kw in cases.items():
+        learn,(b,other) = worker.make(**kw()),[o[case] for o in found]
+        learn.fit(epochs)
+        a = worker.result(learn)
+        assert not differences(b["model"], other["model"]), case
+        assert distance(a["model"], b["model"]) < 2e-5 and (not a["ema"] or distance(a["ema"], b["ema"]) < 2e-5), case
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-4) and a["rows"][-1]["step"] == b["rows"][-1]["step"], case
+    whole = found[0][next(iter(cases))]
+    for k in (o for o in found[0] if "resumed" in o):
+        assert not differences({o: whole[o] for o in ("model", "opt", "ema", "losses")}, {o: found[0][k][o] for o in ("model", "opt", "ema", "losses")}), k
+        assert not differences(whole["rows"], found[0][k]["rows"], ["seconds"]), k
+
+
 def test_draws_matter():
     "What the mode replaces is seen by the equality tests: without it another row of the mask is drawn"
     net = torch.nn.Dropout(.5)
@@ -437,7 +454,7 @@ def test_a_machine_dies_and_the_rerun_ends_with_the_same_bits(workspace, two):
     for p in marked(mark):
         if p.environ().get("NODE") == "1": p.kill()
     out,_ = nodes[0].communicate(timeout=200) # ends by itself
-    nodes[1].communicate(timeout=60)
+    nodes[1].communicate(timeout=200)
     assert nodes[0].returncode != 0 and read_json(only_run(workspace)/"status.json")["status"] == "failed", out
     assert_nobody_left(mark)
     cut = state(only_run(workspace))["opt_steps"]

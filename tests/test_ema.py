@@ -10,8 +10,7 @@ from fastai.callback.core import Callback, CancelBatchException, CancelEpochExce
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from timm.utils import ModelEmaV3
 from torch import nn
 

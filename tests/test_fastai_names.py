@@ -1,9 +1,13 @@
 "The table of fastai's names beside the fastai that is installed; each name that works is called, each refusal names ours"
 import ast
+import copy
 import importlib
 import inspect
+import pickle
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -27,10 +31,12 @@ from tiny_tasks import fit, weights
 from torch import nn
 
 import vitnb.all
+import vitnb.learner.distribute as distribute
+import vitnb.learner.resume as resume
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
-from vitnb.learner.fastai import callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names, loaders_names
+from vitnb.learner.fastai import callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names, load_arguments, loaders_names
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.optim import GradClip
 from vitnb.losses.objective import make_objective
@@ -387,12 +393,23 @@ def test_a_slice_is_plain_in_the_configuration():
     assert make(lr=slice(1e-3)).config["training"]["lr"] == [None, 1e-3]
 
 
+def test_a_learner_is_copied_in_this_process():
+    learn = make() # after a fit its last loss is part of a graph, which torch copies for nobody
+    before,twin = weights(learn),copy.deepcopy(learn)
+    fit(twin)
+    assert torch.equal(weights(learn), before) and not torch.equal(weights(twin), before) and twin.recorder.learn is twin
+    again = pickle.loads(pickle.dumps(fit(learn)))
+    assert torch.equal(weights(again), weights(learn)) and "pickled_by" not in vars(again)
+    fit(again)
+
+
 METHODS = dict(fit=test_fit, fit_flat_cos=test_fit_flat_cos, fit_one_cycle=test_fit_one_cycle, fit_sgdr=test_fit_sgdr, fine_tune=test_fine_tune, lr_find=test_lr_find,
     validate=test_validate, validation_context=test_validate, _do_epoch_validate=test_validate, get_preds=test_get_preds, predict=test_predict_takes_all_forms_of_an_image,
     show_results=test_show_results, summary=test_summary, save=test_save_and_load, load=test_save_and_load, loss_not_reduced=test_losses_of_samples_under_a_plain_loss,
     **dict.fromkeys("freeze freeze_to unfreeze create_opt".split(), test_freeze_and_create_opt),
     **dict.fromkeys("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs ordered_cbs _grab_cbs".split(), test_callbacks_come_and_go),
     **dict.fromkeys("no_bar no_logging no_mbar show_training_loop".split(), test_quiet),
+    **dict.fromkeys("__getstate__ __setstate__".split(), test_a_learner_is_copied_in_this_process),
     **dict.fromkeys("one_batch all_batches to_detach metrics x y __call__".split(), test_batches_by_hand),
     **dict.fromkeys("__init__ _with_events _backward _step _end_cleanup _default".split(), test_fit), # no fit without them
     __enter__=test_with_a_learner_leaves_no_row, __exit__=test_with_a_learner_leaves_no_row)
@@ -638,7 +655,81 @@ LOADERS = dict.fromkeys("__init__ __getitem__ __len__ _default train valid train
 def test_each_name_of_loaders_that_works_has_its_test(): assert set(LOADERS) == names(loaders_names, "works")
 
 
-def test_fastais_load_learner_names_ours(tmp_path):
-    "What it opens has run its code by then; `export`, which writes such files, is refused"
-    torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
-    with pytest.raises(ValueError, match="load_run"), pytest.warns(UserWarning, match="insecure"): load_learner(tmp_path/"old.pkl")
+PICKLED = [lambda f: load_learner(f), lambda f: load_learner(f, cpu=False), lambda f: load_learner(f, False), lambda f: load_learner(f, cpu=False, pickle_module=pickle),
+           lambda f: load_learner(fname=str(f), cpu=0), lambda f: torch.load(f, weights_only=False), lambda f: torch.load(f, weights_only=False, map_location="cpu", pickle_module=pickle)]
+
+
+@pytest.fixture
+def somebodys(monkeypatch):
+    "A Learner that another process has pickled, as far as this one can tell"
+    with monkeypatch.context() as m:
+        m.setattr(resume, "_THIS_PROCESS", "another")
+        return cloudpickle.dumps(make())
+
+
+@pytest.mark.parametrize("call", PICKLED, ids=range(len(PICKLED)))
+@pytest.mark.filterwarnings("ignore:.*insecure")
+def test_a_learner_is_not_read_from_a_file_in_any_form(call, monkeypatch, tmp_path):
+    "Whatever fastai's arguments are; `export`, which writes such files, is refused, so somebody wrote this one by hand"
+    with monkeypatch.context() as m:
+        m.setattr(resume, "_THIS_PROCESS", "another")
+        torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
+    with pytest.raises(ValueError, match="load_run"): call(tmp_path/"old.pkl")
+
+
+@pytest.mark.parametrize("how", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_a_learner_is_not_read_from_bytes(how, somebodys):
+    with pytest.raises(ValueError, match="load_run"): how.loads(somebodys)
+
+
+def test_a_learner_of_another_process_is_refused_there(tmp_path):
+    (tmp_path/"learner.pkl").write_bytes(cloudpickle.dumps(make()))
+    code = f"import pickle, vitnb.all; pickle.loads(open({str(tmp_path/'learner.pkl')!r}, 'rb').read())"
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert r.returncode == 1 and "ValueError: a Learner is not read from a file" in r.stderr
+
+
+def test_a_learner_travels_to_processes_that_this_one_starts(tmp_path):
+    learn = fit(make())
+    distribute._pack(learn, dict(n=1), tmp_path)
+    there,kw = distribute._unpack(tmp_path)
+    assert kw == dict(n=1) and torch.equal(weights(there), weights(learn)) and there.opt_steps == learn.opt_steps
+    fit(there)
+
+
+class Harm:
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("kw", [{}, dict(weights_only=False), dict(weights_only=None), dict(weights_only=0), dict(pickle_module=pickle), dict(weights_only=False, pickle_module=cloudpickle),
+                                dict(with_opt=False, weights_only=False), dict(device="cpu", strict=False, weights_only=False), dict(weights_only=True)], ids=str)
+def test_load_runs_no_code_of_a_file(kw, tmp_path):
+    "Not with any argument that reaches `torch.load`"
+    learn = make(path=tmp_path)
+    (tmp_path/"models").mkdir()
+    torch.save(dict(model=learn.model.state_dict(), opt=Harm(tmp_path/"harmed")), tmp_path/"models"/"somebodys.pth")
+    with pytest.raises(ValueError, match="only tensors and plain values"): learn.load("somebodys", **kw)
+    assert not (tmp_path/"harmed").exists()
+
+
+@pytest.mark.parametrize("name", sorted(load_arguments))
+def test_a_refused_argument_of_load_is_one_that_torch_has(name):
+    assert name in inspect.signature(torch.load).parameters and "load_kwargs" in str(inspect.signature(fastai.learner.load_model))
+
+
+def test_load_takes_what_is_harmless(tmp_path):
+    learn,other = fit(make(path=tmp_path)),make(path=tmp_path, seed=2)
+    learn.save("m")
+    assert other.load("m", device="cpu", with_opt=False, strict=True, weights_only=True, mmap=True) is other and torch.equal(weights(learn), weights(other))
+
+
+def test_nothing_of_ours_opens_pickles():
+    "No public name of vitnb is fastai's or Python's way to open one, and the source asks torch for weights only, but where a process reads what its parent wrote"
+    assert not {"load_learner", "loads", "pickle", "cloudpickle"} & set(vars(vitnb.all))
+    root = Path(vitnb.__file__).parent
+    for path in root.rglob("*.py"):
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call) and ast.unparse(n.func) == "torch.load"]
+        for n in calls:
+            said = {k.arg: ast.unparse(k.value) for k in n.keywords}
+            assert said.get("weights_only") == "True" or path.relative_to(root).as_posix() == "learner/distribute.py", ast.unparse(n)

@@ -524,3 +524,16 @@ def test_every_callback_pickles(tmp_path):
                     finally: cb.learn = learn
     tiny_learner().fit(1, cbs=[*everything(tmp_path), Try()])
     assert {"Checkpoints", "StopOnSignal", "TimeLimit", "NaNWatch", "EMACallback", "Accumulate", "EarlyStop", "History", "EventLog"} <= set(Try.tried)
+
+
+@pytest.mark.parametrize("momentum", [0., .9])
+def test_layers_that_wake_train_with_sgd(momentum):
+    "In one epoch the head, then all: the weights of torch's own unfused optimiser, which takes parameters one by one"
+    def run(**kw):
+        learn = frozen(epochs=1, optimizer="sgd", lr=.05, opt_kw=dict(momentum=momentum))
+        for group in learn.opt.opt.param_groups: group.update(kw)
+        learn.fit(3)
+        return learn
+    ours,plain = run(),run(fused=False, foreach=False)
+    assert ours.opt_steps == plain.opt_steps > 3
+    for a,b in zip(ours.model.parameters(), plain.model.parameters()): assert torch.allclose(a, b, atol=1e-6)

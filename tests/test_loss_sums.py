@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vitnb.losses.base import add_terms, divide, weigh
 from vitnb.losses.classify import make_loss
+from vitnb.losses.contrastive import ViewLoss
 from vitnb.losses.regress import losses
 
 K = 4
@@ -18,6 +19,7 @@ CASES = dict(
     combined      = ("combined", dict(weight=WEIGHTS)),
     binary        = ("binary_cross_entropy", dict(label_smoothing=.1, pos_weight=[1., 2., 3., .5])),
     cumulative    = ("cumulative", {}),
+    levels        = ("cumulative", dict(weight=WEIGHTS)),
     mse           = ("mse", {}),
     mae           = ("mae", {}),
     huber         = ("huber", dict(delta=.7)))
@@ -31,11 +33,12 @@ def data(case, n, seed=0):
     if case in ("mse", "mae", "huber"):
         y = torch.randn(n, generator=g)
         return torch.randn(n, generator=g), torch.where(known, y, torch.nan), known
-    width = K - 1 if case == "cumulative" else K
+    width = K - 1 if case in ("cumulative", "levels") else K
     return 2*torch.randn(n, width, generator=g), torch.randint(K, (n,), generator=g), known
 
 
-def test_all_losses_are_here(): assert {name for name,_ in CASES.values()} == set(losses.names())
+def test_all_losses_of_rows_are_here(): # those of views compare rows with each other: see test_contrastive_losses
+    assert {name for name,_ in CASES.values()} == {k for k in losses.names() if not issubclass(losses[k], ViewLoss)}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -89,8 +92,21 @@ def test_masses_are_linear(case, train, unknown):
     mixed = .3*masses + .7*masses.flip(0)
     want = .3*loss.each(pred, y, known) + .7*loss.each(pred, other, known_other)
     torch.testing.assert_close(loss.each(pred, mixed), want)
-    count = float(list(loss.counts(mixed).values())[0])
-    assert count == pytest.approx(float((.3*known + .7*known_other).sum()), rel=1e-6)
+    for k,count in loss.counts(mixed).items():
+        by = known*torch.tensor(WEIGHTS)[y] if case in ("weighted", "levels") or k == "cross_entropy" else known.float() # focal divides by rows
+        assert float(count) == pytest.approx(float((.3*by + .7*by.flip(0)).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("case", [k for k in CASES if k not in ("mse", "mae", "huber")])
+@pytest.mark.parametrize("train", [True, False])
+def test_indices_and_masses_add_up(case, train):
+    "One convention: a part that comes as indices and one that comes as masses are the whole, in either form"
+    name,kw = CASES[case]
+    loss,(pred,y,known) = make_loss(name, **kw).train(train),data(case, 16)
+    masses = F.one_hot(y, 2 if case == "binary" else K)*known[...,None].float()
+    both = add_terms(loss.terms(pred[:7], y[:7], known[:7]), loss.terms(pred[7:], masses[7:]))
+    torch.testing.assert_close(weigh(both, loss.weights), loss(pred, y, known))
+    torch.testing.assert_close(weigh(both, loss.weights), loss(pred, masses))
 
 
 @settings(max_examples=25, deadline=None)

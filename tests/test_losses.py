@@ -44,8 +44,9 @@ def test_cross_entropy_is_torchs_with_smoothing_in_training_only(reduction, weig
     loss = CrossEntropy(smooth, weight, reduction)
     w = None if weight is None else torch.tensor(weight)
     for t in (y, soft): # to rounding: the mean is a sum and a count here
-        torch.testing.assert_close(loss.train()(pred, t), F.cross_entropy(pred, t, w, reduction=reduction, label_smoothing=smooth), rtol=1e-6, atol=0)
-        torch.testing.assert_close(loss.eval()(pred, t), F.cross_entropy(pred, t, w, reduction=reduction), rtol=1e-6, atol=0)
+        by_mass = len(t)/(t*w).sum() if t is soft and w is not None and reduction == "mean" else 1. # torch divides masses by rows, whatever their weights
+        torch.testing.assert_close(loss.train()(pred, t), by_mass*F.cross_entropy(pred, t, w, reduction=reduction, label_smoothing=smooth), rtol=1e-6, atol=0)
+        torch.testing.assert_close(loss.eval()(pred, t), by_mass*F.cross_entropy(pred, t, w, reduction=reduction), rtol=1e-6, atol=0)
 
 def test_smoothing_equals_fastais_and_its_closed_form():
     pred,y,_ = data()
@@ -54,11 +55,23 @@ def test_smoothing_equals_fastais_and_its_closed_form():
     torch.testing.assert_close(ours, slow_ce(pred, F.one_hot(y, 4)*.9 + .1/4, [1]*4).float().mean())
     torch.testing.assert_close(CrossEntropy(.3)(torch.zeros(2, 5), torch.tensor([0, 4])), torch.tensor(math.log(5))) # equal logits: log K, smoothed or not
 
-def test_weighted_mean_is_torchs():
+def test_weighted_mean_divides_by_the_weighted_mass():
+    "Torch's for indices, and the same for their masses; for mixed ones the closed form"
     pred,y,soft = data()
     w,per = torch.tensor(W),F.cross_entropy(pred, y, reduction="none")
     torch.testing.assert_close(CrossEntropy(weight=W)(pred, y), (w[y]*per).sum()/w[y].sum())
-    torch.testing.assert_close(CrossEntropy(weight=W)(pred, soft), slow_ce(pred, soft, W).float().mean())
+    torch.testing.assert_close(CrossEntropy(weight=W)(pred, F.one_hot(y, 4).float()), F.cross_entropy(pred, y, w))
+    torch.testing.assert_close(CrossEntropy(weight=W)(pred, soft), (slow_ce(pred, soft, W).sum()/(soft*w).sum()).float())
+
+@pytest.mark.parametrize("weight", [None, W])
+def test_levels_above_levels_with_weights(weight):
+    "Level by level: the weight of the target's level times the binary cross-entropies of `above level j`"
+    g = torch.Generator().manual_seed(4)
+    pred,y,w = torch.randn(9, 3, generator=g),torch.randint(4, (9,), generator=g),torch.tensor(weight or [1.]*4)
+    slow = [sum(F.binary_cross_entropy_with_logits(row[j], torch.tensor(float(level > j))) for j in range(3)) for row,level in zip(pred, y)]
+    want = sum(w[level]*o for o,level in zip(slow, y))/w[y].sum()
+    torch.testing.assert_close(make_loss("cumulative", weight=weight)(pred, y), want)
+    torch.testing.assert_close(make_loss("cumulative", weight=weight)(pred, F.one_hot(y, 4).float()), want)
 
 
 # ---------------------------------------------------------------- focal
@@ -102,6 +115,7 @@ def test_combined_is_the_sum_of_its_parts():
     for t in (y, soft):
         for mode in (True, False):
             ce = F.cross_entropy(pred, t, torch.tensor(W), label_smoothing=.2 if mode else 0)
+            if t is soft: ce = ce*len(t)/(t*torch.tensor(W)).sum() # torch divides masses by rows
             torch.testing.assert_close(c.train(mode)(pred, t), .3*FocalLoss(1.5, .5)(pred, t) + .9*ce)
     d = CombinedLoss()
     torch.testing.assert_close(d(pred, y), .5*FocalLoss(2.)(pred, y) + .5*F.cross_entropy(pred, y, label_smoothing=.1)) # the guide's
@@ -219,3 +233,10 @@ def test_focal_is_between_zero_and_cross_entropy(K, B, gamma, seed):
     pred,y,_ = data(B, K, seed)
     f = FocalLoss(gamma, reduction="none")(pred, y)
     assert (f >= 0).all() and (f <= F.cross_entropy(pred, y, reduction="none")*(1+1e-5) + 1e-6).all()
+
+def test_a_class_that_is_never_a_target_has_no_say():
+    w = class_weights([9, 0, 3], never=(1,))
+    torch.testing.assert_close(w[[0,2]], class_weights([9, 3]))
+    assert w[1] == 1
+    with pytest.raises(ValueError, match="leave class_weights out"): class_weights([0, 3], never=(1,))
+    with pytest.raises(ValueError, match="one number above 0"): class_weights([0, 0], never=(0, 1))

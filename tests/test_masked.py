@@ -5,17 +5,23 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.optimizer import OptimWrapper
 from tiny_spectral import TINY
 from tiny_spectral import masked_learner as tiny
 from tiny_spectral import pixel_learner
 
+from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
+from vitnb.data.sample import Batch
 from vitnb.learner.core import run_callbacks, train_callbacks, vit_learner
+from vitnb.learner.loop import VitLearner
 from vitnb.learner.predict import predict_split
 from vitnb.learner.spectral import evaluate_model
 from vitnb.learner.tta import predict_tta
+from vitnb.losses.base import add_terms, weigh
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
 from vitnb.testing import assert_exact_resume, differences
@@ -346,3 +352,77 @@ def test_weighted_maps_in_parts_are_the_whole_batch():
     a,b = a.model.state_dict(),b.model.state_dict()
     assert max((a[k] - first[k]).abs().max() for k in a) > 1e-3
     for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k
+
+
+# ---------------------------------------------------------------------------------------------- sensors in turn
+
+class InTurn:
+    "Cubes of several sensors in turn, some pixels of which are no measurement, as a Learner asks for batches"
+    def __init__(self, bands, n=6, bs=2):
+        g = torch.Generator().manual_seed(8)
+        self.bs,self.start,self.dataset = bs,0,range(n*bs)
+        self.batches = [Batch(dict(image=torch.rand(bs, bands[i%len(bands)], 8, 8, generator=g), mask=torch.rand(bs, 1, 8, 8, generator=g) < .7)) for i in range(n)]
+    def __len__(self): return len(self.batches)
+    def to(self, device): return self
+    def __iter__(self):
+        first,self.start = self.start,0
+        yield from self.batches[first:]
+
+
+class Sensors(Masked):
+    "Tells the model whose batch it is when the batch is made"
+    def __init__(self, nm):
+        super().__init__()
+        self.nm = nm
+    def prepare(self, learn, batch):
+        learn.model.set_wavelengths(self.nm[learn.iter%len(self.nm)])
+        return super().prepare(learn, batch)
+
+
+NM = dict(other_bands=[torch.linspace(420, 780, 10), torch.linspace(500, 900, 15), torch.linspace(450, 700, 5)],
+          other_places=[torch.linspace(420, 780, 10), torch.linspace(900, 1500, 10)], # as many bands: nothing would notice the wrong ones
+          a_missing_band=[torch.linspace(420, 780, 10), torch.tensor([500., 520, torch.nan, 560, 580, 600, 620, 640, 660, 680])])
+
+
+def sensors(nm, *cbs):
+    torch.manual_seed(0)
+    model = create_model("spectral_mae_micro", img_size=8, wavelengths=nm[0], **TINY)
+    loader,pretext = InTurn([len(o) for o in nm]),Sensors(nm)
+    dls = DataLoaders(loader, loader)
+    pretext.setup(dls, model)
+    learn = VitLearner(dls, model, pretext, pretext=pretext, lr=.05, opt_func=sgd, precision="fp32", seed=4, cbs=cbs)
+    learn.progress.plot,learn.logger = False,lambda *a: None
+    return learn
+
+
+def sgd(model, lr, **kw): return OptimWrapper(list(model.parameters()), opt=torch.optim.SGD, lr=lr)
+
+
+def sensors_by_hand(learn, k):
+    "Each batch with its own bands, sums and counts of a group divided once"
+    opt,losses,terms = learn.opt_func(learn.model, lr=.05),[],{}
+    loader,pretext = learn.dls.train,learn.pretext
+    learn.epochs_done,learn.training,learn.dl = 0,True,loader
+    for i,batch in enumerate(loader.batches):
+        learn.iter = i
+        ready = pretext.prepare(learn, batch) # and at once forward: nobody has told the model of another batch
+        terms = add_terms(terms, pretext.terms(learn.model.train()(*ready[:2]), ready))
+        if (i+1)%k and i+1 < len(loader): continue
+        loss = weigh(terms, pretext.weights)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+        terms = {}
+    return losses
+
+
+@pytest.mark.parametrize("kind", NM)
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_batches_of_other_sensors_add_up(kind, k):
+    "A step of cubes whose bands differ in number or place: each batch meets its own model, and one count divides all"
+    learn,twin = sensors(NM[kind], Accumulate(k)),sensors(NM[kind])
+    with learn.no_bar(): learn.fit(1)
+    losses = sensors_by_hand(twin, k)
+    assert [o["loss"] for o in learn.recorder.steps] == pytest.approx(losses, rel=1e-5)
+    for a,b in zip(learn.model.parameters(), twin.model.parameters()): assert torch.allclose(a, b, atol=1e-6)

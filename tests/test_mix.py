@@ -1,5 +1,6 @@
 "MixUp and CutMix: against timm, against a slow reference, and for each kind of task"
 import pickle
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -7,16 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from fastai.optimizer import OptimWrapper
+from hypothesis import given, settings, strategies as st
 from scipy import stats
 from timm.data import Mixup
 from torch import nn
 
 from tiny_tasks import TwoHeads, classes, fit, task_learner, weights
+from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.mix import MixCallback
+from vitnb.callback.pretext import Pretext, fold_views, unfold_views
 from vitnb.data.mix import MODES, MixPlan, beta_from, cut_boxes, draw_plan, mix_images
-from vitnb.losses.base import make_loss
+from vitnb.data.sample import Batch
+from vitnb.data.shard import shard
+from vitnb.learner.loop import SingleProcess
+from vitnb.losses.base import add_terms, make_loss, weigh
+from vitnb.losses.objective import make_objective
 from vitnb.task import ClassMap, MultiLabel, Ordinal, Tasks, Value, make_task
 
 NO_BOX = np.zeros((1,4), int)
@@ -274,6 +281,85 @@ def test_a_loss_of_mixed_targets_divides_by_what_is_known(mode):
     assert torch.allclose(loss(pred, target, mask), (lam*ce(y) + (1-lam)*ce(y.flip(0))).sum()/known, atol=1e-6)
 
 
+# pasted and averaged targets in one step
+
+W = [.2,1.,5.]
+PASTE,AVERAGE,NOTHING = MixPlan(np.array([.75]), np.array([[0,2,0,2]])),MixPlan(np.array([.6]), NO_BOX),MixPlan(np.array([1.]), NO_BOX)
+STEPS = dict( # a task, its targets of images of 4×4 pixels, the shape of a prediction, and how its classes are weighed
+    class_=(classes(3, unknown=-1), lambda g: torch.randint(-1, 3, (8,), generator=g), (3,), dict(weight=W)),
+    focal=(classes(3, unknown=-1), lambda g: torch.randint(-1, 3, (8,), generator=g), (3,), dict(loss="focal", weight=W)),
+    combined=(classes(3, unknown=-1), lambda g: torch.randint(-1, 3, (8,), generator=g), (3,), dict(loss="combined", weight=W)),
+    levels=(Ordinal("lr", levels=3, unknown=-1), lambda g: torch.randint(-1, 3, (8,2), generator=g), (2,3), dict(weight=W)),
+    cumulative=(Ordinal("lr", levels=3, unknown=-1, cumulative=True), lambda g: torch.randint(-1, 3, (8,2), generator=g), (2,2), dict(weight=W)),
+    abstain=(Ordinal("lr", levels=2, unknown=-1, abstain=True), lambda g: torch.randint(-1, 2, (8,2), generator=g), (2,3), dict(weight=W)),
+    map=(ClassMap("abc", unknown=-1), lambda g: torch.randint(-1, 3, (8,4,4), generator=g), (3,4,4), dict(weight=W)),
+    labels=(MultiLabel("abc", unknown=-1), lambda g: torch.randint(-1, 2, (8,3), generator=g), (3,), dict(pos_weight=W)),
+    value=(Value(), lambda g: torch.rand(8, generator=g), (1,), {}))
+
+
+def parts_of_a_step(case):
+    "Three batches of a step, mixed by a pasting, an averaging and an idle plan: predictions, targets, and all that in one batch"
+    task,draw,shape,kw = STEPS[case]
+    g = torch.Generator().manual_seed(3)
+    batches = [(torch.randn(8, *shape, generator=g), task.mix(draw(g), plan)) for plan in (PASTE, AVERAGE, NOTHING)]
+    objective = make_objective(Tasks.of(task), kw.get("loss"), label_smoothing=None, loss_kw={k:v for k,v in kw.items() if k != "loss"})
+    whole = torch.cat([p for p,_ in batches]),torch.cat([task.encode(y) for _,y in batches])
+    return objective,batches,whole
+
+
+def joined(objective, batches):
+    "The loss of a step of several batches, divided once"
+    terms = {}
+    for pred,y in batches: terms = add_terms(terms, objective.terms(pred, dict(target=y)))
+    return weigh(terms, objective.weights)
+
+
+@pytest.mark.parametrize("case", STEPS)
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_step_of_pasted_and_averaged_batches_is_one_batch(case, world):
+    "On any number of positions: pairs of partners stay together, sums and counts add up to those of all masses at once"
+    objective,batches,whole = parts_of_a_step(case)
+    shares = [(p[shard(8, r, world)], y[shard(8, r, world)]) for p,y in batches for r in range(world)]
+    want = joined(objective, [whole])
+    torch.testing.assert_close(joined(objective, shares), want)
+    counts = {}
+    for _,y in shares: counts = add_terms(counts, {k:(0, n) for k,n in objective.counts(dict(target=y)).items()})
+    for k,n in objective.counts(dict(target=whole[1])).items(): assert float(counts[k][1]) == pytest.approx(float(n), rel=1e-5)
+
+
+def test_the_weighted_mass_is_what_a_map_is_divided_by():
+    "Pixel by pixel: class weights times masses, whether pasted or averaged"
+    objective,batches,(pred,masses) = parts_of_a_step("map")
+    assert not batches[0][1].is_floating_point() and batches[1][1].is_floating_point() # both kinds are there
+    total = count = 0.
+    for logits,m in zip(pred.movedim(1, -1).reshape(-1, 3).double(), masses.reshape(-1, 3).double()):
+        total += -sum(w*share*logits.log_softmax(0)[c] for c,(w,share) in enumerate(zip(W, m)))
+        count += sum(w*share for w,share in zip(W, m))
+    assert joined(objective, batches).item() == pytest.approx((total/count).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_accumulated_batches_of_both_kinds_make_the_update_of_one(k):
+    "By the plans that the callback draws for a map with class weights: the gradient of all masses, divided once"
+    y = torch.randint(-1, 3, (24,6,6), generator=torch.Generator().manual_seed(2))
+    kw = dict(y=y, tasks=ClassMap("abc", unknown=-1), n=24, model=lambda: nn.Conv2d(1, 3, 1), loss_kw=dict(weight=W), opt_func=sgd)
+    learn,twin = tiny(MixCallback(seed=1), Accumulate(k), **kw),tiny(**kw)
+    opt,task,step,kinds = twin.opt_func(twin.model, lr=.01),ClassMap("abc", unknown=-1),[],set()
+    for i,(x,t) in enumerate(twin.dls.train):
+        plan = draw_plan(6, (6,6), 1, 0, i)
+        kinds.add(plan.pastes)
+        step.append((mix_images(x, plan), task.encode(task.mix(t, plan))))
+        if len(step) < k and i < 3: continue
+        logp,m = twin.model(torch.cat([a for a,_ in step])).log_softmax(1).movedim(1, -1),torch.cat([b for _,b in step])
+        w = torch.tensor(W)
+        (-(w*m*logp).sum()/(w*m).sum()).backward()
+        opt.step()
+        opt.zero_grad()
+        step = []
+    fit(learn)
+    assert kinds == {True, False} and torch.allclose(weights(learn), weights(twin), atol=1e-6)
+
+
 @pytest.mark.parametrize("tasks,y,say", [
     (classes(3), torch.tensor([0,3]), "target 3 is not in 0..2"), (classes(3), torch.tensor([.5,1.]), "is no index"),
     (classes(3), torch.zeros(2, 3), "not one class a sample"), (dict(a=Value(), b=Value()), dict(c=torch.zeros(2)), "no task for the target 'c'"),
@@ -291,6 +377,9 @@ class Seen(Callback):
     def before_fit(self): self.log = []
     def before_batch(self): self.log.append((self.training, self.xb, self.yb))
     def after_backward(self): self.log[-1] += (self.learn.loss.item(),)
+
+
+def sgd(model, lr, **kw): return OptimWrapper(list(model.parameters()), opt=torch.optim.SGD, lr=lr)
 
 
 def tiny(*cbs, y=None, tasks=None, n=22, bs=6, x=None, model=None, **kw):
@@ -417,6 +506,66 @@ def test_no_fastai_subclass_reaches_the_model():
         def before_batch(self): self.kinds = [type(o) for o in (*self.xb, *self.yb)]
     learn = tiny(MixCallback(mode="elem"), Kind(), x=TensorBase(torch.randn(22,1,6,6)), y=TensorBase(torch.arange(22)%3))
     assert fit(learn).kind.kinds == [torch.Tensor, torch.Tensor]
+
+
+# views, on one position or several
+
+class Part(SingleProcess):
+    "The answers of one of several processes, without any"
+    def __init__(self, n, rank, world): self.n,self.rank,self.world = n,rank,world
+    def whole(self, n): return self.n
+    def positions(self, n): return shard(n, self.rank, self.world)
+
+
+class Views(Pretext):
+    "Tell nothing; give the model the views as they come, or folded into the batch"
+    name = "views"
+    def __init__(self, fold, odd=False):
+        super().__init__()
+        self.fold,self.odd = fold,odd
+    def prepare(self, learn, batch):
+        x = fold_views(batch["image"]) if self.fold else batch["image"]
+        return Batch(dict(image=x[1:] if self.odd else x))
+
+
+def mixed_views(x, pretext, mode, step=3, parallel=None):
+    "What the model would see of views (B,V,C,H,W)"
+    mix,learn = MixCallback(mode=mode, seed=4),SimpleNamespace(pretext=pretext, tasks=Tasks(), seed=1, epochs_done=2, iter=step, parallel=parallel or SingleProcess())
+    mix.learn,learn.batch = learn,Batch(dict(image=x))
+    learn.batch = pretext.prepare(learn, learn.batch)
+    mix.before_batch()
+    return learn.batch["image"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_views_are_mixed_alike_on_any_number_of_positions(mode, fold, views, world):
+    "Each position has whole pairs of samples, and its rows are those of the whole batch, bit for bit"
+    x = torch.randn(8, views, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    by_sample = (lambda o: unfold_views(o, views)) if fold else (lambda o: o)
+    for step in range(4):
+        whole = by_sample(mixed_views(x, Views(fold), mode, step))
+        for rank in range(world):
+            mine = shard(8, rank, world)
+            assert torch.equal(by_sample(mixed_views(x[mine], Views(fold), mode, step, Part(8, rank, world))), whole[mine])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_folded_view_is_a_row_and_an_unfolded_one_goes_with_its_sample(mode):
+    "Against one image after another"
+    x = torch.randn(4, 3, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    folded,plan = mixed_views(x, Views(True), mode),draw_plan(12, (6,6), 4, 2, 3, mode=mode)
+    assert torch.allclose(folded, slow_mix(x.flatten(0, 1), plan), atol=1e-6)
+    kept,plan = mixed_views(x, Views(False), mode),draw_plan(4, (6,6), 4, 2, 3, mode=mode)
+    assert torch.allclose(kept, slow_mix(x, plan), atol=1e-6)
+
+
+def test_rows_that_belong_to_no_sample_are_refused_across_positions():
+    x = torch.randn(4, 2, 1, 6, 6)
+    assert len(mixed_views(x, Views(True, odd=True), "elem")) == 7
+    with pytest.raises(ValueError, match="7 images of 4 samples cannot be mixed in several processes"): mixed_views(x, Views(True, odd=True), "elem", parallel=Part(8, 0, 2))
 
 
 class Stop(Callback):

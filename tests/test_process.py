@@ -60,6 +60,25 @@ def clocks(t):
             if any(re.search(rf"{CLOCK}\s*-|-\s*{CLOCK}", o) for o in parts): yield ast.unparse(c)
 
 
+PATIENCE = 60 # seconds; what comes at once may take as long on a machine with other work
+
+
+def short_waits(t):
+    "Waits of the test's own that end in an error before a busy machine is done: they wait for an event, and the limit is for what hangs"
+    for n in ast.walk(t):
+        if not isinstance(n, ast.Call): continue
+        name = ast.unparse(n.func).split(".")[-1]
+        limits = [k.value for k in n.keywords if k.arg == "timeout"]
+        if name == "wait" and not limits: limits = n.args[:1]
+        if name not in ("wait", "communicate", "run", "check_output", "get", "join"): continue
+        for o in limits:
+            if isinstance(o, ast.Constant) and isinstance(o.value, (int, float)) and o.value <= PATIENCE: yield ast.unparse(n)
+
+
+@each_file
+def test_no_wait_is_shorter_than_a_busy_machine_needs(path): assert not list(short_waits(tree(path)))
+
+
 @each_file
 def test_importing_a_test_file_changes_nothing_for_others(path): assert not list(changes(tree(path)))
 
@@ -84,6 +103,9 @@ def test_the_checks_see():
     assert not list(changes(ast.parse("def test_a():\n  torch.set_num_threads(2)")))
     assert generators(ast.parse("rng = np.random.default_rng(0)\ndef f(): return rng.random()")) == ["rng"]
     assert not generators(ast.parse("X = np.random.default_rng(0).random(3)\ndef f(): return X"))
+    for code in ("p.wait(20)", "p.communicate(timeout=60)", "subprocess.run(a, timeout=5)", "queue.get(timeout=.5)", "t.join(timeout=1)"):
+        assert list(short_waits(ast.parse(code))), code
+    for code in ("p.wait()", "p.wait(200)", "d.get(k, 1)", "t.join()", "urlopen(u, timeout=1)", "ranks.wait()"): assert not list(short_waits(ast.parse(code))), code
     for code in ("assert time.time() - before < 9", "assert a and b - time.monotonic() > 1"):
         assert list(clocks(ast.parse(code))), code
     assert not list(clocks(ast.parse("while True:\n  assert time.monotonic() < end, 'it did not come'")))

@@ -113,7 +113,16 @@ def test_the_proof_sees_a_difference(warm):
             def state_dict(self): return {}
             def load_state_dict(self, s): pass
         return tiny_fit(folder, cbs=[Noise()])
-    with pytest.raises(AssertionError, match="(?s)killed at .*ended differently.*values differ"): assert_exact_resume(train, kills=4, seed=2, warm=warm)
+    says = "(?s)killed at .*ended differently.*values differ"
+    with pytest.raises(AssertionError, match=says): assert_exact_resume(train, warm=warm, at=[("half", 3)]) # two states are whole by then: no clock decides whether there is one
+
+
+def test_kills_at_given_files_are_checked(warm):
+    "A name of a moment, a number, and a file that does not come"
+    for at,says in (([("hald", 1)], "did you mean 'half'"), ([("half", 0)], "files are counted from 1"), ([("half", 1000)], "fewer files")):
+        with pytest.raises(ValueError, match=says): assert_exact_resume(tiny_fit, warm=warm, params=dict(epochs=1), at=at)
+    report = assert_exact_resume(tiny_fit, warm=warm, params=dict(epochs=2), at=[("half", 1), ("renamed", 4), ("half", 2)])
+    assert report["kills"] == report["at_a_file"] == 3 and report["identical"] == report["runs"] == 1
 
 
 def test_the_proof_wants_checkpoints(warm):

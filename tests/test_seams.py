@@ -28,7 +28,7 @@ from vitnb.callback.ema import EMACallback
 from vitnb.callback.track import StepRecorder
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
-from vitnb.figures import draw_predictions
+from vitnb.drawings import draw_predictions
 from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
@@ -639,7 +639,7 @@ MUTANTS = dict( # what is broken: where, its name, what takes its place, the che
     targets_not_mixed        = (Categorical, "mix", lambda self, y, plan: self.encode(y), check_mixing, "signs"),
     second_task_dropped      = (TaskObjective, "terms", first_task_only, check_step, "wards"),
     second_task_not_scored   = (TaskObjective, "terms", first_task_only, check_scores, "wards"),
-    class_weights_ignored    = (vitnb.learner.core, "count_weights", lambda counts: torch.ones(len(counts)), check_step, "wards"),
+    class_weights_ignored    = (vitnb.learner.core, "count_weights", lambda counts, never=(): torch.ones(len(counts)), check_step, "wards"),
     task_weights_ignored     = (vitnb.learner.core, "make_objective", all_alike, check_step, "wards"),
     batches_divided_alone    = (VitLearner, "whole_counts", nothing, check_step, "ages"),
     recorder_not_restored    = (StepRecorder, "load_state_dict", nothing, check_resume, "signs"),

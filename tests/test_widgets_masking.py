@@ -38,17 +38,17 @@ def lab(tmp_path):
     with (tmp_path/"lab.log").open("w") as log:
         p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         try:
-            for _ in range(120):
+            for _ in range(600):
                 try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=1); break
                 except OSError: time.sleep(.5)
             else: pytest.fail((tmp_path/"lab.log").read_text()[-2000:])
             yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={token}&reset"
         finally:
             p.terminate()
-            p.wait(20)
+            p.wait(200)
 
 
-def changed(page, image, before, seconds=60):
+def changed(page, image, before, seconds=300):
     "The picture after it has become another one"
     end = time.time() + seconds
     while time.time() < end:

@@ -16,6 +16,7 @@ from vitnb.data.table import *
 from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
+from vitnb.data.severity import *
 from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
@@ -31,7 +32,11 @@ from vitnb.data.cubeloader import *
 from vitnb.data.cube import *
 from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
+from vitnb.data.companion import *
 from vitnb.data.evaluate import *
+from vitnb.data.duplicates import *
+from vitnb.data.leafmodel import *
+from vitnb.data.leaf import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
@@ -39,11 +44,15 @@ from vitnb.models.tokens import *
 from vitnb.models.spectralparts import *
 from vitnb.models.spectral import *
 from vitnb.models.reference import *
+from vitnb.models.stages import *
+from vitnb.models.dfca import *
+from vitnb.models.hvit import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
 from vitnb.losses.reflectance import *
+from vitnb.losses.contrastive import *
 from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
 from vitnb.metrics.base import *
@@ -51,6 +60,8 @@ from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.figures import *
+from vitnb.drawings import *
+from vitnb.spectra import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
 from vitnb.callback.ema import *

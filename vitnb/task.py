@@ -191,6 +191,11 @@ def counts(self:Task,
     "Count classes, for class weights"
     raise ValueError(f"class_weights=True weighs classes, and a task of kind {self.kind!r} has none; leave it out")
 
+@patch(as_prop=True)
+def never(self:Task)->tuple:
+    "Classes that no loss counts"
+    return ()
+
 # %% ../nbs/library/050_task.ipynb #63b5d592
 @patch
 def known(self:Task,
@@ -280,6 +285,11 @@ class Categorical(Task):
         rest = target if known is None else target[known]
         bad = rest[(rest < 0) | (rest >= self.n)]
         if len(bad): raise ValueError(f"target {bad[0].item()} is not in 0..{self.n-1}; if it marks unknown entries give the task unknown={bad[0].item()}")
+
+    @property
+    def never(self)->tuple:
+        "Classes that no loss counts: the one that means unknown, where it is one of them"
+        return (self.unknown,) if self.unknown in range(self.n) else ()
 
     def counts(self,
         targets:np.ndarray, # Of a whole split
@@ -408,6 +418,15 @@ class Ordinal(Categorical):
         truth,known = super().hard(target)
         if not self.abstain or not target.is_floating_point(): return truth, known
         return torch.where(truth == self.levels, self.unknown, truth), truth < self.levels
+
+    @property
+    def never(self)->tuple: return () if self.abstain else super().never
+    def counts(self, targets:np.ndarray)->np.ndarray:
+        "How often each level occurs; with `abstain` also how often none is known, which is a level of its own"
+        if not self.abstain: return super().counts(targets)
+        y = np.asarray(targets).ravel()
+        return np.bincount(np.where(y == self.unknown, self.levels, y), minlength=self.n)
+
     @property
     def width(self)->int:
         "Numbers that the model gives for one zone"

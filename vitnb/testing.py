@@ -39,7 +39,7 @@ from torch import Tensor
 
 from .callback.checkpoint import load_checkpoint
 from .callback.stop import EarlyStop
-from .core import need, set_seed
+from .core import need, one_of, set_seed
 from .data.loader import image_loaders
 from .data.sets import load_set
 from .experiment.notebook import notebook_params, read_notebook
@@ -50,6 +50,7 @@ from .parameters import check_params
 
 # %% ../nbs/library/800_testing.ipynb #414e891b
 TINY = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), drop_path_rate=.2) # arguments of `swin_micro`
+_tiny = dict(swin_micro=TINY) # arguments that make a model tiny which by itself is not
 
 def tiny_learner(
     seed:int=3, # Of weights, order, augmentation and dropout
@@ -58,7 +59,7 @@ def tiny_learner(
     workers:int=0, # Loader processes
     augment:str="shift", # Name of the augmentation
     arch:str="swin_micro", # Name of the model
-    model_kw:dict|None=None, # Its arguments; `TINY` for the Swin if None
+    model_kw:dict|None=None, # Its arguments; those that make it tiny if None
     engine:dict|None=None, # Arguments of `train_callbacks`, such as `dict(mixup=.8, ema_decay=.9, accumulate=2)`
     cbs:Sequence[Callback]=(), # Further callbacks
     **kw, # Arguments of `vit_learner`, such as `optimizer="sgd"`, `schedule="plateau"`, `precision="bf16"`
@@ -66,7 +67,7 @@ def tiny_learner(
     "A learner of milliseconds a step on the digits"
     set_seed(seed)
     dls = image_loaders(load_set("digits", limit=limit), bs=bs, augment=augment, workers=workers, seed=seed, device="cpu")
-    if model_kw is None: model_kw = TINY if arch == "swin_micro" else {}
+    if model_kw is None: model_kw = _tiny.get(arch, {})
     learn = vit_learner(dls, arch, model_kw, seed=seed, **{"device":"cpu", "precision":"fp32", **kw}, cbs=[*train_callbacks(**(engine or {})), *cbs])
     learn.progress.plot = False # a figure costs more than an epoch
     return learn
@@ -282,8 +283,9 @@ def _tail(folder, n=25):
 # %% ../nbs/library/800_testing.ipynb #dcd5a1f6
 class _Trial:
     "The state of `assert_exact_resume`"
-    def __init__(self, warm, target, params, base, seed, ignore, once=False):
-        self.warm,self.target,self.params,self.base,self.ignore,self.rng,self.once = warm,target,params,base,ignore,random.Random(seed),once
+    def __init__(self, warm, target, params, base, seed, ignore, once=False, at=()):
+        self.warm,self.target,self.params,self.base = warm,target,params,base
+        self.ignore,self.rng,self.once,self.at = ignore,random.Random(seed),once,at
         self.counts = dict(kills=0, at_a_file=0, runs=0, identical=0, corrupt=0, leftovers=0)
 
     def measure(self):
@@ -300,6 +302,7 @@ class _Trial:
 
     def moment(self):
         "Where the next run dies"
+        if self.at: return dict(zip(("moment", "nth"), self.at[self.counts["kills"]]))
         if self.rng.random() < .6: return dict(after=self.rng.uniform(0, self.seconds))
         m = self.rng.choice(MOMENTS)
         return dict(moment=m, nth=self.rng.randint(1, max(1, self.seen["save" if m == "half" else "replace"]//2)))
@@ -315,6 +318,7 @@ def attempt(self:_Trial,
     status,out = self.warm.run(self.target, folder, self.params, **how)
     if status not in (0, -signal.SIGKILL): raise AssertionError(f"a resumed run failed (exit status {status}, to be killed at {how}):\n{_tail(folder)}")
     killed = status != 0
+    if how and self.at and not killed: raise ValueError(f"the run wrote fewer files than {how} names; kill it at an earlier one")
     if killed:
         self.counts["kills"] += 1
         self.counts["at_a_file"] += "moment" in how
@@ -342,6 +346,12 @@ def journey(self:_Trial,
     shutil.rmtree(folder)
 
 # %% ../nbs/library/800_testing.ipynb #90fd2757
+def _check_moments(at):
+    "Refuse kills that would never come"
+    for moment,nth in at:
+        one_of(moment, MOMENTS, "moment")
+        if nth < 1: raise ValueError(f"at={at!r} has file {nth}, and files are counted from 1; give ({moment!r}, 1) for the first")
+
 def assert_exact_resume(
     target:Callable|str|Path, # Function `f(folder, **params)` that trains with `resume="auto"`, or path of a script or a notebook
     kills:int=6, # SIGKILLs in all
@@ -350,14 +360,17 @@ def assert_exact_resume(
     ignore:Sequence[str]=("seconds", "TimeLimit"), # Keys whose values are times and not compared
     warm:Warm|None=None, # A process to use again; a new one if None
     once:bool=False, # Kill each run once, rather than again and again until it comes to its end
+    at:Sequence[tuple]=(), # Moment and number of the file of each kill, such as ("half", 3); random moments if empty
 )->dict: # Counts: kills, those at a file, runs, identical ones, corrupt files, leftovers of broken writes; seconds of an undisturbed run
     "Check that a training killed at random moments and rerun ends with the same bits; an `AssertionError` says what differs"
     if warm is None:
-        with Warm() as warm: return assert_exact_resume(target, kills, seed, params, ignore, warm, once)
+        with Warm() as warm: return assert_exact_resume(target, kills, seed, params, ignore, warm, once, at)
+    _check_moments(at)
+    kills = len(at) or kills
     if kills < 1: raise ValueError(f"kills={kills} must be at least 1")
     if isinstance(target, (str, Path)): target = Path(target).resolve(strict=True)
     with tempfile.TemporaryDirectory() as d:
-        trial = _Trial(warm, target, params or {}, Path(d), seed, ignore, once)
+        trial = _Trial(warm, target, params or {}, Path(d), seed, ignore, once, at)
         trial.measure()
         while trial.counts["kills"] < kills: trial.journey(f"run{trial.counts['runs']}", kills)
     return {**trial.counts, "seconds":round(trial.seconds, 2)}

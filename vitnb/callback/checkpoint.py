@@ -8,6 +8,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'snapshot', 'BackgroundWriter',
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #52dc1cbc
 import math
 import pickle
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -37,6 +38,21 @@ def save_checkpoint(
         raise OSError(f"could not write checkpoint {path} ({e}); {kept}; {free:,.0f} MiB are free there: make room or choose another outputs_path") from e
     return path
 
+_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError) # what a damaged file may lead to
+
+def _reason(e):
+    "Why a file is no checkpoint; torch's own words advise to open it all the same, which would run its code"
+    held = re.search(r"GLOBAL ([\w.]+)", str(e))
+    if held: return f"it holds {held[1]}, and opening that would run code: a checkpoint is made of tensors and plain values"
+    if not isinstance(e, (RuntimeError, EOFError)) or "weights_only" in str(e): return "another program wrote it"
+    return f"{str(e).split('. ')[0] or 'it is empty'}; it may be cut off"
+
+def _remedy(path):
+    "Other checkpoints of the folder, if it has any"
+    others = [f.name for f in sorted(path.parent.glob("*.pth")) if f != path]
+    if others: return f"use another file of its folder: {', '.join(others[:5])}"
+    return "give the folder of a run, or a .pth file of its checkpoints"
+
 def load_checkpoint(
     path:str|Path, # A file that `save_checkpoint` wrote
     device:str|torch.device="cpu", # Where the tensors shall be
@@ -45,10 +61,13 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         others = [f.name for f in sorted(path.parent.glob("*.pth"))] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no checkpoint {path}; {nearest(path.name, others) if others else 'the folder holds none'}")
-    try: return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable checkpoint ({e}); it may be cut off: use another file of its folder") from e
+        raise FileNotFoundError(f"no checkpoint {path}; {nearest(path.name, others) if others else f'its folder holds none: {_remedy(path)}'}")
+    try: state = torch.load(path, map_location=device, weights_only=True)
+    except (*_DAMAGE, pickle.UnpicklingError) as e:
+        raise ValueError(f"{path} is not a readable checkpoint ({_reason(e)}); {_remedy(path)}") from e
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is not a readable checkpoint (it holds a {type(state).__name__}, not a dictionary); {_remedy(path)}")
+    return state
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #e48d2924
 def snapshot(

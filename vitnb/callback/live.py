@@ -19,8 +19,9 @@ from .ema import bare
 from .masked import VALID_EPOCH, fixed_cubes, masked_view
 from .track import track_figure
 from ..core import atomic_write, is_main
-from ..figures import plot_curves, plot_masked, png
+from ..figures import plot_curves, png
 from ..progress import headless, in_kernel
+from ..spectra import plot_masked
 
 # %% ../../nbs/library/490_callback.live.ipynb #1f26d897
 class LiveFigure:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .ema import bare
 from .pretext import Pretext, pretexts
 from ..data.sample import Batch
-from ..figures import cube_rgb
 from ..losses.spectral import SpectralMAELoss, reconstruct, voxel_mask
 from ..metrics.spectral import make_spectral_metrics, to_reflectance
+from ..spectra import cube_rgb
 from ..task import Column
 
 # %% ../../nbs/library/440_callback.masked.ipynb #d6e50ac0
@@ -117,8 +117,19 @@ def prepare(self:Masked,
     model = bare(learn.model)
     x,valid = known_bands(model, batch["image"], batch.get("mask"))
     order = self.draw(learn, model, len(x)).to(x.device, non_blocking=True)
-    rest = {k:v for k,v in batch.fields.items() if k not in ("image", "mask", "target", "order")}
+    rest = {k:v for k,v in batch.fields.items() if k not in ("image", "mask", "target", "order", "wavelengths")}
+    nm = getattr(model, "wavelengths", None)
+    if nm is not None: rest["wavelengths"] = nm # of this batch; the next may be another sensor's
     return Batch(dict(image=x, order=order, **({} if valid is None else dict(mask=valid)), **rest), n_inp=2)
+
+@patch
+def attend(self:Masked,
+    batch:Batch, # As `prepare` gave it
+):
+    "Tell the model the bands of the batch, where it has been told others since"
+    model,nm = self.model_layout[0],batch.get("wavelengths")
+    if nm is None or model.wavelengths is nm or np.array_equal(model.wavelengths, nm, equal_nan=True): return
+    model.set_wavelengths(nm)
 
 @patch
 def draw(self:Masked,

@@ -6,6 +6,7 @@
 __all__ = ['MixCallback']
 
 # %% ../../nbs/library/405_callback.mix.ipynb #7c1990c2
+import numpy as np
 from fastcore.basics import patch
 
 from .base import TrainCallback
@@ -41,8 +42,17 @@ def plan(self:MixCallback)->MixPlan:
     x = learn.batch[0]
     seed = learn.seed if self.seed is None else self.seed
     whole = learn.parallel.whole(len(x))
-    plan = draw_plan(whole, tuple(x.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
-    return plan.rows(learn.parallel.positions(whole))
+    mine = learn.parallel.positions(whole)
+    views = _views(x, len(mine))
+    plan = draw_plan(whole*views, tuple(x.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
+    return plan.rows((mine[:,None]*views + np.arange(views)).ravel())
+
+def _views(x, samples):
+    "Rows that the model sees of each sample of this process"
+    if len(x) % samples:
+        raise ValueError(f"{len(x)} images of {samples} samples cannot be mixed in several processes: the pretext task must make as many of each sample, "
+                         "sample by sample, as fold_views does; train without MixCallback, or in one process")
+    return len(x)//samples
 
 def _mixable(x, image):
     "An input, checked to be an image like the first"

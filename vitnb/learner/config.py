@@ -9,6 +9,8 @@ __all__ = ['upgrade_config']
 import re
 from collections.abc import Mapping
 
+from ..data.retina import retina_wavelengths
+from ..models.protocol import list_models, models
 from ..renamed import rename, upgrade
 from ..task import ClassMap, OneClass, Tasks
 
@@ -80,18 +82,44 @@ def _of_format_1(config):
 rename(("classes", "mean", "std", "normalizer", "wavelengths", "rgb_bands"), _of_format_1, where="config",
        since="format 2", why="a run can be built again from its configuration")
 
+# %% ../../nbs/library/505_learner.config.ipynb #9097f171
+def _set_wavelengths(told, bands):
+    "Band centres of the set that the folder of a run names, None where the folder does not say them"
+    options = told.get("data_kw") or told.get("set_kw") or {}
+    given = options.get("wavelengths")
+    if given is None and told.get("data") == "retina_synthetic": return retina_wavelengths(bands).tolist()
+    return None if isinstance(given, str) else given
+
+def _with_wavelengths(config, told):
+    "Arguments of the model with the wavelengths that it was not told"
+    list_models() # with it all families are registered
+    given = dict(config["model_kw"])
+    options = models[config["arch"]].options() if config["arch"] in models else {}
+    if "wavelengths" not in options or given.get("wavelengths") is not None: return given
+    bands = given.get("in_chans", options["in_chans"])
+    nm = config.get("wavelengths") or _set_wavelengths(told, bands)
+    if nm is not None and len(nm) == bands:
+        return {**given, "wavelengths":list(nm), "spectral_pos":"index"} # it was built without them
+    if nm is not None or "wavelengths" not in config:
+        print(f"the wavelengths of {config['arch']}'s {bands} bands are missing: this run of format 1 does not say them. It predicts all the same; "
+              "where they are asked for, put them into model.config['model_kw']['wavelengths'], or bands count as evenly spaced", flush=True)
+    return given
+
 # %% ../../nbs/library/505_learner.config.ipynb #66d99c9d
 def upgrade_config(
     config:Mapping, # Of a checkpoint, of any format
-    recipe:Mapping|None=None, # Its `recipe.json`, for what format 1 kept nowhere else
+    recipe:Mapping|None=None, # Fields of its `params.json` and `recipe.json`, for what format 1 kept nowhere else
 )->dict: # Format 2: arch, model_kw, tasks, pretext, reader, transforms, normalize, training
     "The configuration of a run in format 2; one that is of format 2 stays as it is"
     version = config.get("format", 1)
     if version not in (1, 2):
         raise ValueError(f"this configuration is of format {version}; this vitnb reads 1 and 2: pip install -U vitnb")
+    lacks = [k for k in ("arch", "model_kw") if k not in config]
+    if lacks: raise ValueError(f"a configuration names its model by arch and model_kw, and this one lacks {lacks[0]!r}; it has: {', '.join(config)}")
     if version == 2: return dict(config)
     unsaid = dict(tasks={}, pretext=None, reader=None, transforms=[], normalize=None, training={})
-    new = {"format":2, **unsaid, **upgrade(config, "config", say=None)}
-    resize = (recipe or {}).get("eval_resize")
+    told = recipe or {}
+    new = {"format":2, **unsaid, **upgrade(config, "config", say=None), "model_kw":_with_wavelengths(config, told)}
+    resize = told.get("eval_resize")
     if resize and new["transforms"]: new["transforms"][0]["size"] = resize
     return new

@@ -41,7 +41,7 @@ from ..models.protocol import check_model, create_model, list_models, model_info
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
-_must_fit = ("num_classes", "in_chans") # a model that does not take these would not fit the data
+_must_fit = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data
 
 def _model_kw(dls, arch, tasks, pretext, given):
     "Arguments of the model: what the data says and the model asks for, under what the caller says"
@@ -54,7 +54,7 @@ def _model_kw(dls, arch, tasks, pretext, given):
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k))) for k in tasks}
+    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k), t.never)) for k,t in tasks.items()}
     own = {"":given} if tasks.only else given
     for k in found:
         twice = own.get(k, {}).keys() & {"weight", "alpha"}
@@ -216,8 +216,9 @@ def load_model(
 )->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
     "Build the model a checkpoint describes and fill it"
     ck = load_checkpoint(path, device)
-    if "arch" not in (ck.get("config") or {}):
-        raise ValueError(f"{path} has no config with an architecture (keys: {', '.join(ck)}); build the model yourself and call load_weights")
+    if not isinstance(ck.get("config"), Mapping) or "arch" not in ck["config"]:
+        keys = ', '.join(map(str, list(ck)[:5]))
+        raise ValueError(f"{path} has no config with an architecture (keys: {keys}); build the model yourself and call load_weights")
     config = upgrade_config(ck["config"], recipe)
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)

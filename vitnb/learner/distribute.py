@@ -282,9 +282,18 @@ class Together(SingleProcess):
         self.learn,self.acc,self.rank,self.world = learn,accelerator,my_rank(),n_ranks()
         self.again = self.world > 1 and is_checkpointed(learn.model)
         self.loaders,self.turn,self.mode = {},None,None
+        self.net,self.trained = None,None
+        self.wrap()
+
+    def wrap(self):
+        "Wrap the model for the parameters that are trained now: others would be waited for, or not exchanged"
+        trained = [p.requires_grad for p in self.learn.model.parameters()]
+        if trained == self.trained: return
+        self.net,self.trained = None,trained
+        self.acc._models.clear() # accelerate would keep the old wrapper, and with it its hooks
         with warnings.catch_warnings(): # newer torch has another name for it, which accelerate does not pass on
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.net = accelerator.prepare_model(learn.model, evaluation_mode=self.world == 1)
+            self.net = self.acc.prepare_model(self.learn.model, evaluation_mode=self.world == 1)
 
     def loader(self, dl:ImageLoader, turns:bool)->ShardLoader:
         "This process's form of a loader, made once in a fit"
@@ -429,6 +438,8 @@ class Distribute(TrainCallback):
     def before_epoch(self):
         if not self.active: self.begin()
 
+    def before_train(self): self.learn.parallel.wrap() # a callback may have frozen layers for this epoch
+
 # %% ../../nbs/library/530_learner.distribute.ipynb #98ef2e49
 def check_batches(
     learn:VitLearner, # Before a fit
@@ -530,9 +541,15 @@ def to_detach(self:VitLearner,
 class _Pickler(cloudpickle.Pickler):
     "What a Learner needs to travel: loaders without their workers, trackers that have not begun"
     def reducer_override(self, o):
+        if isinstance(o, VitLearner): return copyreg.__newobj__, (type(o),), o.__getstate__(), None, None, _settle
         if isinstance(o, ImageLoader) and o._passes is not None: return copyreg.__newobj__, (_fresh, o.new())
         if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
         return super().reducer_override(o)
+
+def _settle(learn, state):
+    "Give a Learner its state, though another process pickled it: the one that started this process"
+    state = {name:value for name,value in state.items() if name != "pickled_by"}
+    vars(learn).update(state, lock=threading.Lock())
 
 class _fresh:
     def __new__(cls, o): return o

@@ -34,7 +34,7 @@ from ..core import hash_seed, n_ranks, nearest, settings
 from ..data.sample import Batch, map_tensors
 from ..device import rng_state, seed_device, set_rng_state
 from .fastai import check_arguments, check_callback, check_fit, follow_columns
-from .freeze import FrozenNorms
+from .freeze import FrozenNorms, wake
 from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
@@ -69,7 +69,7 @@ class VitLearner(Learner):
         self.phase,self.batch,self.report = "fit",None,None
         self.group_size,self.max_batches,self.size_of_epoch,self.companions = 1,None,None,{}
         self._dispatch,self._not_begun,self._wrapped,self._entered = EventDispatch(),[],None,[]
-        self.sums,self.scores,self.stepped = {},{},False # of the step in progress
+        self.sums,self.scores,self.stepped,self.cancelled = {},{},False,set() # of the step in progress
         self.device = next(model.parameters()).device
         self.precision,self.channels_last,self.compiled = precision or settings().precision,channels_last,compile
         self.run_in(pick_precision(precision, self.device))
@@ -314,14 +314,20 @@ def n_batches(self:VitLearner)->int:
 def train_batches(self:VitLearner):
     "The training batches, in groups of one step each"
     self.n_iter,self.device = self.n_batches(),next(self.model.parameters()).device # the model may have been moved since
-    first,group = self.position[1],[]
+    wake(self.opt.opt) # what callbacks have unfrozen
+    first,group,skipped = self.position[1],[],[]
     if first: self.dl.start = first
     for i,b in enumerate(islice(self.dl, self.max_batches), first):
-        if self.begin_batch(i, b): group.append((i, self.batch))
-        if len(group) < self.group_size and i + 1 < self.n_iter: continue
-        if group: self.train_step(group)
-        group = []
+        ready = self.begin_batch(i, b)
+        here = i,self.batch
+        if ready: self.end_skipped(skipped)
+        (group if ready else skipped).append(here)
+        if group and (len(group) >= self.group_size or i + 1 >= self.n_iter):
+            self.train_step(group)
+            group = []
+        if not group: self.end_skipped(skipped)
     if group: self.train_step(group) # the loader had announced more
+    self.end_skipped(skipped)
     self.position = self.position[0],0
 
 @patch
@@ -336,8 +342,8 @@ def one_batch(self:VitLearner,
     b:tuple, # The batch
 ):
     "Evaluate one batch; in training, make a step of it"
-    if not self.begin_batch(i, b): return
-    if self.training: self.train_step([(i, self.batch)])
+    if not self.begin_batch(i, b): self.end_skipped([(i, self.batch)])
+    elif self.training: self.train_step([(i, self.batch)])
     else: self.finish_batch(self.evaluate)
 
 # %% ../../nbs/library/506_learner.loop.ipynb #02714f6f
@@ -352,10 +358,18 @@ def begin_batch(self:VitLearner,
     self.batch = Batch.of(b, n_inp).map(self._move)
     if self.size_of_epoch is not None and self.training: self.batch = resize_batch(self.batch, self.size_of_epoch(self.epochs_done))
     try: self("before_batch")
-    except CancelBatchException:
-        self(["after_cancel_batch", "after_batch"])
-        return False
+    except CancelBatchException: return False
     return True
+
+@patch
+def end_skipped(self:VitLearner,
+    skipped:list, # (number, batch) pairs
+):
+    "End batches that a callback has cancelled before anything was done with them"
+    while skipped: # behind a step that does not reach them, so that a state of that step does not count them
+        self.iter,self.batch = skipped.pop(0)
+        self.report = None
+        self(["after_cancel_batch", "after_batch"])
 
 @patch
 def _move(self:VitLearner, t):
@@ -398,6 +412,7 @@ def resize_batch(
 @patch
 def predict_batch(self:VitLearner):
     "The forward pass"
+    self.objective.attend(self.batch)
     with self.autocast(): self.pred = self.parallel.forward(self)
     self.pred = as_float(self.pred)
     self("after_pred")
@@ -425,13 +440,13 @@ def train_step(self:VitLearner,
     group:list, # (number, batch) pairs: what is accumulated
 )->None:
     "Make one optimiser step of the batches of a group"
-    whole = self.whole_counts([b for _,b in group])
-    self.sums,self.scores,self.stepped = {},{},False
+    counted = [o for o in group if self.objective.has_loss(o[1])]
+    whole = self.whole_counts([b for _,b in counted])
+    self.sums,self.scores,self.stepped,self.cancelled = {},{},False,set()
     try:
         for i,batch in group:
             self.iter,self.batch,self.report = i,batch,None
-            last = i == group[-1][0]
-            with nullcontext() if last else self.parallel.quiet(self.model): self.finish_batch(partial(self.train_batch, whole, last))
+            self.finish_batch(partial(self.train_batch, counted, whole, i == group[-1][0]))
     finally:
         if not self.stepped: self.opt.zero_grad() # an interrupted group leaves nothing behind
 
@@ -441,26 +456,71 @@ def whole_counts(self:VitLearner,
 )->dict|None: # name -> count, of all batches on all processes; None where one batch is all there is
     "Count what the terms of a step are divided by"
     objective = self.objective
-    if objective.whole_batch or len(batches) == 1 and self.parallel.world == 1: return None
+    if objective.whole_batch or len(batches) <= 1 and self.parallel.world == 1: return None
     terms = {}
-    for b in batches: terms = add_terms(terms, {k:(0, n) for k,n in objective.counts(b).items()})
+    for b in batches:
+        objective.attend(b)
+        terms = add_terms(terms, {k:(0, n) for k,n in objective.counts(b).items()})
     (terms,) = self.parallel.total(terms)
     return {k:n for k,(_,n) in terms.items()}
 
 @patch
-def train_batch(self:VitLearner,
+def learn_batch(self:VitLearner,
     whole:dict|None, # Counts of the whole step; None: the batch's own
-    last:bool, # Whether the step is complete with it
-)->None:
-    "Go forward and backward for one batch of a step; the last one makes the step"
+    last:bool, # Whether all gradients of the step are there with it, so that processes exchange them
+):
+    "Go forward and backward for one batch of a step"
     seed_device(hash_seed(self.seed, self.epochs_done, self.iter), self.device)
-    self.predict_batch()
-    learns = self.objective.has_loss(self.batch)
-    if learns: self.measure(whole)
-    self("after_loss")
-    if not learns: return
-    self._with_events(self._backward, "backward", CancelBackwardException)
-    if last: self.finish_step()
+    with nullcontext() if last else self.parallel.quiet(self.model):
+        self.predict_batch()
+        learns = self.objective.has_loss(self.batch)
+        if learns: self.measure(whole)
+        self("after_loss")
+        if learns: self._with_events(self._backward, "backward", CancelBackwardException)
+
+# %% ../../nbs/library/506_learner.loop.ipynb #85bfbe74
+@patch
+def train_batch(self:VitLearner,
+    counted:list, # (number, batch) pairs of the step that have a loss
+    whole:dict|None, # Their counts; None: the batch's own
+    last:bool, # Whether it is the last of the step
+)->None:
+    "Learn from one batch of a step; the last one makes the step"
+    try: self.learn_batch(whole, not counted or self.iter == counted[-1][0])
+    except CancelBatchException:
+        self.cancelled.add(self.iter)
+        if last: self.close_step(counted)
+        raise
+    if last: self.close_step(counted)
+
+@patch
+def close_step(self:VitLearner,
+    counted:list, # As for `train_batch`
+):
+    "Make the step of the batches that nobody has cancelled"
+    while any(i in self.cancelled for i,_ in counted):
+        counted = [o for o in counted if o[0] not in self.cancelled]
+        self.learn_again(counted)
+    if self.sums: self.finish_step()
+
+@patch
+def learn_again(self:VitLearner,
+    rest:list, # (number, batch) pairs that are left
+):
+    "Find the gradient of a step anew, without what was cancelled"
+    here = self.iter,self.batch,vars(self).get("pred")
+    buffers = [(b, b.clone()) for b in self.model.buffers() if rest]
+    self.opt.zero_grad()
+    self.sums,self.scores = {},{}
+    whole = self.whole_counts([b for _,b in rest])
+    for i,batch in rest:
+        self.iter,self.batch = i,batch
+        try: self.learn_batch(whole, i == rest[-1][0])
+        except CancelBatchException:
+            self.cancelled.add(i)
+            break
+    for b,was in buffers: b.copy_(was)
+    self.iter,self.batch,self.pred = here
 
 # %% ../../nbs/library/506_learner.loop.ipynb #00affec4
 @patch

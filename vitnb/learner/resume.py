@@ -7,6 +7,9 @@ __all__ = ['callback_state', 'load_callback_state', 'Resume']
 
 # %% ../../nbs/library/508_learner.resume.ipynb #8bfe5f01
 import copy
+import pickle
+import secrets
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import Learner
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
@@ -22,6 +26,7 @@ from ..callback.base import TrainCallback
 from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from ..callback.live import LiveView
 from ..device import rng_state, set_rng_state, synchronize
+from .fastai import check_load
 from .loop import VitLearner
 from .precision import DTYPES
 from ..parameters import flat
@@ -166,6 +171,42 @@ def resume_callbacks(self:VitLearner,
     "What a fit needs to go on from a state"
     state = self.find_state(resume, cbs)
     return L() if state is None else L(Resume(state, allow_changes))
+
+# %% ../../nbs/library/508_learner.resume.ipynb #061d39ff
+@patch
+def load(self:VitLearner,
+    file:str|Path, # Its name, without ending, in `path/model_dir`
+    device:str|torch.device|None=None, # Where the tensors shall be; that of the loaders if None
+    **kwargs, # with_opt, strict, and what `torch.load` takes
+)->VitLearner: # Itself
+    "Load weights and optimiser; nothing in the file is run"
+    check_load(kwargs)
+    # fastai's SaveModelCallback asks for weights_only=False, though what `save` writes needs no code to be read
+    kwargs["weights_only"] = True
+    try:
+        return Learner.load(self, file, device, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file}: only tensors and plain values are read from a file, for anything else in it may "
+                         "run code; write it with learn.save, or use load_run(folder)") from error
+
+# %% ../../nbs/library/508_learner.resume.ipynb #06241732
+_THIS_PROCESS = secrets.token_hex(16)
+
+@patch
+def __getstate__(self:VitLearner)->dict: # Its attributes, without the lock
+    "Pickle a Learner for this process"
+    return {**{name:value for name,value in vars(self).items() if name != "lock"}, "pickled_by":_THIS_PROCESS}
+
+@patch
+def __setstate__(self:VitLearner,
+    state:dict, # What `__getstate__` gave
+)->None:
+    "Refuse what another process pickled"
+    state = dict(state)
+    if state.pop("pickled_by", None) != _THIS_PROCESS:
+        raise ValueError("a Learner is not read from a file, which load_learner and torch.load do: opening one runs code; "
+                         "use load_run(folder), load_model(path), or fit(n, resume=...)")
+    vars(self).update(state, lock=threading.Lock())
 
 # %% ../../nbs/library/508_learner.resume.ipynb #ab2b5a31
 class _Look(TrainCallback):

@@ -27,10 +27,29 @@ def _check_rows(pred, target):
                          f"nor (N,K) = {tuple(pred.shape)} masses")
 
 class MassLoss(RowLoss):
-    "A loss of indices or masses"
+    "A loss of indices or masses, in which classes may have weights"
+    def __init__(self,
+        reduction:str="mean", # mean, sum or none (one loss a row)
+        weight:Tensor|list|None=None, # One weight a class, `(K,)`
+    ):
+        super().__init__(reduction)
+        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
+
+    def weight_for(self, x:Tensor)->Tensor|None:
+        "The weights where `x` is, moved once, and in its precision if it is decimal; None without weights"
+        if self.weight is not None and self.weight.device != x.device: self.to(x.device)
+        return None if self.weight is None else self.weight.to(x.dtype if x.is_floating_point() else torch.float32)
+
     def counts(self, target:Tensor, known:Tensor|None=None)->dict:
         "Rows; of masses their sum, so that a row with nothing in it does not count"
         return dict(loss=_single(target).sum() if target.is_floating_point() else n_rows(target, known))
+
+    def weighted_counts(self, target:Tensor, known:Tensor|None=None)->dict:
+        "The weighted mass: that of each class, times its weight"
+        if self.weight is None: return MassLoss.counts(self, target, known)
+        if target.is_floating_point(): return dict(loss=(_single(target)*self.weight_for(_single(target))).sum())
+        weights = self.weight_for(target)[target if known is None else torch.where(known, target, 0)]
+        return dict(loss=weights.sum() if known is None else (weights*known).sum())
 
 class ClassLoss(MassLoss):
     "A loss on logits `(N,K)` and class indices `(N,)` or masses `(N,K)`"
@@ -39,32 +58,26 @@ class ClassLoss(MassLoss):
         weight:Tensor|list|None=None, # One weight a class, `(K,)`
         reduction:str="mean", # mean, sum or none (one loss a row)
     ):
-        super().__init__(reduction)
+        super().__init__(reduction, weight)
         if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 1; 0.1 is usual")
         self.label_smoothing = label_smoothing
-        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
 
     @property
     def smoothing(self): return self.label_smoothing if self.training else 0.
 
-    def weight_for(self, pred:Tensor)->Tensor|None:
-        "The weights where `pred` is, moved once; None without weights"
-        if self.weight is not None and self.weight.device != pred.device: self.to(pred.device)
-        return None if self.weight is None else self.weight.to(pred.dtype)
-
     def activation(self, x:Tensor)->Tensor: return _single(x).softmax(-1)
     def decodes(self, x:Tensor)->Tensor: return x.argmax(-1)
 
-    def extra_repr(self):
-        w = None if self.weight is None else np.round(self.weight.tolist(), 3).tolist()
-        return f"label_smoothing={self.label_smoothing}, weight={w}, reduction={self.reduction!r}"
+    def extra_repr(self): return f"label_smoothing={self.label_smoothing}, weight={_rounded(self.weight)}, reduction={self.reduction!r}"
+
+def _rounded(weight): return None if weight is None else np.round(weight.tolist(), 3).tolist()
 
 # %% ../../nbs/library/310_losses.classify.ipynb #4b27d611
-def _as_masses(pred, target, known):
-    "Indices as masses, 0 where they are unknown"
-    if target.is_floating_point(): return target.to(pred.dtype)
-    if known is None: return F.one_hot(target, pred.shape[1]).to(pred.dtype)
-    return F.one_hot(torch.where(known, target, 0), pred.shape[1])*known[:,None].to(pred.dtype)
+def _as_masses(target, n, known, dtype):
+    "Indices as masses of `n` classes, 0 where they are unknown"
+    if target.is_floating_point(): return target.to(dtype)
+    if known is None: return F.one_hot(target.long(), n).to(dtype)
+    return F.one_hot(torch.where(known, target, 0).long(), n)*known[:,None].to(dtype)
 
 def _smooth(masses, share):
     "Spread a share of each row's mass evenly over the classes"
@@ -86,11 +99,7 @@ class CrossEntropy(ClassLoss):
     def terms(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->dict:
         return dict(loss=(self._torch(pred, target, known, "sum"), self.counts(target, known)["loss"]))
 
-    def counts(self, target:Tensor, known:Tensor|None=None)->dict:
-        "As torch divides: by the weights of the classes that came, and for masses by their number"
-        if self.weight is None or target.is_floating_point(): return super().counts(target, known)
-        weights = self.weight_for(self.weight)[target if known is None else torch.where(known, target, 0)]
-        return dict(loss=weights.sum() if known is None else (weights*known).sum())
+    def counts(self, target:Tensor, known:Tensor|None=None)->dict: return self.weighted_counts(target, known)
 
 # %% ../../nbs/library/310_losses.classify.ipynb #2a940eb8
 @losses.register("focal")
@@ -109,7 +118,7 @@ class FocalLoss(ClassLoss):
     def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
         _check_rows(pred, target)
         pred = _single(pred)
-        masses = _smooth(_as_masses(pred, target, known), self.smoothing) # N,K
+        masses = _smooth(_as_masses(target, pred.shape[1], known, pred.dtype), self.smoothing) # N,K
         logp = pred.log_softmax(-1)
         miss = (-torch.expm1(logp)).clamp_min(torch.finfo(pred.dtype).tiny) # 1-p; never 0, where a power below 1 has no gradient
         alpha = 1. if self.weight is None else self.weight_for(pred)
@@ -174,26 +183,33 @@ class BinaryCrossEntropy(MassLoss):
 @losses.register("cumulative")
 class CumulativeLoss(MassLoss):
     "Cross-entropy of the answers to `above level j`, summed over levels"
+    def __init__(self,
+        weight:Tensor|list|None=None, # One weight a level, `(L,)`
+        reduction:str="mean", # mean (over rows, by their weights), sum or none
+    ): super().__init__(reduction, weight)
+
     def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
         pred = _single(pred)
-        if target.is_floating_point():
-            below = target.cumsum(-1)[:,:-1] # mass at or below level j
-            above = target.sum(-1, keepdim=True) - below
-        else:
-            above = (target[:,None] > torch.arange(pred.shape[1], device=pred.device)).to(pred.dtype)
-            below = 1 - above
-        loss = (above*F.softplus(-pred) + below*F.softplus(pred)).sum(-1)
-        return loss if known is None else loss*known
+        masses = _as_masses(target, pred.shape[1] + 1, known, pred.dtype) # N,L
+        if self.weight is not None: masses = masses*self.weight_for(pred)
+        below = masses.cumsum(-1)[:,:-1] # mass at or below level j
+        above = masses.sum(-1, keepdim=True) - below
+        return (above*F.softplus(-pred) + below*F.softplus(pred)).sum(-1)
 
-    def counts(self, target:Tensor, known:Tensor|None=None)->dict:
-        return dict(loss=_single(target).sum() if target.is_floating_point() else n_rows(target, known))
+    def counts(self, target:Tensor, known:Tensor|None=None)->dict: return self.weighted_counts(target, known)
+    def extra_repr(self): return f"weight={_rounded(self.weight)}, reduction={self.reduction!r}"
 
 # %% ../../nbs/library/310_losses.classify.ipynb #25f6c84e
 def class_weights(
     counts:Tensor|np.ndarray|list, # Number of training samples of each class, `(K,)`
+    never:tuple=(), # Classes that no loss counts, such as one that means unknown
 )->Tensor: # `(K,)`, averaging to 1 over the samples
     "Weights $N/(K n_k)$ that give every class the same say"
     n = torch.as_tensor(np.asarray(counts, dtype=np.float64))
-    if n.ndim != 1 or not len(n) or not (n > 0).all():
-        raise ValueError(f"counts={n.tolist()} must be one number above 0 for each class; a class without samples has no weight")
-    return (n.sum()/(len(n)*n)).float()
+    told = torch.tensor([k not in never for k in range(n.numel())], dtype=torch.bool)
+    if n.ndim != 1 or not told.any() or not (n[told] > 0).all():
+        raise ValueError(f"counts={n.tolist()} must be one number above 0 for each class; a class without samples has no weight: "
+                         "take it out of the task (also abstain=True where no entry is unknown), or leave class_weights out")
+    weights = torch.ones_like(n)
+    weights[told] = n[told].sum()/(told.sum()*n[told])
+    return weights.float()

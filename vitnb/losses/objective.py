@@ -26,6 +26,11 @@ class Objective(nn.Module):
     title = "Loss" # of the first panel of a live figure
     fields = () # of the batch, besides targets, that loss and metrics read
 
+    def attend(self,
+        batch:Mapping, # Its fields
+    ):
+        "Tell model and loss what they must know of a batch, such as its sensor, before it is counted or run"
+
     def terms(self,
         pred:object, # What the model says of the batch
         batch:Mapping, # Its fields
