@@ -352,8 +352,7 @@ SYSTEMS = {"swin", "densenet", "spectral", "hvit", "csi", "spectral_mae", "simcl
 SEAM_EXCEPTIONS = { # what asks all the same, and why
     ("losses.classify", "pred.ndim != 2"): "a loss refuses rows that are no rows",
     ("metrics.classify", "y.ndim != 1"): "a report of one class a sample refuses other arrays",
-    ("learner.distribute", "isinstance(o, ImageLoader)"): "its worker processes do not travel",
-    ("models.spectral", "mode == 'spectral'"): "a way to mask has this name too"}
+    ("learner.distribute", "isinstance(o, ImageLoader)"): "its worker processes do not travel"}
 
 
 def name_of(n):

@@ -11,6 +11,7 @@ from vitnb.data.download import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.show import *
+from vitnb.data.once import *
 from vitnb.data.split import *
 from vitnb.data.holdout import *
 from vitnb.data.table import *
@@ -31,9 +32,15 @@ from vitnb.data.imageloader import *
 from vitnb.data.loader import *
 from vitnb.data.mix import *
 from vitnb.data.cubefile import *
+from vitnb.data.cubeset import *
+from vitnb.data.cubescan import *
 from vitnb.data.retina import *
+from vitnb.data.cubewindow import *
 from vitnb.data.cubeaugment import *
+from vitnb.data.interpolate import *
+from vitnb.data.cubeloader import *
 from vitnb.data.cube import *
+from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
 from vitnb.data.companion import *
 from vitnb.data.evaluate import *
@@ -43,7 +50,10 @@ from vitnb.data.leaf import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
+from vitnb.models.tokens import *
+from vitnb.models.spectralparts import *
 from vitnb.models.spectral import *
+from vitnb.models.reference import *
 from vitnb.models.stages import *
 from vitnb.models.dfca import *
 from vitnb.models.hvit import *
@@ -51,6 +61,7 @@ from vitnb.losses.base import *
 from vitnb.losses.classify import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
+from vitnb.losses.reflectance import *
 from vitnb.losses.contrastive import *
 from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
@@ -68,6 +79,7 @@ from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
 from vitnb.callback.pretext import *
 from vitnb.callback.masked import *
+from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
@@ -95,6 +107,9 @@ from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
+from vitnb.learner.sensors import *
+from vitnb.learner.reconstruct import *
+from vitnb.learner.pixelprobe import *
 from vitnb.experiment.run import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
