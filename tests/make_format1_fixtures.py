@@ -91,7 +91,7 @@ def classifier(folder, family, given):
     run.note(data=digits.fingerprint)
     learn = vit_learner(dls, seed=1, device="cpu", cbs=train_callbacks(**callback_args(r)), **learner_args(r))
     learn.progress.plot = False
-    learn.fit(r.epochs, cbs=run_callbacks(run.dir, steps=5, tracker="none"))
+    learn.fit(r.epochs, cbs=run_callbacks(run.dir, every_n_steps=5, tracker="none"))
     probs,targets = predict_split(learn, "test")
     report = classification_report(probs, targets, dls.vocab)
     run.finish(test_accuracy=report["accuracy"], test_n=report["n"], epochs=r.epochs)
@@ -117,7 +117,7 @@ def autoencoder(folder, n=2):
     run.note(data=cubes.fingerprint)
     learn = spectral_learner(dls, seed=1, device="cpu", **spectral_args(r))
     learn.progress.plot = False
-    learn.fit(r.epochs, cbs=run_callbacks(run.dir, "mse_masked", "min", steps=3, tracker="none"))
+    learn.fit(r.epochs, cbs=run_callbacks(run.dir, "mse_masked", "min", every_n_steps=3, tracker="none"))
     scores = evaluate_model(run.dir, dls.test, device="cpu")["scores"]
     run.finish(**{f"test_{k}":v["mean"] for k,v in scores.items()}, test_n=len(dls.test.dataset), epochs=r.epochs)
     inputs,valid = dls.test.make_batch(range(n), 0)
@@ -142,7 +142,7 @@ def label_map(folder, encoder, n=2):
     learn = vit_learner(dls, "spectral_mae_micro", model_kw, pretrained=str(find_checkpoint(encoder)), lr=given["lr"],
                         clip=1., schedule_kw=dict(warmup_epochs=1), seed=1, device="cpu", precision="fp32")
     learn.progress.plot = False
-    learn.fit(given["epochs"], cbs=run_callbacks(run.dir, steps=3, tracker="none"))
+    learn.fit(given["epochs"], cbs=run_callbacks(run.dir, every_n_steps=3, tracker="none"))
     probs,targets = predict_split(learn, "test")
     accuracy = (probs.argmax(1) == targets).float().mean().item()
     run.finish(test_accuracy=accuracy, test_n=len(targets), epochs=given["epochs"])

@@ -237,7 +237,7 @@ def test_monitor_is_checked_before_the_first_batch(tmp_path):
 
 def test_files_of_a_run(tmp_path):
     learn = make()
-    learn.fit(3, cbs=run_callbacks(tmp_path, every=2))
+    learn.fit(3, cbs=run_callbacks(tmp_path, every_n_epochs=2))
     rows = json.loads((tmp_path/"history.json").read_text())
     assert [r["epoch"] for r in rows] == [1, 2, 3] and rows[-1]["step"] == 12
     assert {p.name for p in (tmp_path/"checkpoints").iterdir()} == {"best_model.pth", "last_model.pth", "checkpoint_epoch_2.pth"}
@@ -255,7 +255,7 @@ def test_files_of_a_run(tmp_path):
 
 def test_resume_from_a_file(tmp_path):
     whole = make()
-    whole.fit(3, cbs=run_callbacks(tmp_path, every=2))
+    whole.fit(3, cbs=run_callbacks(tmp_path, every_n_epochs=2))
     state = load_checkpoint(tmp_path/"checkpoints/checkpoint_epoch_2.pth")["training_state"]
     again = make()
     again.fit(3, resume=state)

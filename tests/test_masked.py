@@ -124,15 +124,15 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(engine, tmp_path):
         def after_batch(self):
             if self.training and self.epochs_done == 1 and self.iter == 2: raise KeyboardInterrupt
     first = tiny(engine=engine)
-    with pytest.raises(KeyboardInterrupt): first.fit(3, cbs=[*run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), Stop()])
+    with pytest.raises(KeyboardInterrupt): first.fit(3, cbs=[*run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", every_n_steps=1), Stop()])
     second = tiny(engine=engine)
-    second.fit(3, cbs=run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), resume="auto")
+    second.fit(3, cbs=run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", every_n_steps=1), resume="auto")
     assert not differences(state(whole), state(second), ignore=("seconds",))
 
 def accumulated(folder, resume="auto"):
     "For a fork that is killed"
     learn = tiny(engine=dict(accumulate=2))
-    learn.fit(3, cbs=run_callbacks(folder, monitor="valid_loss", tracker="none", steps=1), resume=resume)
+    learn.fit(3, cbs=run_callbacks(folder, monitor="valid_loss", tracker="none", every_n_steps=1), resume=resume)
     return learn
 
 def test_a_killed_run_ends_with_the_same_bits():

@@ -229,12 +229,12 @@ def test_a_change_can_be_accepted(tmp_path):
 @pytest.mark.parametrize("how", ["half", "garbage", "empty"])
 def test_a_broken_file_is_passed_over(tmp_path, capsys, how):
     "The newest readable state counts, here that of the first epoch"
-    whole = tiny_fit(tmp_path/"a", run_kw=dict(every=1))
-    with pytest.raises(Die): tiny_fit(tmp_path/"b", run_kw=dict(every=1), cbs=[DieAt(whole.opt_steps//3 + 4)])
+    whole = tiny_fit(tmp_path/"a", run_kw=dict(every_n_epochs=1))
+    with pytest.raises(Die): tiny_fit(tmp_path/"b", run_kw=dict(every_n_epochs=1), cbs=[DieAt(whole.opt_steps//3 + 4)])
     f = tmp_path/"b/checkpoints/last_model.pth"
     data = f.read_bytes()
     f.write_bytes(dict(half=data[:len(data)//2], garbage=b"no checkpoint "*99, empty=b"")[how])
-    again = tiny_fit(tmp_path/"b", run_kw=dict(every=1))
+    again = tiny_fit(tmp_path/"b", run_kw=dict(every_n_epochs=1))
     assert "passed over" in (out := capsys.readouterr().out) and "epoch 2, batch 1" in out
     assert not differences(state(whole), state(again))
 

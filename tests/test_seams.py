@@ -414,7 +414,7 @@ def journey(name, files, folder, kills, epochs=3):
     "A run that dies at each of `kills` and goes on in a new Learner"
     for at in [*kills, None]:
         learn = make(name, files)
-        cbs = run_callbacks(folder, steps=1, tracker="none")
+        cbs = run_callbacks(folder, every_n_steps=1, tracker="none")
         if at is None: learn.fit(epochs, cbs=cbs, resume="auto")
         else:
             with pytest.raises(Die): learn.fit(epochs, cbs=[*cbs, DieAt(*at)], resume="auto")

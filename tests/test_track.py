@@ -147,7 +147,7 @@ def test_resume_continues_the_record(name, at, store):
 @pytest.mark.parametrize("name", STORES)
 def test_resume_from_a_state_within_an_epoch(name, store):
     folder,uri,read = store(name)
-    def cbs(): return [make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints", steps=3)]
+    def cbs(): return [make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints", every_n_steps=3)]
     with pytest.raises(KeyboardInterrupt): make().fit(3, cbs=[*cbs(), Stop(7)])
     assert newest_state(folder/"checkpoints")["opt_steps"] == 6
     learn = make()
@@ -184,7 +184,7 @@ def test_a_killed_process_leaves_no_gap(name, store):
 @pytest.mark.parametrize("name", STORES)
 def test_a_tracker_that_comes_late_gets_the_beginning(name, store):
     folder,uri,read = store(name)
-    make().fit(2, cbs=[Checkpoints(folder/"checkpoints", every=1)])
+    make().fit(2, cbs=[Checkpoints(folder/"checkpoints", every_n_epochs=1)])
     learn = make()
     learn.fit(2, cbs=[make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints")], resume=folder/"checkpoints/checkpoint_epoch_1.pth")
     check(read, learn, 2)

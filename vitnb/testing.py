@@ -84,7 +84,7 @@ def tiny_fit(
     "Train a tiny learner in `folder`, going on where an earlier call was killed"
     learn = tiny_learner(**kw)
     stop = [EarlyStop(patience=patience)] if patience is not None else []
-    learn.fit(epochs, cbs=[*run_callbacks(folder, steps=steps, tracker="none", **(run_kw or {})), *stop, *cbs], resume=resume)
+    learn.fit(epochs, cbs=[*run_callbacks(folder, every_n_steps=steps, tracker="none", **(run_kw or {})), *stop, *cbs], resume=resume)
     return learn
 
 # %% ../nbs/library/800_testing.ipynb #1e295040

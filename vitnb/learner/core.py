@@ -188,17 +188,17 @@ def run_callbacks(
     folder:str|Path, # The run's folder
     monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None
     mode:str|None=None, # "min" or "max"; None: as the column is declared
-    every:int=0, # Also keep a checkpoint every so many epochs
-    steps:int=0, # Also write `last_model.pth` every so many optimiser steps
+    every_n_epochs:int=0, # Also keep a checkpoint every so many epochs
+    every_n_steps:int=0, # Also write `last_model.pth` every so many optimiser steps
     max_hours:float|None=None, # Stop in time, over all resumes; None: no limit
     tracker:str|None=None, # "tensorboard", "mlflow", "wandb" or "none"; the setting `tracker` if None
-    keep:int=0, # Also keep the weights of so many best epochs
+    keep_top_k:int=0, # Also keep the weights of so many best epochs
     tags:dict|None=None, # Words about the run for the tracker, by name
 )->list: # Callbacks for `fit(cbs=...)`
     "History, event stream, tracker and checkpoints of a run, and what may stop it"
     folder = Path(folder)
     return [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
-            Checkpoints(folder/"checkpoints", monitor, mode, every, steps, keep),
+            Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k),
             NaNWatch(), StopOnSignal(), *([TimeLimit(max_hours)] if max_hours else [])]
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
