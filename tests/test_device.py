@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import vitnb.callback.track as track
 import vitnb.learner.loop as loop
+from device_walk import assert_devices, device_walk
 from simulated_device import DEVICE, SimulatedTensor, host, on_device, reads, simulated
 from tiny_heads import TinyHeads
 from tiny_spectral import masked_learner
@@ -30,7 +31,7 @@ from vitnb.learner.distribute import Distribute, gather_rows, gather_with_grad
 from vitnb.learner.predict import predict_split
 from vitnb.learner.tta import predict_tta, view_scores
 from vitnb.task import OneClass
-from vitnb.testing import assert_devices, device_walk, differences, tiny_learner
+from vitnb.testing import differences, tiny_learner
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name

@@ -23,7 +23,8 @@ VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
 ALLOW = dict(core="", device="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
     callback="task data losses metrics figures", learner="task data models losses metrics figures callback", experiment="figures learner",
-    explore="models figures", testing="task data models losses metrics figures callback learner experiment explore")
+    explore="models figures", testing="task data models losses metrics figures callback learner experiment explore",
+    exactness="callback experiment testing")
 ALWAYS = {"core", "device"} # every room may import these
 
 
@@ -72,7 +73,7 @@ def test_no_number_means_no_export():
     for p in SHOWN: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it belongs into nbs/library, with a number"
 
 
-HUNDREDS = dict(core=0, device=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8)
+HUNDREDS = dict(core=0, device=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, callback=4, learner=5, experiment=6, explore=7, testing=8, exactness=8)
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))

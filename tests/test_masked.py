@@ -19,6 +19,7 @@ from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view,
 from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.data.sample import Batch
+from vitnb.exactness import assert_exact_resume
 from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.predict import find_checkpoint, predict_split
@@ -27,7 +28,7 @@ from vitnb.learner.tta import predict_tta
 from vitnb.losses.base import add_terms, weigh
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
-from vitnb.testing import assert_exact_resume, differences
+from vitnb.testing import differences
 
 
 class Masks(Callback):

@@ -19,9 +19,10 @@ from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
 from vitnb.callback.stop import EarlyStop
+from vitnb.exactness import MOMENTS, Warm, assert_exact_resume
 from vitnb.experiment.run import read_json
 from vitnb.learner.core import run_callbacks
-from vitnb.testing import MOMENTS, Spy, Warm, assert_exact_resume, differences, tiny_fit, tiny_learner
+from vitnb.testing import Spy, differences, tiny_fit, tiny_learner
 
 CONFIGS = dict(
     adamw_ema_mix   = dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)),

@@ -68,3 +68,4 @@ from vitnb.experiment.recipes import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *
+from vitnb.exactness import *
