@@ -165,7 +165,7 @@ def test_the_live_view_of_masked_cubes_shows_what_the_host_would(tmp_path, capsy
     with simulated(): quiet_fit(on_device(masked_learner()), 1, Keep(share=1.))
     assert n and len(views) == 2*n
     assert {k for k,v in views[-1].items() if isinstance(v, SimulatedTensor)} == set(), "what is drawn was fetched"
-    for k in ("true", "made", "spectra", "spectra_made", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
+    for k in ("true", "reconstruction", "spectra", "spectra_reconstructed", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
 
 
 # trackers with a store of their own

@@ -197,7 +197,7 @@ def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkey
     tiny().fit(2, cbs=[MaskedLive(tmp_path, share=1.)])
     assert len(views) == 2
     for k in ("true", "masked", "spectra"): assert torch.equal(views[0][k], views[1][k])
-    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["made"], views[1]["made"])
+    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["reconstruction"], views[1]["reconstruction"])
 
 def test_frames_reach_the_tracker(tmp_path):
     from vitnb.callback.track import TensorBoard
@@ -222,7 +222,7 @@ def test_the_view_is_reflectance_on_one_scale():
     want = torch.where(gone, (made - light).square(), 0.).sum((0, 2, 3))/gone.sum((0, 2, 3)).clamp_min(1)
     assert torch.allclose(view["band_mse"], want, rtol=1e-4)
     seen = ~gone[:,learn.dls.rgb_bands]
-    assert torch.equal(view["made"][seen], view["true"][seen])
+    assert torch.equal(view["reconstruction"][seen], view["true"][seen])
 
 def test_points_are_valid():
     valid = torch.zeros(2, 1, 20, 20).bool()

@@ -477,7 +477,7 @@ POINTS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple") # colo
 
 def _masked_row(axs, view, i, names):
     "One sample: true, masked and filled-in picture, spectra"
-    for ax,k,title in zip(axs, ("true", "masked", "made"), names):
+    for ax,k,title in zip(axs, ("true", "masked", "reconstruction"), names):
         ax.imshow(view[k][i].permute(1, 2, 0), interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -485,7 +485,7 @@ def _masked_row(axs, view, i, names):
         if i == 0: ax.set_title(title, fontsize=10)
     for (y,x),c in zip(view["points"], POINTS):
         for ax in (axs[0], axs[2]): ax.plot(x, y, "o", ms=5, mfc="none", mec=c, mew=1.5)
-    _spectra_ax(axs[3], view["nm"], view["spectra"][i], view["spectra_made"][i], POINTS)
+    _spectra_ax(axs[3], view["nm"], view["spectra"][i], view["spectra_reconstructed"][i], POINTS)
     if i == 0: axs[3].set_title("reflectance: input —, output - -", fontsize=10)
 
 # %% ../nbs/library/390_figures.ipynb #79461328
@@ -520,7 +520,7 @@ def _terms_ax(ax, rows, terms):
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 def plot_masked(
-    view:dict, # true, masked, made `(n,3,H,W)`; points `(k,2)` as (row, column); nm; spectra, spectra_made `(n,k,C)`; band_mse `(C,)`
+    view:dict, # true, masked, reconstruction `(n,3,H,W)`; points `(k,2)` as (row, column); nm; spectra, spectra_reconstructed `(n,k,C)`; band_mse `(C,)`
     rows:Sequence[dict]=(), # Epoch records with `train_mse`, `valid_mse` and the other terms
     terms:Sequence[str]=(), # Names of the terms
     title:str="", # Title of the figure
