@@ -37,7 +37,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name
 ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked at
     "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
-    "MaskedLive": "with a masked pretext, below", "_Look": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
+    "MaskedLive": "with a masked pretext, below", "_Timer": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
     "Tracker": "abstract"}
 
 
