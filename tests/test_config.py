@@ -11,7 +11,7 @@ from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipelin
 from vitnb.data.cube import make_normalizer
 from vitnb.data.retina import retina_wavelengths
 from vitnb.learner.config import upgrade_config
-from vitnb.learner.predict import load_run
+from vitnb.learner.trained import load_run
 from vitnb.models.protocol import create_model
 from vitnb.task import ClassMap, OneClass, make_tasks
 

@@ -22,7 +22,8 @@ from vitnb.data.sample import Batch
 from vitnb.exactness import assert_exact_resume
 from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
-from vitnb.learner.predict import find_checkpoint, predict_split
+from vitnb.learner.predict import predict_split
+from vitnb.learner.trained import find_checkpoint
 from vitnb.learner.spectral import Baseline, between_bands, evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.base import add_terms, weigh

@@ -58,6 +58,7 @@ from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.views import *
+from vitnb.learner.trained import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *

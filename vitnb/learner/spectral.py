@@ -18,7 +18,7 @@ from ..callback.masked import VALID_EPOCH, known_bands, mask_layout, unit_bounds
 from ..core import atomic_write, one_of, pick_device
 from ..data.cubeaugment import CubeNormalizer, make_normalizer
 from .core import load_model
-from .predict import find_checkpoint
+from .trained import find_checkpoint
 from ..losses.spectral import patchify, voxel_mask
 from ..metrics.spectral import WHERE, SpectralScores
 
