@@ -24,7 +24,7 @@ VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split
 ALLOW = dict(core="", device="", task="", data="task", models="task", losses="task", figures="task", metrics="task losses",
     callback="task data losses metrics figures", learner="task data models losses metrics figures callback", experiment="figures learner",
     explore="models figures", testing="task data models losses metrics figures callback learner experiment explore",
-    exactness="callback experiment testing")
+    exactness="callback learner experiment testing")
 ALWAYS = {"core", "device"} # every room may import these
 
 
