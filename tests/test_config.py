@@ -12,7 +12,7 @@ from vitnb.data.draws import Draws
 from vitnb.data.retina import retina_wavelengths
 from vitnb.data.transform import make_pipeline
 from vitnb.learner.config import upgrade_config
-from vitnb.learner.predict import load_run
+from vitnb.learner.trained import load_run
 from vitnb.models.protocol import create_model
 from vitnb.renamed import upgrade
 from vitnb.renamed import upgrade

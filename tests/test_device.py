@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import vitnb.callback.record as record
 import vitnb.learner.loop as loop
+from device_walk import assert_devices, device_walk
 from simulated_device import DEVICE, SimulatedTensor, host, on_device, reads, simulated
 from tiny_heads import TinyHeads
 from tiny_spectral import masked_learner
@@ -31,13 +32,13 @@ from vitnb.learner.distribute import Distribute, gather_rows, gather_with_grad
 from vitnb.learner.predict import predict_split
 from vitnb.learner.tta import predict_tta, view_scores
 from vitnb.task import OneClass
-from vitnb.testing import assert_devices, device_walk, differences, tiny_learner
+from vitnb.testing import differences, tiny_learner
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name
 ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked at
     "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
-    "MaskedLive": "with a masked pretext, below", "_Look": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
+    "MaskedLive": "with a masked pretext, below", "_Timer": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
     "Tracker": "abstract"}
 
 
@@ -165,7 +166,7 @@ def test_the_live_view_of_masked_cubes_shows_what_the_host_would(tmp_path, capsy
     with simulated(): quiet_fit(on_device(masked_learner()), 1, Keep(share=1.))
     assert n and len(views) == 2*n
     assert {k for k,v in views[-1].items() if isinstance(v, SimulatedTensor)} == set(), "what is drawn was fetched"
-    for k in ("true", "made", "spectra", "spectra_made", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
+    for k in ("true", "reconstruction", "spectra", "spectra_reconstructed", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
 
 
 # trackers with a store of their own

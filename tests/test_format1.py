@@ -17,7 +17,8 @@ from vitnb.data.sets import load_set
 from vitnb.experiment.recipes import stored_recipe
 from vitnb.experiment.run import read_json
 from vitnb.learner.core import load_model, vit_learner
-from vitnb.learner.predict import find_checkpoint, load_run, predict
+from vitnb.learner.predict import predict
+from vitnb.learner.trained import find_checkpoint, load_run
 from vitnb.losses.spectral import reconstruct
 from vitnb.metrics.spectral import to_reflectance
 

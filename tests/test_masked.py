@@ -16,6 +16,7 @@ from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
 from vitnb.data.sample import Batch
+from vitnb.exactness import assert_exact_resume
 from vitnb.learner.core import run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.predict import predict_split
@@ -24,7 +25,7 @@ from vitnb.learner.tta import predict_tta
 from vitnb.losses.base import add_terms, weigh
 from vitnb.losses.spectral import reconstruct, voxel_mask
 from vitnb.models.protocol import create_model
-from vitnb.testing import assert_exact_resume, differences
+from vitnb.testing import differences
 
 
 class Masks(Callback):
@@ -193,7 +194,7 @@ def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkey
     tiny().fit(2, cbs=[MaskedLive(tmp_path, share=1.)])
     assert len(views) == 2
     for k in ("true", "masked", "spectra"): assert torch.equal(views[0][k], views[1][k])
-    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["made"], views[1]["made"])
+    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["reconstruction"], views[1]["reconstruction"])
 
 def test_frames_reach_the_tracker(tmp_path):
     from vitnb.callback.tensorboard import TensorBoard
@@ -218,7 +219,7 @@ def test_the_view_is_reflectance_on_one_scale():
     want = torch.where(gone, (made - light).square(), 0.).sum((0, 2, 3))/gone.sum((0, 2, 3)).clamp_min(1)
     assert torch.allclose(view["band_mse"], want, rtol=1e-4)
     seen = ~gone[:,learn.dls.rgb_bands]
-    assert torch.equal(view["made"][seen], view["true"][seen])
+    assert torch.equal(view["reconstruction"][seen], view["true"][seen])
 
 def test_points_are_valid():
     valid = torch.zeros(2, 1, 20, 20).bool()

@@ -21,7 +21,7 @@ COMMON = dict(
     tag="'x'", seed="1", recipe="'digits'", data="'digits'", data_root="'data'", arch="'swin_tiny'", img_size="8",
     augment="'none'", epochs="2", bs="4", lr="0.5", weight_decay="0.1", schedule="'cosine'", warmup_epochs="1.0", clip="1.0",
     ema_decay="0.9", accumulate="2", precision="'fp32'", more="{}", max_hours="1.5", resume="'never'", dry_run="True",
-    smoke="True", model_kw="{'depth': 1}", pretrained="'weights.pth'", overfit_batches="1", checkpoint_every="1")
+    smoke="True", model_kw="{'depth': 1}", pretrained="'weights.pth'", overfit_batches="1", checkpoint_every_n_epochs="1")
 CLASSES = dict(label_smoothing="0.1", loss="'focal'", mixup="0.8", cutmix="1.0", class_weights="True",
                grad_checkpointing="True", early_stop="3", tta="'flip'", use="'best'")
 BEFORE = dict(

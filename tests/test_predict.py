@@ -23,7 +23,8 @@ from vitnb.data.sets import load_set
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import run_callbacks, vit_learner
-from vitnb.learner.predict import answer_columns, find_checkpoint, find_inputs, load_run, predict, predict_split
+from vitnb.learner.predict import answer_columns, find_inputs, predict, predict_split
+from vitnb.learner.trained import find_checkpoint, load_run
 from vitnb.learner.spectral import evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.models.protocol import models

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnb.core import Registry
-from vitnb.experiment.notebook import notebook_params, read_notebook
+from vitnb.experiment.cli import notebook_params, read_notebook
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, stored_recipe
+from vitnb.renamed import upgrade
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
@@ -127,7 +128,7 @@ def test_resolving_changes_no_recipe():
 
 # ---------------------------------------------------------------------------------------------- every field acts
 
-USED_BY_NOTEBOOKS = {"family", "data", "data_root", "epochs", "tta", "use", "keep_top", "checkpoint_every"}
+USED_BY_NOTEBOOKS = {"family", "data", "data_root", "epochs", "tta", "use", "keep_top_k", "checkpoint_every_n_epochs"}
 OTHER = dict(optimizer="sgd", schedule="multistep", milestones=[.5], loss="focal", sampling="balanced", mix_mode="pair", augment="flip", stats="imagenet", arch="other",
              normalize="none", mask_mode="tube", spectral_pos="index", precision="bf16", pretrained="weights.pth", model_kw=dict(depth=1), aug_kw=dict(padding=2),
              patch_size=(2, 2), task_weights=dict(zones=2.), window=8, stride=4)
@@ -230,7 +231,7 @@ def test_a_recipe_of_format_1_is_one_of_today(name, family):
     "All that the file says stands, but for zeros that meant the model's own default"
     old,r = json.loads((FORMAT1/name/"recipe.json").read_text()),stored_recipe(FORMAT1/name)
     assert r.family == family and r.keys() == families[family].fields.keys()
-    assert {k:v for k,v in old.items() if r[k] != v} == {k:0. for k in ("drop_path", "dropout") if old.get(k) == 0}
+    assert {k:v for k,v in upgrade(old, say=None).items() if r[k] != v} == {k:0. for k in ("drop_path", "dropout") if old.get(k) == 0}
     args = learner_args(r)
     assert args["arch"] == old["arch"] and args["lr"] == old["lr"] and not args["pretrained"]
     assert set(args["model_kw"]) >= set(old["model_kw"] or {}) and args["model_kw"].get("drop_path_rate") == (old.get("drop_path") or None)

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnb.experiment.recipes import resolve
+from vitnb.experiment.cli import parse_params
+from vitnb.experiment.recipes import resolve, stored_recipe
 from vitnb.experiment.run import Run
 from vitnb.parameters import check_injected
-from vitnb.parameters import parse_params
 from vitnb.renamed import new_name, rename, renamed, upgrade
 
 
@@ -127,3 +127,18 @@ def test_an_old_name_through_plain_papermill(lr, tmp_path, monkeypatch, capsys):
     space = dict(In=history, lr=None, tag="", learning_rate=.5)
     run = Run("train_old", space)
     assert space["lr"] == .5 and run.params == dict(lr=.5, tag="") and "is now 'lr'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old,new,value", [("keep_top", "keep_top_k", 3), ("checkpoint_every", "checkpoint_every_n_epochs", 5)])
+def test_counts_of_checkpoints_have_their_field_s_names_and_old_ones_still_count(old, new, value):
+    "As a parameter, in `more`, and as papermill hands them on"
+    for given in (dict({old:value}), dict(more={old:value})):
+        assert resolve("swin", "digits", given)[new] == value
+    assert parse_params([(old, str(value))], {new:0}) == {new:value}
+    with pytest.raises(ValueError, match=f"is now '{new}'.*is given too"): resolve("swin", "digits", {old:value, new:value + 1})
+
+
+def test_a_stored_recipe_with_the_old_counts_is_read(tmp_path):
+    (tmp_path/"recipe.json").write_text('{"family": "swin", "keep_top": 2, "checkpoint_every": 4}')
+    stored = stored_recipe(tmp_path)
+    assert (stored.keep_top_k, stored.checkpoint_every_n_epochs) == (2, 4) and "keep_top" not in stored

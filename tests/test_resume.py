@@ -12,10 +12,14 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
 
-from vitnb.callback.checkpoint import load_checkpoint, newest_state
+from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, newest_state
+from vitnb.callback.ema import EMACallback
+from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
+from vitnb.callback.stop import EarlyStop
+from vitnb.exactness import MOMENTS, Warm, assert_exact_resume
 from vitnb.experiment.run import read_json
 from vitnb.learner.core import run_callbacks
-from vitnb.testing import MOMENTS, Spy, Warm, assert_exact_resume, differences, tiny_fit, tiny_learner
+from vitnb.testing import Spy, differences, tiny_fit, tiny_learner
 
 CONFIGS = dict(
     adamw_ema_mix   = dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)),
@@ -223,12 +227,12 @@ def test_a_change_can_be_accepted(tmp_path):
 @pytest.mark.parametrize("how", ["half", "garbage", "empty"])
 def test_a_broken_file_is_passed_over(tmp_path, capsys, how):
     "The newest readable state counts, here that of the first epoch"
-    whole = tiny_fit(tmp_path/"a", run_kw=dict(every=1))
-    with pytest.raises(Die): tiny_fit(tmp_path/"b", run_kw=dict(every=1), cbs=[DieAt(whole.opt_steps//3 + 4)])
+    whole = tiny_fit(tmp_path/"a", run_kw=dict(every_n_epochs=1))
+    with pytest.raises(Die): tiny_fit(tmp_path/"b", run_kw=dict(every_n_epochs=1), cbs=[DieAt(whole.opt_steps//3 + 4)])
     f = tmp_path/"b/checkpoints/last_model.pth"
     data = f.read_bytes()
     f.write_bytes(dict(half=data[:len(data)//2], garbage=b"no checkpoint "*99, empty=b"")[how])
-    again = tiny_fit(tmp_path/"b", run_kw=dict(every=1))
+    again = tiny_fit(tmp_path/"b", run_kw=dict(every_n_epochs=1))
     assert "passed over" in (out := capsys.readouterr().out) and "epoch 2, batch 1" in out
     assert not differences(state(whole), state(again))
 

@@ -33,7 +33,8 @@ from vitnb.launch import Ranks
 from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
-from vitnb.learner.predict import load_run, predict_split
+from vitnb.learner.predict import predict_split
+from vitnb.learner.trained import load_run
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.objective import TaskObjective, make_objective
 from vitnb.metrics.classify import bootstrap_interval

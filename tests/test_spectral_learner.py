@@ -10,8 +10,8 @@ from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.masked import VALID_EPOCH
 from vitnb.data.cube import cube_loaders
 from vitnb.learner.core import load_model, run_callbacks
-from vitnb.learner.predict import find_checkpoint
 from vitnb.learner.spectral import Baseline, evaluate_model
+from vitnb.learner.trained import find_checkpoint
 from vitnb.losses.spectral import reconstruct, voxel_mask
 
 

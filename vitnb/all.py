@@ -103,6 +103,7 @@ from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.views import *
+from vitnb.learner.trained import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
@@ -120,3 +121,4 @@ from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *
+from vitnb.exactness import *

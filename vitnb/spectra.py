@@ -72,10 +72,10 @@ def _show_cube(ax, image):
 
 def _masked_row(axs, view, index):
     "One sample: true, masked and reconstructed image, spectra"
-    for ax,name in zip(axs, ("true", "masked", "made")): _show_cube(ax, view[name][index])
+    for ax,name in zip(axs, ("true", "masked", "reconstruction")): _show_cube(ax, view[name][index])
     for (row,column),color in zip(view["points"], POINTS):
         for ax in (axs[0], axs[2]): ax.plot(column, row, "o", ms=5, mfc="none", mec=color, mew=1.5)
-    _spectra_ax(axs[3], view["nm"], view["spectra"][index], view["spectra_made"][index], POINTS)
+    _spectra_ax(axs[3], view["nm"], view["spectra"][index], view["spectra_reconstructed"][index], POINTS)
 
 def _title_row(axs, share):
     "Titles above the first sample"
@@ -107,7 +107,7 @@ def _below(figure, view, rows, terms):
         ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
 
 def plot_masked(
-    view:dict, # true, masked, made `(n,3,H,W)`; points `(k,2)`, row and column; nm; spectra(_made) `(n,k,C)`; band_mse
+    view:dict, # true, masked, reconstruction `(n,3,H,W)`; points `(k,2)`, row and column; nm; spectra, spectra_reconstructed `(n,k,C)`; band_mse
     rows:Sequence[dict]=(), # Epoch records with `train_mse`, `valid_mse` and the other terms
     terms:Sequence[str]=(), # Names of the terms
     title:str="", # Title of the figure

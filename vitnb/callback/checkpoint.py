@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from .base import TrainCallback
@@ -31,27 +31,21 @@ def save_checkpoint(
     path = Path(path)
     if not is_main(): return path # of several processes that train together, one owns the files
     try:
-        with atomic_write(path) as tmp: torch.save(state, tmp)
-    except (OSError, RuntimeError) as e: # torch's writer reports a full disk as RuntimeError
-        free = shutil.disk_usage(path.parent).free/2**20 if path.parent.is_dir() else 0
-        kept = f"the earlier {path.name} is intact" if path.is_file() else f"there is no earlier {path.name}"
-        raise OSError(f"could not write checkpoint {path} ({e}); {kept}; {free:,.0f} MiB are free there: make room or choose another outputs_path") from e
+        with atomic_write(path) as temporary: torch.save(state, temporary)
+    except (OSError, RuntimeError) as error: # torch's writer reports a full disk as RuntimeError
+        raise OSError(_cannot_write(path, error)) from error
     return path
 
-_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError) # what a damaged file may lead to
+def _cannot_write(path, error):
+    "Say what stopped a write, what is there still, and how much room there is"
+    free = shutil.disk_usage(path.parent).free/2**20 if path.parent.is_dir() else 0
+    kept = f"the earlier {path.name} is intact" if path.is_file() else f"there is no earlier {path.name}"
+    return (f"could not write checkpoint {path} ({error}); {kept}; {free:,.0f} MiB are free there: "
+            "make room or choose another outputs_path")
 
-def _reason(e):
-    "Why a file is no checkpoint; torch's own words advise to open it all the same, which would run its code"
-    held = re.search(r"GLOBAL ([\w.]+)", str(e))
-    if held: return f"it holds {held[1]}, and opening that would run code: a checkpoint is made of tensors and plain values"
-    if not isinstance(e, (RuntimeError, EOFError)) or "weights_only" in str(e): return "another program wrote it"
-    return f"{str(e).split('. ')[0] or 'it is empty'}; it may be cut off"
-
-def _remedy(path):
-    "Other checkpoints of the folder, if it has any"
-    others = [f.name for f in sorted(path.parent.glob("*.pth")) if f != path]
-    if others: return f"use another file of its folder: {', '.join(others[:5])}"
-    return "give the folder of a run, or a .pth file of its checkpoints"
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #2aa5abbf
+_DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OverflowError,
+           pickle.UnpicklingError) # what a damaged file may lead to
 
 def load_checkpoint(
     path:str|Path, # A file that `save_checkpoint` wrote
@@ -59,33 +53,63 @@ def load_checkpoint(
 )->dict: # What it holds
     "Read a checkpoint without running any code from it"
     path = Path(path)
-    if not path.is_file():
-        others = [f.name for f in sorted(path.parent.glob("*.pth"))] if path.parent.is_dir() else []
-        raise FileNotFoundError(f"no checkpoint {path}; {nearest(path.name, others) if others else f'its folder holds none: {_remedy(path)}'}")
+    if not path.is_file(): raise FileNotFoundError(f"no checkpoint {path}; {_nearest_file(path)}")
     try: state = torch.load(path, map_location=device, weights_only=True)
-    except (*_DAMAGE, pickle.UnpicklingError) as e:
-        raise ValueError(f"{path} is not a readable checkpoint ({_reason(e)}); {_remedy(path)}") from e
+    except _DAMAGE as error: raise ValueError(_unreadable(path, _reason(error))) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} is not a readable checkpoint (it holds a {type(state).__name__}, not a dictionary); {_remedy(path)}")
+        raise ValueError(_unreadable(path, f"it holds a {type(state).__name__}, not a dictionary"))
     return state
+
+def _unreadable(path, reason): return f"{path} is not a readable checkpoint ({reason}); {_remedy(path)}"
+
+def _reason(error):
+    "Say why a file is no checkpoint; torch's own words advise to open it all the same, which would run its code"
+    held = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if held:
+        return f"it holds {held[1]}, and opening that would run code: a checkpoint is made of tensors and plain values"
+    foreign = not isinstance(error, (RuntimeError, EOFError)) or "weights_only" in str(error)
+    if foreign: return "another program wrote it"
+    return f"{str(error).split('. ')[0] or 'it is empty'}; it may be cut off"
+
+def _other_files(path): return [other.name for other in sorted(path.parent.glob("*.pth")) if other != path]
+
+def _nearest_file(path):
+    "Name the checkpoint of the folder that may have been meant"
+    others = _other_files(path)
+    if others: return nearest(path.name, others)
+    return f"its folder holds none: {_remedy(path)}"
+
+def _remedy(path):
+    "Name other checkpoints of the folder, if it has any"
+    others = _other_files(path)
+    if others: return f"use another file of its folder: {', '.join(others[:5])}"
+    return "give the folder of a run, or a .pth file of its checkpoints"
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #e48d2924
 def snapshot(
-    o:object, # Tensors and plain values, in dictionaries, lists and tuples
-    memo:dict|None=None, # Copies made so far, by where they were
+    state:object, # Tensors and plain values, in dictionaries, lists and tuples
+    copies:dict|None=None, # Copies made so far, by where they were
 )->object: # The same on the CPU; two names of one tensor are one tensor again
-    "A copy that no later step can reach"
-    memo = {} if memo is None else memo
-    if isinstance(o, dict): return {k:snapshot(v, memo) for k,v in o.items()}
-    if isinstance(o, (list, tuple)): return type(o)([snapshot(v, memo) for v in o])
-    if not isinstance(o, Tensor): return o
-    key = (o.device, o.data_ptr(), o.dtype, tuple(o.shape), o.stride()) if o.numel() else id(o)
-    if key not in memo: memo[key] = o.detach().to("cpu", copy=True)
-    return memo[key]
+    "Copy a state, so that no later step can reach it"
+    copies = {} if copies is None else copies
+    if isinstance(state, dict): return {name:snapshot(part, copies) for name,part in state.items()}
+    if isinstance(state, (list, tuple)): return type(state)([snapshot(part, copies) for part in state])
+    if not isinstance(state, Tensor): return state
+    memory = _memory(state)
+    if memory not in copies: copies[memory] = state.detach().to("cpu", copy=True)
+    return copies[memory]
+
+def _memory(tensor):
+    "Identify the memory that a tensor shows; an empty one has none"
+    if not tensor.numel(): return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 class BackgroundWriter:
     "Write checkpoints on a thread, one set of files at a time"
-    def __init__(self): self.thread,self.error = None,None
+    def __init__(self):
+        self.thread = None
+        self.error = None
+
     def __reduce__(self): return BackgroundWriter,() # a thread does not travel
 
     def save(self,
@@ -102,7 +126,7 @@ class BackgroundWriter:
         try:
             for path,state in files.items(): save_checkpoint(state, path)
             for path in outdated(): path.unlink(missing_ok=True)
-        except Exception as e: self.error = e # for the thread that trains
+        except Exception as error: self.error = error # for the thread that trains
 
     def wait(self):
         "Wait until all is written; what went wrong stays for `join`"
@@ -111,9 +135,10 @@ class BackgroundWriter:
     def join(self):
         "Wait until all is written; raise what went wrong"
         self.wait()
-        self.thread,e = None,self.error
+        error = self.error
+        self.thread = None
         self.error = None
-        if e is not None: raise e
+        if error is not None: raise error
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #a5cfd2bd
 def restore_weights(
@@ -121,108 +146,143 @@ def restore_weights(
     state:Mapping, # A checkpoint, or its state dict
 )->nn.Module: # `model`
     "Put a checkpoint's weights back; anything missing, unknown or of another shape is a `ValueError`"
-    sd = plain_names(state.get("model_state_dict", state))
-    own = dict(zip(plain_names(model.state_dict()), model.state_dict().items())) # plain name -> (name in a wrapped model, tensor)
-    wrong = sorted(sd.keys() ^ own.keys()) + sorted(k for k in sd.keys() & own.keys() if sd[k].shape != own[k][1].shape)
-    if wrong:
-        raise ValueError(f"the checkpoint does not fit: {len(sd)-len(sd.keys() & set(wrong))} of {len(own)} tensors match, not {', '.join(wrong[:4])}"
-                         f"{' …' if len(wrong) > 4 else ''}; build the model as the checkpoint's config says")
-    model.load_state_dict({own[k][0]:v for k,v in sd.items()})
+    weights = plain_names(state.get("model_state_dict", state))
+    wrapped = dict(zip(plain_names(model.state_dict()), model.state_dict())) # plain name -> name in a wrapped model
+    own = plain_names(model.state_dict())
+    common = weights.keys() & own.keys()
+    misfits = sorted(weights.keys() ^ own.keys())
+    misfits += sorted(name for name in common if weights[name].shape != own[name].shape)
+    if misfits:
+        matching = len(common - set(misfits))
+        more = " …" if len(misfits) > 4 else ""
+        raise ValueError(f"the checkpoint does not fit: {matching} of {len(own)} tensors match, not "
+                         f"{', '.join(misfits[:4])}{more}; build the model as the checkpoint's config says")
+    model.load_state_dict({wrapped[name]:weight for name,weight in weights.items()})
     return model
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #bbda8943
+def _check_counts(**counts):
+    "Refuse what is no count"
+    for name,count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"{name}={count!r} must be a whole number from 0 (0: none)")
+
 class Checkpoints(TrainCallback):
-    "Write `best_model.pth`, `last_model.pth`, every few epochs `checkpoint_epoch_N.pth`, and the best few as `top_epoch_N.pth`"
+    "Write the best and the last state of a run, states of some epochs (`checkpoint_epoch_N.pth`) and the best few"
     order = 100 # after every tracker (60 to 70), whose state belongs to the file
     def __init__(self,
         folder:str|Path, # Where the files go
         monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None
         mode:str|None=None, # "min" or "max"; None: as the column is declared
         every_n_epochs:int=0, # Also keep a file every so many epochs; 0: none
-        every_n_steps:int=0, # Also write `last_model.pth` every so many optimiser steps; 0: at the end of epochs only
+        every_n_steps:int=0, # Also write `last_model.pth` every so many optimiser steps; 0: when an epoch ends
         keep_top_k:int=0, # Also keep the weights of so many best epochs, as `top_epoch_N.pth`; 0: none
         config:dict|None=None, # What is needed to rebuild the model; the Learner's `config` if None
     ):
-        counts = dict(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, keep_top_k=keep_top_k)
-        for k,v in counts.items():
-            if isinstance(v, bool) or not isinstance(v, int) or v < 0: raise ValueError(f"{k}={v!r} must be a whole number from 0 (0: none)")
+        _check_counts(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, keep_top_k=keep_top_k)
         if mode is not None: one_of(mode, ("min", "max"), "mode")
-        self.folder,self.monitor,self.mode,self.column = Path(folder),monitor,mode,None
-        self.every_n_epochs,self.every_n_steps,self.keep_top_k = every_n_epochs,every_n_steps,keep_top_k
-        self.config,self.writer = config,BackgroundWriter()
-        self.best,self.best_epoch,self.kept,self._at = None,None,[],0
+        store_attr("monitor,mode,every_n_epochs,every_n_steps,keep_top_k,config")
+        self.folder = Path(folder)
+        self.column = None # of the history, from the beginning of a fit
+        self.best = None
+        self.best_epoch = None
+        self.kept = [] # (value, epoch), the best first
+        self.writer = BackgroundWriter()
+        self._saved_at = 0 # optimiser steps
 
     def before_fit(self):
         self.column = monitored(self.learn.columns, self.monitor or self.learn.monitor, self.mode)
 
-    def before_train(self): self._at = self.learn.opt_steps
-    def before_validate(self): self.writer.join() # the first validation may fork loader processes, which is no moment for another thread
-    def after_batch(self):
-        "A state between two accumulated batches would lose their gradients, so it is taken after a step"
-        learn = self.learn
-        if not self.every_n_steps or not learn.training: return
-        if learn.opt_steps == self._at or learn.opt_steps % self.every_n_steps: return
-        self._at = learn.opt_steps
-        self.writer.save({self.folder/"last_model.pth":self.state(full=True)})
+    def before_train(self): self._saved_at = self.learn.opt_steps
 
-    def after_epoch(self):
-        self.writer.join() # it reads `kept`
-        row,files = self.recorder.rows[-1],{}
-        value,epoch = row.get(self.column.name),row["epoch"]
-        if self.column.improves(value, self.best):
-            self.best,self.best_epoch = value,epoch
-            files["best_model.pth"] = self.state()
-        if self.enter(value, epoch): files[f"top_epoch_{epoch}.pth"] = self.state()
-        full = self.state(full=True)
-        if self.every_n_epochs and epoch % self.every_n_epochs == 0: files[f"checkpoint_epoch_{epoch}.pth"] = full
-        self.writer.save({self.folder/k:v for k,v in {**files, "last_model.pth":full}.items()}, self.outdated)
-
-    def enter(self,
-        value:float|None, # This epoch's value
-        epoch:int, # Which epoch
-    )->bool: # Whether it is among the best `keep_top_k` so far
-        "Take an epoch into the list of the best; of two alike the earlier stays"
-        if not self.keep_top_k or value is None or math.isnan(value): return False
-        self.kept = sorted([*self.kept, (value, epoch)], key=lambda o: (o[0] if self.column.better == "min" else -o[0], o[1]))[:self.keep_top_k]
-        return (value, epoch) in self.kept
-
-    def outdated(self)->list: # Paths
-        "Files of epochs that are no longer among the best"
-        names = {f"top_epoch_{e}.pth" for _,e in self.kept}
-        return [p for p in self.folder.glob("top_epoch_*.pth") if self.keep_top_k and p.name not in names]
+    def before_validate(self):
+        "The first validation may fork loader processes, which is no moment for another thread"
+        self.writer.join()
 
     def after_fit(self):
         self.writer.join()
         if self.kept and is_main(): # a run may have been killed when it was about to do so
-            for p in self.outdated(): p.unlink(missing_ok=True)
+            for path in self.outdated(): path.unlink(missing_ok=True)
 
-    def state_dict(self): return dict(best=self.best, best_epoch=self.best_epoch, kept=[list(o) for o in self.kept])
-    def load_state_dict(self, s): self.best,self.best_epoch,self.kept = s["best"],s["best_epoch"],[tuple(o) for o in s["kept"]]
+    def state_dict(self):
+        return dict(best=self.best, best_epoch=self.best_epoch, kept=[list(entry) for entry in self.kept])
 
-# %% ../../nbs/library/460_callback.checkpoint.ipynb #7f4fe120
-def newest_state(
-    folder:str|Path, # Where checkpoints are
-)->dict|None: # The furthest `training_state`, None if there is none
-    "The state to continue from"
-    best = None
-    for path in sorted(Path(folder).glob("*.pth")):
-        try: state = load_checkpoint(path).get("training_state")
-        except ValueError as e:
-            print(f"passed over: {e}", flush=True)
-            continue
-        if state and (best is None or (state["epochs_done"], state["opt_steps"]) > (best["epochs_done"], best["opt_steps"])): best = state
-    return best
+    def load_state_dict(self, state):
+        self.best = state["best"]
+        self.best_epoch = state["best_epoch"]
+        self.kept = [tuple(entry) for entry in state["kept"]]
 
-# %% ../../nbs/library/460_callback.checkpoint.ipynb #24fd22a8
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #38f53b76
 @patch
 def state(
     self:Checkpoints,
     full:bool=False, # Also what is needed to continue training
 )->dict: # What goes into a file
-    "The dictionary of a checkpoint"
+    "Make the dictionary of a checkpoint"
     row = self.recorder.rows[-1] if self.recorder.rows else {}
     config = self.learn.config if self.config is None else self.config
-    d = dict(format=2, model_state_dict=plain_names(self.model.state_dict()), epoch=row.get("epoch", 0), global_step=row.get("step", 0),
-             metrics=dict(row), monitor=self.column.name, better=self.column.better, best=self.best, best_epoch=self.best_epoch, config=config)
-    if full: d["training_state"] = self.learn.training_state()
-    return d
+    checkpoint = dict(
+        format=2, model_state_dict=plain_names(self.model.state_dict()), epoch=row.get("epoch", 0),
+        global_step=row.get("step", 0), metrics=dict(row), monitor=self.column.name, better=self.column.better,
+        best=self.best, best_epoch=self.best_epoch, config=config)
+    if full: checkpoint["training_state"] = self.learn.training_state()
+    return checkpoint
+
+@patch
+def rank(
+    self:Checkpoints,
+    value:float|None, # This epoch's value
+    epoch:int, # Which epoch
+)->bool: # Whether it is among the best `keep_top_k` so far
+    "Take an epoch into the list of the best; of two alike the earlier stays"
+    if not self.keep_top_k or value is None or math.isnan(value): return False
+    sign = 1 if self.column.better == "min" else -1
+    ranking = sorted([*self.kept, (value, epoch)], key=lambda entry: (sign*entry[0], entry[1]))
+    self.kept = ranking[:self.keep_top_k]
+    return (value, epoch) in self.kept
+
+@patch
+def outdated(self:Checkpoints)->list: # Paths
+    "Find files of epochs that are no longer among the best"
+    if not self.keep_top_k: return []
+    names = {f"top_epoch_{epoch}.pth" for _,epoch in self.kept}
+    return [path for path in self.folder.glob("top_epoch_*.pth") if path.name not in names]
+
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #156a20ab
+@patch
+def after_batch(self:Checkpoints):
+    steps = self.learn.opt_steps
+    if not self.every_n_steps or not self.learn.training: return
+    if steps == self._saved_at or steps % self.every_n_steps: return
+    self._saved_at = steps
+    self.writer.save({self.folder/"last_model.pth":self.state(full=True)})
+
+@patch
+def after_epoch(self:Checkpoints):
+    self.writer.join() # it reads `kept`
+    row = self.recorder.rows[-1]
+    epoch = row["epoch"]
+    value = row.get(self.column.name)
+    files = {}
+    if self.column.improves(value, self.best):
+        self.best = value
+        self.best_epoch = epoch
+        files["best_model.pth"] = self.state()
+    if self.rank(value, epoch): files[f"top_epoch_{epoch}.pth"] = self.state()
+    full = self.state(full=True)
+    if self.every_n_epochs and epoch % self.every_n_epochs == 0: files[f"checkpoint_epoch_{epoch}.pth"] = full
+    files["last_model.pth"] = full # the last of all: it says that the others are there
+    self.writer.save({self.folder/name:state for name,state in files.items()}, self.outdated)
+
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #7f4fe120
+def newest_state(
+    folder:str|Path, # Where checkpoints are
+)->dict|None: # The furthest `training_state`, None if there is none
+    "Find the state to continue from"
+    states = [_training_state(path) for path in sorted(Path(folder).glob("*.pth"))]
+    return max(filter(None, states), key=lambda state: (state["epochs_done"], state["opt_steps"]), default=None)
+
+def _training_state(path):
+    "Read the training state of a file, None where it has none or cannot be read"
+    try: return load_checkpoint(path).get("training_state")
+    except ValueError as error: print(f"passed over: {error}", flush=True)

@@ -21,16 +21,18 @@ SIZES = dict(small=dict(images=5_000, bs=16, lr=5e-5, warmup_epochs=10., weight_
 def guide_row(
     n_images:int, # Training images
 )->dict: # name of the row, and its bs, lr, warmup_epochs, weight_decay, drop_path
-    "The guide's starting point for a set of this size, as it stands"
+    "Look up the guide's starting point for a set of this size, as it stands"
     if n_images < 1: raise ValueError(f"n_images={n_images} must be at least 1; count the images of the training split")
-    name = next(k for k,r in SIZES.items() if n_images < r["images"] or k == "large" or n_images == r["images"] == 50_000)
-    return dict(name=name, **{k:v for k,v in SIZES[name].items() if k != "images"})
+    name = "large"
+    if n_images <= SIZES["medium"]["images"]: name = "medium"
+    if n_images < SIZES["small"]["images"]: name = "small"
+    return dict(name=name, **{field:value for field,value in SIZES[name].items() if field != "images"})
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #e64e6a2b
 def advice_base(
     family:str, # Such as "swin"; one that was registered with advice
 )->dict: # As `register_family` got it
-    "Where the recommendations of a family begin"
+    "Look up where the recommendations of a family begin"
     advised = [k for k,f in families.items() if f.advice is not None]
     return families[one_of(family, advised, "family with advice")].advice
 
@@ -40,11 +42,12 @@ def peak_lr(
     params:int, # Parameters of the model
     pretrained:bool=False, # A tenth, for weights that are good already
 )->float: # Peak of the schedule
-    "The family's base rate, scaled to the batch and, for AdamW, to a narrower model"
-    b = advice_base(family)
+    "Scale the family's base rate to the batch and, for AdamW, to a narrower model"
+    base = advice_base(family)
     if batch < 1 or params < 1: raise ValueError(f"batch={batch} and params={params} must be at least 1")
-    narrow = max(1., math.sqrt(b["params"]/params)) if b["params"] else 1.
-    lr = b["lr"]*batch/b["batch"]*narrow*(.1 if pretrained else 1.)
+    lr = base["lr"]*batch/base["batch"]
+    if base["params"]: lr *= max(1., math.sqrt(base["params"]/params))
+    if pretrained: lr *= .1
     return float(f"{lr:.2g}")
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #40120cb5
@@ -54,17 +57,20 @@ def fitting_batch(
     per_image:float, # Bytes for each image of the batch
     share:float=.9, # Share of the memory to plan with; the rest goes to the library's workspaces and to fragments
 )->int: # A power of two; 0 if not even one image fits
-    "The largest batch that fits"
-    if per_image <= 0: raise ValueError(f"per_image={per_image} must be above 0; count it with step_memory at two batch sizes")
-    n = int((memory*share - fixed)//per_image)
-    return 2**int(math.log2(n)) if n >= 1 else 0
+    "Find the largest batch that fits"
+    if per_image <= 0:
+        raise ValueError(f"per_image={per_image} must be above 0; count it with step_memory at two batch sizes")
+    images = int((memory*share - fixed)//per_image)
+    return 2**int(math.log2(images)) if images >= 1 else 0
 
 def split_batch(
     batch:int, # Images wanted in one step
     fits:int, # Images that fit at a time
 )->tuple: # (bs, accumulate): their product is at least `batch`
     "Accumulate what does not fit at once"
-    if fits < 1: raise ValueError("not even a batch of 1 fits: switch on gradient checkpointing, use bf16, smaller images or a smaller model")
+    if fits < 1:
+        raise ValueError("not even a batch of 1 fits: switch on gradient checkpointing, use bf16, smaller images "
+                         "or a smaller model")
     bs = min(batch, fits)
     return bs, math.ceil(batch/bs)
 
@@ -74,12 +80,15 @@ class Advice(dict):
     def __init__(self,
         **fields, # Name of a field to the pair (value, reason)
     ):
-        super().__init__({k:v for k,(v,_) in fields.items()})
-        self.why = {k:w for k,(_,w) in fields.items()}
+        super().__init__({field:value for field,(value,_) in fields.items()})
+        self.why = {field:reason for field,(_,reason) in fields.items()}
+
     def _repr_markdown_(self):
-        def cell(v): return str(v).replace("|", "\\|")
-        return "\n".join(["| field | value | why |", "|:--|:--|:--|", *(f"| `{k}` | {cell(v)} | {cell(self.why[k])} |" for k,v in self.items())])
-    def __str__(self): return "\n".join(f"{k:16} {v!s:14} {self.why[k]}" for k,v in self.items())
+        def cell(value): return str(value).replace("|", "\\|")
+        rows = [f"| `{field}` | {cell(value)} | {cell(self.why[field])} |" for field,value in self.items()]
+        return "\n".join(["| field | value | why |", "|:--|:--|:--|", *rows])
+
+    def __str__(self): return "\n".join(f"{field:16} {value!s:14} {self.why[field]}" for field,value in self.items())
 
 def _epochs(n, base):
     "How long the guides train on sets of such sizes"
@@ -96,12 +105,18 @@ def _augment(base, img_size, mirror):
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #15cbd31b
 def _batch_fields(n_images, row, memory, fixed, per_image):
-    "bs and accumulate"
-    want = min(row["bs"], 2**max(0, int(math.log2(max(1, n_images//8))))) # at least eight steps an epoch
-    why = f"the guide's for a {row['name']} set" if want == row["bs"] else f"so that {n_images} images are eight steps"
-    bs,k = split_batch(want, want if memory is None else fitting_batch(memory, fixed, per_image))
-    fit = "no limit of memory was given" if memory is None else f"{(fixed + bs*per_image)/2**30:.2f} of {memory/2**30:.2f} GiB"
-    return dict(bs=(bs, f"{why}; {fit}" if k == 1 else f"what fits: {fit}"), accumulate=(k, f"a step of {bs*k} images" + (f", {why}" if k > 1 else "")))
+    "Choose bs and accumulate"
+    batch = min(row["bs"], 2**max(0, int(math.log2(max(1, n_images//8))))) # at least eight steps an epoch
+    why = f"the guide's for a {row['name']} set"
+    if batch < row["bs"]: why = f"so that {n_images} images are eight steps"
+    fits = batch
+    room = "no limit of memory was given"
+    if memory is not None: fits = fitting_batch(memory, fixed, per_image)
+    bs,accumulate = split_batch(batch, fits)
+    if memory is not None: room = f"{(fixed + bs*per_image)/2**30:.2f} of {memory/2**30:.2f} GiB"
+    step = f"a step of {bs*accumulate} images"
+    if accumulate == 1: return dict(bs=(bs, f"{why}; {room}"), accumulate=(1, step))
+    return dict(bs=(bs, f"what fits: {room}"), accumulate=(accumulate, f"{step}, {why}"))
 
 def _drop_path(row, params):
     "How often a branch is left out; a small model has none to spare"
@@ -117,6 +132,7 @@ def _regular_fields(base, row, params, augment):
             "label_smoothing":(base["label_smoothing"], "in training only; validation loss stays plain cross-entropy"),
             field:against[field]}
 
+# %% ../../nbs/library/670_experiment.advice.ipynb #89ec2241
 def recommend(
     n_images:int, # Images of the training split
     n_classes:int, # Classes
@@ -130,64 +146,95 @@ def recommend(
     fixed:float=0., # Bytes of a step whatever the batch, for `memory`
     per_image:float=0., # Bytes of a step for each image, for `memory`
 )->Advice: # Fields for `recipe(**advice)`, with reasons
-    "A starting point for training on a set"
-    if n_classes < 2 or img_size < 1: raise ValueError(f"n_classes={n_classes} must be at least 2 and img_size={img_size} at least 1")
-    b,row = advice_base(family),guide_row(n_images)
-    epochs = (epochs, "as given") if epochs else _epochs(n_images, b)
-    augment = _augment(b, img_size, mirror)
+    "Recommend a starting point for training on a set"
+    if n_classes < 2 or img_size < 1:
+        raise ValueError(f"n_classes={n_classes} must be at least 2 and img_size={img_size} at least 1")
+    base = advice_base(family)
+    row = guide_row(n_images)
+    epochs = (epochs, "as given") if epochs else _epochs(n_images, base)
+    augment = _augment(base, img_size, mirror)
     batch = _batch_fields(n_images, row, memory, fixed, per_image)
     step = batch["bs"][0]*batch["accumulate"][0]
     lr = peak_lr(family, step, params, pretrained)
-    how = f"{b['lr']:g} at a batch of {b['batch']}, in proportion to {step}"
-    if b["params"] and params < b["params"]: how += ", higher for a narrower model"
-    if pretrained: how += ", a tenth for pretrained weights"
-    warm = min(row["warmup_epochs"], max(1., epochs[0]/10)) if epochs[0] > 1 else 0.
     return Advice(family=(family, "as given"), img_size=(img_size, "as given"), augment=augment, epochs=epochs, **batch,
-                  optimizer=(b["optimizer"], f"the usual for {family}"),
-                  lr=(lr, how), schedule=("warmup_cosine", "falls to the end of the run, whatever its length"),
-                  warmup_epochs=(warm, f"the guide's {row['warmup_epochs']:g} for a {row['name']} set, at most a tenth of the run"),
-                  min_lr=(min(b["min_lr"], lr/10), "the guide's floor"), **_regular_fields(b, row, params, augment[0]),
-                  clip=(b["clip"], "the guide's; after unscaling" if b["clip"] else "not needed by the recipe"), pretrained=(pretrained, "as given"),
-                  precision=("auto", "bf16 where the device has it; fp16 is a cause of NaN and not, as a guide has it, a cure"))
+                  optimizer=(base["optimizer"], f"the usual for {family}"),
+                  lr=(lr, _lr_reason(base, step, params, pretrained)),
+                  schedule=("warmup_cosine", "falls to the end of the run, whatever its length"),
+                  warmup_epochs=_warmup(row, epochs[0]), min_lr=(min(base["min_lr"], lr/10), "the guide's floor"),
+                  **_regular_fields(base, row, params, augment[0]), clip=_clip(base),
+                  pretrained=(pretrained, "as given"),
+                  precision=("auto", _PRECISION))
+
+_PRECISION = "bf16 where the device has it; fp16 is a cause of NaN and not, as a guide has it, a cure"
+
+def _lr_reason(base, step, params, pretrained):
+    "Say what the learning rate was scaled by"
+    reason = f"{base['lr']:g} at a batch of {base['batch']}, in proportion to {step}"
+    if base["params"] and params < base["params"]: reason += ", higher for a narrower model"
+    if pretrained: reason += ", a tenth for pretrained weights"
+    return reason
+
+def _warmup(row, epochs):
+    "Choose the epochs of warm-up"
+    warmup = min(row["warmup_epochs"], max(1., epochs/10)) if epochs > 1 else 0.
+    return warmup, f"the guide's {row['warmup_epochs']:g} for a {row['name']} set, at most a tenth of the run"
+
+def _clip(base):
+    "Choose the norm that gradients are clipped at"
+    return base["clip"], "the guide's; after unscaling" if base["clip"] else "not needed by the recipe"
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #d73467c2
 def symptoms(
     rows:Sequence[dict], # One dict an epoch: train_loss, valid_loss, accuracy
     n_classes:int|None=None, # For what chance would give
 )->list: # Of "nan", "overfitting", "underfitting", "unfinished"; empty if nothing shows
-    "What the history of a run suffers from"
+    "Find what the history of a run suffers from"
     if not rows: raise ValueError("no epochs to judge; pass learn.recorder.rows of a run that finished one")
-    def column(k): return [float(r[k]) for r in rows if r.get(k) is not None]
-    train,valid,acc = map(column, ("train_loss", "valid_loss", "accuracy"))
+    def column(name): return [float(row[name]) for row in rows if row.get(name) is not None]
+    train,valid,accuracy = map(column, ("train_loss", "valid_loss", "accuracy"))
     if not all(map(math.isfinite, train + valid)): return ["nan"]
-    third,out = max(1, len(rows)//3),[]
+    third = max(1, len(rows)//3)
     best = valid.index(min(valid))
-    if best < len(valid) - third and valid[-1] > 1.05*valid[best] and train[-1] < train[best]: out.append("overfitting")
+    found = []
+    rises = best < len(valid) - third and valid[-1] > 1.05*valid[best]
+    if rises and train[-1] < train[best]: found.append("overfitting")
     chance = 1/n_classes if n_classes else .1
-    flat = train[-1] > .98*train[-1-third] if len(train) > third else False
-    if acc and acc[-1] < 3*chance and flat: out.append("underfitting")
-    if len(valid) > third and best == len(valid) - 1 and valid[-1] < .95*valid[-1-third]: out.append("unfinished")
-    return out
+    flat = len(train) > third and train[-1] > .98*train[-1-third]
+    if accuracy and accuracy[-1] < 3*chance and flat: found.append("underfitting")
+    falls = len(valid) > third and valid[-1] < .95*valid[-1-third]
+    if falls and best == len(valid) - 1: found.append("unfinished")
+    return found
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #4e0845a6
 REMEDIES = Registry("symptom")
 REMEDIES.update(
-    nan=[("lr", "a third; a guide's 1e-6 is so low that nothing is learnt"), ("clip", "1.0"), ("warmup_epochs", "twice as long"),
-         ("precision", "bf16 or fp32 in place of fp16; mixed precision is not a cure"), ("data", "look for broken images: image_set.check()")],
-    overfitting=[("augment", "the next stronger one"), ("mixup, cutmix", "0.8 and 1.0, with more epochs"),
-                 ("drop_path", "0.2 to 0.3; for DenseNet dropout 0.2"),
-                 ("ema_half_life", "a twentieth of the epochs; a fixed decay of 0.9999 is still mostly the first weights after 10,000 steps"),
-                 ("weight_decay", "SGD: 1e-3 in place of 1e-4; AdamW stays at 0.05")],
-    underfitting=[("lr", "three times, with warm-up"), ("epochs", "more; schedules here end with the run, so nothing else has to follow"),
-                  ("drop_path, dropout, mixup", "less"), ("arch", "a larger model, last")],
+    nan=[
+        ("lr", "a third; a guide's 1e-6 is so low that nothing is learnt"),
+        ("clip", "1.0"), ("warmup_epochs", "twice as long"),
+        ("precision", "bf16 or fp32 in place of fp16; mixed precision is not a cure"),
+        ("data", "look for broken images: image_set.check()")],
+    overfitting=[
+        ("augment", "the next stronger one"), ("mixup, cutmix", "0.8 and 1.0, with more epochs"),
+        ("drop_path", "0.2 to 0.3; for DenseNet dropout 0.2"),
+        ("ema_half_life", "a twentieth of the epochs; a fixed decay of 0.9999 is still mostly the first weights after "
+                          "10,000 steps"),
+        ("weight_decay", "SGD: 1e-3 in place of 1e-4; AdamW stays at 0.05")],
+    underfitting=[
+        ("lr", "three times, with warm-up"),
+        ("epochs", "more; schedules here end with the run, so nothing else has to follow"),
+        ("drop_path, dropout, mixup", "less"), ("arch", "a larger model, last")],
     unfinished=[("epochs", "more: validation was still improving in the last third")],
-    oom=[("gradient checkpointing", "helps most; learn.model.set_grad_checkpointing()"), ("bs, accumulate", "half and twice: the same step"),
-         ("precision", "bf16"), ("img_size", "192 for 224"), ("window_size", "hardly helps: for Swin-T at 256 pixels a window of 4 in place of 8 saves 7 %")],
-    slow=[("warmup_epochs", "a few, with a higher lr"), ("bs", "larger only with lr in proportion: alone it means fewer steps an epoch"),
-          ("optimizer", "adamw converges faster early; sgd is the recipe for DenseNet's last percent")])
+    oom=[
+        ("gradient checkpointing", "helps most; learn.model.set_grad_checkpointing()"),
+        ("bs, accumulate", "half and twice: the same step"), ("precision", "bf16"), ("img_size", "192 for 224"),
+        ("window_size", "hardly helps: for Swin-T at 256 pixels a window of 4 in place of 8 saves 7 %")],
+    slow=[
+        ("warmup_epochs", "a few, with a higher lr"),
+        ("bs", "larger only with lr in proportion: alone it means fewer steps an epoch"),
+        ("optimizer", "adamw converges faster early; sgd is the recipe for DenseNet's last percent")])
 
 def remedies(
     symptom:str, # "nan", "overfitting", "underfitting", "unfinished", "oom", "slow"
 )->list: # Pairs (what to change, how)
-    "What to change, most likely first"
+    "Say what to change, most likely first"
     return REMEDIES[symptom]

@@ -16,7 +16,7 @@ from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
-from ..renamed import upgrade
+from ..renamed import rename, upgrade
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #cc7c857e
 FIELDS = dict(
@@ -29,10 +29,14 @@ FIELDS = dict(
     patience=5, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
     mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, anomaly=False,
     precision=None, channels_last=False, grad_checkpointing=False, compile=False,
-    tta="", keep_top=0, checkpoint_every=0, use="last")
+    tta="", keep_top_k=0, checkpoint_every_n_epochs=0, use="last")
 
 _LOADERS = ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache", "sampling", "overfit_batches")
 _MODEL = dict(drop_path="drop_path_rate", dropout="proj_drop_rate") # what timm calls them
+
+# %% ../../nbs/library/660_experiment.recipes.ipynb #4fe779ae
+rename("keep_top", "keep_top_k", "0.3", "what top-k lists are called")
+rename("checkpoint_every", "checkpoint_every_n_epochs", "0.3", "it says of what")
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #ed60cb56
 @dataclass(frozen=True)
@@ -48,10 +52,11 @@ class Family:
     advice:dict|None=None # Where its recommendations begin, as `register_family` says; None: it has none
 
     def pick(self, names:Sequence, r:Mapping):
-        "Those of `names` that recipes of the family have"
+        "Pick those of `names` that recipes of the family have"
         return {k:r[k] for k in names if k in self.fields}
 
-families,recipes = Registry("family of recipes"),Registry("family of recipes")
+families = Registry("family of recipes")
+recipes = Registry("family of recipes")
 
 def _check_places(family):
     "Refuse a field of the family's own that goes nowhere, and a name that is no field"
@@ -76,9 +81,11 @@ def _check_advice(family):
     lacks = [k for k in ADVICE if k not in family.advice]
     if lacks: raise ValueError(f"advice of family {family.name!r} lacks {lacks[0]!r}; it needs {', '.join(ADVICE)}")
     unknown = family.advice.keys() - set(ADVICE)
-    if unknown: raise ValueError(f"advice of family {family.name!r} has {min(unknown)!r}: {nearest(min(unknown), ADVICE)}")
+    if unknown:
+        raise ValueError(f"advice of family {family.name!r} has {min(unknown)!r}: {nearest(min(unknown), ADVICE)}")
     field = family.advice["regularizer"]
-    if field not in family.fields: raise ValueError(f"regularizer={field!r} is no field of {family.name!r}: {nearest(field, family.fields)}")
+    if field not in family.fields:
+        raise ValueError(f"regularizer={field!r} is no field of {family.name!r}: {nearest(field, family.fields)}")
 
 def _fields(name, own, without):
     "All fields of a family"
@@ -153,7 +160,7 @@ def recipe(
     base:Mapping|None=None, # A recipe to begin with; the family's fields if None
     **changes, # Fields that differ; `family` says whose fields there are, "swin" if nothing does
 )->dict: # All fields
-    "A recipe: `base` with `changes`"
+    "Make a recipe: `base` with `changes`"
     base = base or {}
     fields = families[changes.get("family", base.get("family", FIELDS["family"]))].fields
     return {**fields, **base, **check_params(fields, changes)}
@@ -208,9 +215,9 @@ register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
 def resolve(
     family:str, # "swin", "densenet", "spectral", or one of your own
     name:str, # Name of the recipe
-    given:Mapping, # Parameters of the notebook; those that are None or no field of a recipe are passed over
+    given:Mapping, # Parameters of the notebook; those that are None or no field of a recipe are ignored
 )->AttrDict: # All fields, readable as attributes
-    "The recipe `name`, with the parameters that were given in place of its own"
+    "Look up a recipe, and put the parameters that were given in place of its own"
     base = recipes[family][name]
     own = asked_fields(given, base)
     r = AttrDict({**base, **own})
@@ -233,13 +240,13 @@ _CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accu
 def _set(r, names): return {k:r[k] for k in names if r[k] is not None}
 
 def _optimizer_args(r):
-    "Options of the optimiser, which are other ones for each"
+    "Pick the options of the optimiser, which are other ones for each"
     options = _set(r, _OPTIMIZER.get(r["optimizer"], ()))
     if "beta2" in options: options = dict(betas=(.9, options["beta2"]))
     return options
 
 def _model_args(family, r):
-    "`model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"
+    "Make `model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"
     own = {family.model[k]:v for k,v in _set(r, family.model).items()}
     return {**own, **(r["model_kw"] or {})}
 
@@ -247,7 +254,7 @@ def _model_args(family, r):
 def learner_args(
     r:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of `vit_learner`
-    "What `vit_learner` needs of a recipe"
+    "Pick what `vit_learner` needs of a recipe"
     family = families[r["family"]]
     out = {k:v for k,v in family.pick(_LEARNER, r).items() if v is not None}
     out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
@@ -258,13 +265,13 @@ def learner_args(
 def loader_args(
     r:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of the family's loaders, such as `image_loaders`
-    "What the loaders need of a recipe"
+    "Pick what the loaders need of a recipe"
     return {k:r[k] for k in families[r["family"]].loaders}
 
 def callback_args(
     r:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of `train_callbacks`
-    "What `train_callbacks` needs of a recipe"
+    "Pick what `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
@@ -278,7 +285,7 @@ def _of_format_1(stored, path):
 def stored_recipe(
     folder:str|Path, # Folder of a run
 )->AttrDict: # All fields, as of today
-    "The recipe that a run was trained with"
+    "Read the recipe that a run was trained with"
     path = Path(folder)/"recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; notebooks that train write it, so give the folder of such a run")

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +33,28 @@ from .precision import DTYPES
 from ..parameters import flat
 
 # %% ../../nbs/library/508_learner.resume.ipynb #95b07960
-def _is_plain(v):
-    "Whether `v` is made of tensors and plain Python values, so that it may go into a checkpoint"
-    if isinstance(v, (bool, int, float, str, Tensor, type(None))): return not isinstance(v, np.generic)
-    if isinstance(v, dict): return all(isinstance(k, (str, int)) and _is_plain(o) for k,o in v.items())
-    return type(v) in (list, tuple) and all(map(_is_plain, v))
+def _is_plain(value):
+    "Whether a value is made of tensors and plain Python values, so that it may go into a checkpoint"
+    if isinstance(value, np.generic): return False
+    if isinstance(value, (bool, int, float, str, Tensor, type(None))): return True
+    if isinstance(value, dict): return all(isinstance(k, (str, int)) and _is_plain(part) for k,part in value.items())
+    return type(value) in (list, tuple) and all(map(_is_plain, value))
 
-def _as_plain(v): return v.item() if isinstance(v, np.generic) else v
+def _as_plain(value): return value.item() if isinstance(value, np.generic) else value
 
-def _init_args(cls): return {n for c in cls.__mro__ if "__init__" in vars(c) and hasattr(c.__init__, "__code__") for n in c.__init__.__code__.co_varnames}
+def _init_args(cls):
+    "Names that the constructors of a class and its parents use"
+    own = [vars(parent)["__init__"] for parent in cls.__mro__ if "__init__" in vars(parent)]
+    return {name for init in own if hasattr(init, "__code__") for name in init.__code__.co_varnames}
 
 def callback_state(
     cb:Callback, # Any callback
 )->dict: # What it must know to go on
-    "The state of a callback: its own `state_dict`, or the plain attributes that its constructor did not get"
+    "Collect the state of a callback: its own `state_dict`, or the plain attributes that its constructor did not get"
     if hasattr(type(cb), "state_dict"): return cb.state_dict() # on the type: fastai's delegation would find the model's
     config = _init_args(type(cb)) | {"learn", "_default"}
-    return {k:_as_plain(v) for k,v in vars(cb).items() if k not in config and _is_plain(_as_plain(v))}
+    state = {name:_as_plain(value) for name,value in vars(cb).items() if name not in config}
+    return {name:value for name,value in state.items() if _is_plain(value)}
 
 def load_callback_state(
     cb:Callback, # The callback to fill
@@ -58,72 +64,92 @@ def load_callback_state(
     if hasattr(type(cb), "load_state_dict"): cb.load_state_dict(state)
     else: vars(cb).update(state)
 
-def _cb_states(learn):
+def _named_callbacks(learn):
     "Callbacks by name; a number tells twins apart"
-    out = {}
+    named = {}
     for cb in learn.cbs:
-        n = type(cb).__name__
-        out[n if n not in out else f"{n}#{sum(k.split('#')[0] == n for k in out)}"] = cb
-    return out
+        name = type(cb).__name__
+        twins = sum(other.split("#")[0] == name for other in named)
+        named[f"{name}#{twins}" if twins else name] = cb
+    return named
 
 # %% ../../nbs/library/508_learner.resume.ipynb #f5ebdf46
 @patch
 def resume_config(self:VitLearner)->dict: # Names and plain values, one level
-    "All that must be the same for a run to go on"
-    engine = {type(cb).__name__:{k:vars(cb)[k] for k in cb.resume_fields} for cb in self.cbs if hasattr(type(cb), "resume_fields")}
+    "Collect all that must be the same for a run to go on"
+    deciding = [cb for cb in self.cbs if hasattr(type(cb), "resume_fields")]
+    engine = {type(cb).__name__:{name:vars(cb)[name] for name in cb.resume_fields} for cb in deciding}
     return flat(dict(self.config, seed=self.seed, epochs=self.n_epoch, precision=str(self.dtype), compile=self.compiled,
                      companions=sorted(self.companions), engine=engine))
 
+def _position(learn):
+    "Epoch and batch to go on with, and how many epochs are done by then"
+    if learn.training: return dict(position=(learn.epoch, learn.iter+1), epochs_done=learn.epochs_done)
+    return dict(position=(learn.epoch+1, 0), epochs_done=learn.epochs_done + 1)
+
 @patch
 def training_state(self:VitLearner)->dict: # Tensors and plain values
-    "Everything that training needs to go on from here, at the end of a step or of an epoch"
-    inside = self.training # in the middle of an epoch, or after it
-    if inside and self.report is None and self.batch is not None:
-        raise RuntimeError("a state between the batches of a step would lose their gradients; take it after a step, when learn.report is not None")
-    return dict(format=2, position=(self.epoch, self.iter+1) if inside else (self.epoch+1, 0), n_epoch=self.n_epoch,
-                resume_config=self.resume_config(), opt_steps=self.opt_steps, epochs_done=self.epochs_done + (0 if inside else 1),
-                train_iter=self.train_iter, pct_train=self.pct_train, model=self.model.state_dict(), optimizer=self.opt.opt.state_dict(),
-                scaler=self.scaler.state_dict() if self.scaler else None, companions={k:m.state_dict() for k,m in self.companions.items()},
-                callbacks={k:callback_state(cb) for k,cb in _cb_states(self).items() if not isinstance(cb, Resume)}, rng=rng_state())
+    "Collect everything that training needs to go on from here, at the end of a step or of an epoch"
+    if self.training and self.report is None and self.batch is not None:
+        raise RuntimeError("a state between the batches of a step would lose their gradients; "
+                           "take it after a step, when learn.report is not None")
+    callbacks = {name:cb for name,cb in _named_callbacks(self).items() if not isinstance(cb, Resume)}
+    return dict(
+        format=2, **_position(self), n_epoch=self.n_epoch, resume_config=self.resume_config(),
+        opt_steps=self.opt_steps, train_iter=self.train_iter, pct_train=self.pct_train,
+        model=self.model.state_dict(), optimizer=self.opt.opt.state_dict(),
+        scaler=self.scaler.state_dict() if self.scaler else None,
+        companions={name:model.state_dict() for name,model in self.companions.items()},
+        callbacks={name:callback_state(cb) for name,cb in callbacks.items()}, rng=rng_state())
 
 # %% ../../nbs/library/508_learner.resume.ipynb #61df3d2d
 def _check_state(learn, state, allow_changes):
     "Refuse a state that this Learner cannot go on from"
     if state.get("format") != 2:
-        raise ValueError("this state was written by an earlier version, whose loop took other steps: it cannot be resumed exactly. Its weights can be used "
-                         "(load_model, pretrained=...); to train on from them start a run with resume='never'")
-    old,new = state["resume_config"],learn.resume_config()
-    changed = [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+        raise ValueError("this state was written by an earlier version, whose loop took other steps: it cannot be "
+                         "resumed exactly. Its weights can be used (load_model, pretrained=...); to train on from them "
+                         "start a run with resume='never'")
+    changed = _changes(state["resume_config"], learn.resume_config())
     if changed and not allow_changes:
-        raise ValueError(f"the run to go on with had other parameters ({'; '.join(changed)}); give it the same, start over with resume='never', "
-                         "or accept the change with allow_changes=True")
+        raise ValueError(f"the run to go on with had other parameters ({'; '.join(changed)}); give it the same, "
+                         "start over with resume='never', or accept the change with allow_changes=True")
+
+def _changes(old, new):
+    "Name the values that differ"
+    names = sorted(old.keys() | new.keys())
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+
+def _keep_precision(learn, state):
+    "Compute as the run did, where a Learner chose its precision itself: a new measurement is no reason for other bits"
+    stored = state.get("resume_config", {}).get("precision")
+    dtype = next((dtype for dtype in DTYPES.values() if str(dtype) == stored), None)
+    if learn.precision == "auto" and dtype not in (None, learn.dtype): learn.run_in(dtype)
 
 @patch
 def load_callbacks(self:VitLearner,
     states:dict, # Of callbacks by name
 ):
     "Put the states of callbacks back"
-    for k,cb in _cb_states(self).items():
-        if k in states: load_callback_state(cb, states[k])
+    for name,cb in _named_callbacks(self).items():
+        if name in states: load_callback_state(cb, states[name])
 
 @patch
 def load_training_state(
     self:VitLearner,
-    s:dict, # What `training_state` gave
+    state:dict, # What `training_state` gave
     allow_changes:bool=False, # Go on although the configuration differs
 )->None:
     "Put everything back; `fit(resume=state)` calls this before the first epoch"
-    kept = next((d for d in DTYPES.values() if str(d) == s.get("resume_config", {}).get("precision")), None)
-    if self.precision == "auto" and kept not in (None, self.dtype): self.run_in(kept) # a new measurement is no reason for other bits
-    _check_state(self, s, allow_changes)
-    self.model.load_state_dict(s["model"])
-    self.opt.load_state_dict(s["optimizer"]) # keeps this machine's fused flag
-    if self.scaler: self.scaler.load_state_dict(s["scaler"])
-    for k,m in self.companions.items(): m.load_state_dict(s["companions"][k])
-    for k in ("opt_steps", "epochs_done", "train_iter", "pct_train"): setattr(self, k, s[k])
-    self.position = tuple(s["position"])
-    self.load_callbacks(s["callbacks"])
-    set_rng_state(s["rng"])
+    _keep_precision(self, state)
+    _check_state(self, state, allow_changes)
+    self.model.load_state_dict(state["model"])
+    self.opt.load_state_dict(state["optimizer"]) # keeps this machine's fused flag
+    if self.scaler: self.scaler.load_state_dict(state["scaler"])
+    for name,model in self.companions.items(): model.load_state_dict(state["companions"][name])
+    for name in ("opt_steps", "epochs_done", "train_iter", "pct_train"): setattr(self, name, state[name])
+    self.position = tuple(state["position"])
+    self.load_callbacks(state["callbacks"])
+    set_rng_state(state["rng"])
 
 # %% ../../nbs/library/508_learner.resume.ipynb #2cdc67cc
 class Resume(TrainCallback):
@@ -132,7 +158,9 @@ class Resume(TrainCallback):
     def __init__(self,
         state:dict, # What `training_state` gave
         allow_changes:bool=False, # Go on although the configuration differs
-    ): self.state,self.allow_changes = state,allow_changes
+    ):
+        self.state = state
+        self.allow_changes = allow_changes
 
     def before_fit(self):
         self.learn.load_training_state(self.state, self.allow_changes)
@@ -140,10 +168,11 @@ class Resume(TrainCallback):
         print(f"resuming after {self.opt_steps} steps: epoch {self.epochs_done+1}, batch {batch+1}", flush=True)
 
     def before_train(self):
-        "In the middle of an epoch its callbacks have just begun it; give them back what they had"
+        "Give callbacks back what they had in the middle of an epoch, which they have just begun"
         if self.state is None or not self.position[1]: return
         self.learn.load_callbacks(self.state["callbacks"])
-        self.learn.train_iter,self.learn.pct_train = self.state["train_iter"],self.state["pct_train"]
+        self.learn.train_iter = self.state["train_iter"]
+        self.learn.pct_train = self.state["pct_train"]
         self.state = None
 
 @patch
@@ -151,7 +180,7 @@ def find_state(self:VitLearner,
     resume:dict|str|Path|None, # A state, a checkpoint file, "auto", "never" or None
     cbs:Sequence=(), # Callbacks of the fit, among which "auto" looks for `Checkpoints`
 )->dict|None: # The state; None: start over
-    "The state that `resume` means"
+    "Find the state that `resume` means"
     if resume is None or resume == "never": return None
     if isinstance(resume, dict): return resume
     if resume != "auto":
@@ -159,8 +188,9 @@ def find_state(self:VitLearner,
         if "training_state" in checkpoint: return checkpoint["training_state"]
         raise ValueError(f"{resume} holds weights but no state to go on from; use last_model.pth of the same folder")
     files = [cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)]
-    if not files: raise ValueError("resume='auto' looks for the newest checkpoint of a Checkpoints callback, and there is none; add run_callbacks(...)")
-    return newest_state(files[0].folder)
+    if files: return newest_state(files[0].folder)
+    raise ValueError("resume='auto' looks for the newest checkpoint of a Checkpoints callback, and there is none; "
+                     "add run_callbacks(...)")
 
 @patch
 def resume_callbacks(self:VitLearner,
@@ -168,7 +198,7 @@ def resume_callbacks(self:VitLearner,
     cbs:Sequence, # Callbacks of the fit
     allow_changes:bool, # As for `fit`
 )->L: # One `Resume`, or nothing
-    "What a fit needs to go on from a state"
+    "Make what a fit needs to go on from a state"
     state = self.find_state(resume, cbs)
     return L() if state is None else L(Resume(state, allow_changes))
 
@@ -209,38 +239,51 @@ def __setstate__(self:VitLearner,
     vars(self).update(state, lock=threading.Lock())
 
 # %% ../../nbs/library/508_learner.resume.ipynb #ab2b5a31
-class _Look(TrainCallback):
+class _Timer(TrainCallback):
     "Time the training steps of one epoch, and end the fit"
     order = 1000
     def __init__(self): self.seconds = []
-    def before_batch(self): self.t = time.perf_counter()
+    def before_batch(self): self.start = time.perf_counter()
     def after_batch(self):
         if not self.training: return
         synchronize(self.learn.device)
-        self.seconds.append(time.perf_counter()-self.t)
+        self.seconds.append(time.perf_counter() - self.start)
     def after_epoch(self): raise CancelFitException
+
+@contextmanager
+def _put_back(learn):
+    "Restore weights, optimiser, recorder, counters and generators at the end, whatever happens"
+    parts = dict(model=learn.model, opt=learn.opt, recorder=learn.recorder, **learn.companions)
+    if learn.scaler: parts["scaler"] = learn.scaler
+    states = {name:copy.deepcopy(part.state_dict()) for name,part in parts.items()}
+    counters = {name:getattr(learn, name) for name in ("opt_steps", "epochs_done", "position")}
+    generators = rng_state()
+    try: yield
+    finally:
+        for name,part in parts.items(): part.load_state_dict(states[name])
+        set_rng_state(generators)
+        for name,count in counters.items(): setattr(learn, name, count)
+
+def _try_batches(learn, batches, timer):
+    "Train and validate a few batches; the loss of the last one of training"
+    learn.max_batches = batches
+    try:
+        with learn.no_logging(), learn.removed_cbs(learn._grab_cbs(LiveView)):
+            learn.fit(1000, cbs=timer) # room for any warm-up
+    finally: learn.max_batches = None
+    steps = learn.recorder.steps
+    return steps[-1]["loss"] if steps else None
 
 @patch
 def dry_run(self:VitLearner,
     batches:int=2, # Of training and of validation
-)->dict: # Loss of the last training batch, seconds of the fastest training step, MiB of the accelerator's memory (0 on a CPU)
+)->dict: # Last training loss, seconds of the fastest step, MiB of the accelerator's memory (0 on a CPU)
     "Train and validate a few batches, then put everything back"
     if not self.opt: self.create_opt()
-    look = _Look()
-    parts = dict(model=self.model, opt=self.opt, recorder=self.recorder, **({"scaler":self.scaler} if self.scaler else {}), **self.companions)
-    states = {k:copy.deepcopy(o.state_dict()) for k,o in parts.items()}
-    counters = {k:getattr(self, k) for k in ("opt_steps", "epochs_done", "position")}
-    generators = rng_state()
-    self.max_batches = batches
-    try:
-        with self.no_logging(), self.removed_cbs(self._grab_cbs(LiveView)): self.fit(1000, cbs=look) # room for any warm-up
-        loss = self.recorder.steps[-1]["loss"] if self.recorder.steps else None
-    finally:
-        self.max_batches = None
-        for k,o in parts.items(): o.load_state_dict(states[k])
-        set_rng_state(generators)
-        for k,v in counters.items(): setattr(self, k, v)
+    timer = _Timer()
+    with _put_back(self): loss = _try_batches(self, batches, timer)
     if loss is not None and not np.isfinite(loss):
-        raise FloatingPointError(f"the loss of the first batches is {loss}; lower lr, clip gradients or use precision='fp32'")
+        raise FloatingPointError(f"the loss of the first batches is {loss}; "
+                                 "lower lr, clip gradients or use precision='fp32'")
     memory = torch.cuda.max_memory_allocated(self.device)/2**20 if self.device.type == "cuda" else 0
-    return dict(train_loss=loss, step_seconds=round(min(look.seconds), 4), memory_mib=round(memory, 1))
+    return dict(train_loss=loss, step_seconds=round(min(timer.seconds), 4), memory_mib=round(memory, 1))

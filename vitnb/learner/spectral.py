@@ -19,7 +19,7 @@ from ..core import atomic_write, one_of, pick_device
 from ..data.cubeaugment import CubeNormalizer, make_normalizer
 from ..data.interpolate import interpolate_bands
 from .core import load_model
-from .predict import find_checkpoint
+from .trained import find_checkpoint
 from ..losses.spectral import patchify, voxel_mask
 from ..metrics.spectral import WHERE, SpectralScores
 
