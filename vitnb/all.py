@@ -1,6 +1,11 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
 from vitnb.device import *
+from vitnb.kinds.base import *
+from vitnb.kinds.classes import *
+from vitnb.kinds.ordinal import *
+from vitnb.kinds.map import *
+from vitnb.kinds.value import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
