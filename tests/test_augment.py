@@ -217,7 +217,10 @@ def test_evaluation_is_the_middle_at_the_training_scale():
 # ---- every option acts
 
 OPTIONS = [("shift", "padding", 0), ("crop_flip", "padding", 0), ("crop_flip", "flip", 0.), ("basic", "flip", 1.), ("advanced", "ratio", 1.5), ("advanced", "flip", 0.), ("advanced", "num_ops", 0),
-           ("advanced", "magnitude", 25), ("advanced", "erase", 1.), ("imagenet", "scale", (.5,1.)), ("imagenet", "flip", 0.), ("imagenet", "jitter", .4), ("imagenet", "erase", 1.)]
+           ("advanced", "magnitude", 25), ("advanced", "erase", 1.), ("imagenet", "scale", (.5,1.)), ("imagenet", "flip", 0.), ("imagenet", "jitter", .4), ("imagenet", "erase", 1.),
+           *[(n, o, v) for n in ("light", "mild", "moderate", "aggressive", "strong") for o,v in (("scale", (.3,.4)), ("flip", 0.))],
+           *[(n, o, v) for n in ("moderate", "aggressive", "strong") for o,v in (("degrees", 5.), ("blur", 1.), ("hue", .2), ("color", False))],
+           *[(n, o, v) for n in ("aggressive", "strong") for o,v in (("distort", 0.), ("num_ops", 0), ("magnitude", 25), ("cutout", 1.))]]
 
 @pytest.mark.parametrize("name,option,value", OPTIONS)
 def test_recipe_options_act(name, option, value):

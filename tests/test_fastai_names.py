@@ -6,6 +6,8 @@ import inspect
 import pickle
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -30,6 +32,7 @@ from torch import nn
 
 import vitnb.all
 import vitnb.learner.distribute as distribute
+import vitnb.learner.resume as resume
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
@@ -390,12 +393,23 @@ def test_a_slice_is_plain_in_the_configuration():
     assert make(lr=slice(1e-3)).config["training"]["lr"] == [None, 1e-3]
 
 
+def test_a_learner_is_copied_in_this_process():
+    learn = make() # after a fit its last loss is part of a graph, which torch copies for nobody
+    before,twin = weights(learn),copy.deepcopy(learn)
+    fit(twin)
+    assert torch.equal(weights(learn), before) and not torch.equal(weights(twin), before) and twin.recorder.learn is twin
+    again = pickle.loads(pickle.dumps(fit(learn)))
+    assert torch.equal(weights(again), weights(learn)) and "pickled_by" not in vars(again)
+    fit(again)
+
+
 METHODS = dict(fit=test_fit, fit_flat_cos=test_fit_flat_cos, fit_one_cycle=test_fit_one_cycle, fit_sgdr=test_fit_sgdr, fine_tune=test_fine_tune, lr_find=test_lr_find,
     validate=test_validate, validation_context=test_validate, _do_epoch_validate=test_validate, get_preds=test_get_preds, predict=test_predict_takes_all_forms_of_an_image,
     show_results=test_show_results, summary=test_summary, save=test_save_and_load, load=test_save_and_load, loss_not_reduced=test_losses_of_samples_under_a_plain_loss,
     **dict.fromkeys("freeze freeze_to unfreeze create_opt".split(), test_freeze_and_create_opt),
     **dict.fromkeys("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs ordered_cbs _grab_cbs".split(), test_callbacks_come_and_go),
     **dict.fromkeys("no_bar no_logging no_mbar show_training_loop".split(), test_quiet),
+    **dict.fromkeys("__getstate__ __setstate__".split(), test_a_learner_is_copied_in_this_process),
     **dict.fromkeys("one_batch all_batches to_detach metrics x y __call__".split(), test_batches_by_hand),
     **dict.fromkeys("__init__ _with_events _backward _step _end_cleanup _default".split(), test_fit), # no fit without them
     __enter__=test_with_a_learner_leaves_no_row, __exit__=test_with_a_learner_leaves_no_row)
@@ -645,18 +659,34 @@ PICKLED = [lambda f: load_learner(f), lambda f: load_learner(f, cpu=False), lamb
            lambda f: load_learner(fname=str(f), cpu=0), lambda f: torch.load(f, weights_only=False), lambda f: torch.load(f, weights_only=False, map_location="cpu", pickle_module=pickle)]
 
 
+@pytest.fixture
+def somebodys(monkeypatch):
+    "A Learner that another process has pickled, as far as this one can tell"
+    with monkeypatch.context() as m:
+        m.setattr(resume, "_THIS_PROCESS", "another")
+        return cloudpickle.dumps(make())
+
+
 @pytest.mark.parametrize("call", PICKLED, ids=range(len(PICKLED)))
 @pytest.mark.filterwarnings("ignore:.*insecure")
-def test_a_learner_is_not_read_from_a_pickle_in_any_form(call, tmp_path):
+def test_a_learner_is_not_read_from_a_file_in_any_form(call, monkeypatch, tmp_path):
     "Whatever fastai's arguments are; `export`, which writes such files, is refused, so somebody wrote this one by hand"
-    torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
-    with pytest.raises(ValueError, match=re.escape(learner_names["__setstate__"].use)): call(tmp_path/"old.pkl")
+    with monkeypatch.context() as m:
+        m.setattr(resume, "_THIS_PROCESS", "another")
+        torch.save(make(), tmp_path/"old.pkl", pickle_module=cloudpickle)
+    with pytest.raises(ValueError, match="load_run"): call(tmp_path/"old.pkl")
 
 
 @pytest.mark.parametrize("how", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
-def test_a_learner_is_not_read_from_bytes(how):
-    learn = make()
-    with pytest.raises(ValueError, match="load_run"): how.loads(cloudpickle.dumps(learn))
+def test_a_learner_is_not_read_from_bytes(how, somebodys):
+    with pytest.raises(ValueError, match="load_run"): how.loads(somebodys)
+
+
+def test_a_learner_of_another_process_is_refused_there(tmp_path):
+    (tmp_path/"learner.pkl").write_bytes(cloudpickle.dumps(make()))
+    code = f"import pickle, vitnb.all; pickle.loads(open({str(tmp_path/'learner.pkl')!r}, 'rb').read())"
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert r.returncode == 1 and "ValueError: a Learner is not read from a file" in r.stderr
 
 
 def test_a_learner_travels_to_processes_that_this_one_starts(tmp_path):
@@ -665,13 +695,6 @@ def test_a_learner_travels_to_processes_that_this_one_starts(tmp_path):
     there,kw = distribute._unpack(tmp_path)
     assert kw == dict(n=1) and torch.equal(weights(there), weights(learn)) and there.opt_steps == learn.opt_steps
     fit(there)
-
-
-def test_a_learner_is_copied_in_this_process():
-    learn = make() # after a fit its last loss is part of a graph, which torch copies for nobody
-    before,twin = weights(learn),copy.deepcopy(learn)
-    fit(twin)
-    assert torch.equal(weights(learn), before) and not torch.equal(weights(twin), before) and twin.recorder.learn is twin
 
 
 class Harm:

@@ -159,8 +159,9 @@ def test_a_recipe_is_rebuilt_from_plain_values(name):
     assert torch.equal(p(x, Draws(1, 2, range(6))), q(x, Draws(1, 2, range(6)))) and q.config() == p.config()
 
 def test_every_transform_of_the_library_is_registered():
-    from vitnb.data import augment, cubeaugment
-    own = {k for m in (augment, cubeaugment) for k,v in vars(m).items() if isinstance(v, type) and issubclass(v, Transform)} - {"Transform", "Geometric"}
+    from vitnb.data import augment, companion, cubeaugment, severity
+    rooms,bases = (augment, companion, cubeaugment, severity),{"Transform", "Geometric", "Warp", "OnInputs"}
+    own = {k for m in rooms for k,v in vars(m).items() if isinstance(v, type) and issubclass(v, Transform) and k[0] != "_"} - bases
     assert own == set(transforms)
 
 def test_what_is_not_registered_is_said():

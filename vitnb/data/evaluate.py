@@ -15,9 +15,10 @@ import torch
 
 from ..core import nearest, one_of
 from .augment import Draws, Pipeline, make_transform
+from .companion import read_pair # noqa: F401, registers the reader and the normaliser of spectral images
 from .cube import CubeSet # with it come the reader and the transforms of cubes
 from .image import readers, widen
-from .sample import Batch
+from .sample import Batch, as_batch
 from .sample import stack_samples
 from .table import read_array
 
@@ -47,7 +48,7 @@ class EvalReader:
         samples = [self.sample(o) for o in items]
         fields = stack_samples(samples)
         index = np.arange(len(items))
-        return Batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
+        return as_batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
 
     def batches(self, items:Sequence, bs:int=64)->Iterator:
         "Paths or arrays in batches, in their order; `index` counts on"

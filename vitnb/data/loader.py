@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..core import hash_ints, one_of, pick_device, settings, uniform
 from .augment import Draws, Normalize, Pipeline, augment_ratio, eval_pipeline, train_pipeline
-from .sample import Batch, is_map, map_tensors
+from .sample import Batch, as_batch, is_map, map_tensors
+from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate and aggressive
 from .source import ArraySource, CacheSource, FileSource, ImageSource, MapSource, SubsetSource, build_cache
 from .table import ImageSet
 from .workers import WorkerPasses
@@ -342,7 +343,7 @@ def _finish(self:ImageLoader, made, epoch, idx):
     if self.device is not None and self.device.type != "cpu":
         made = map_tensors(lambda o: o.to(self.device, non_blocking=True), made)
     fields = self._work.rest(made, epoch, idx)
-    return Batch(fields if next(iter(fields)) == "image" else {"image":fields["image"], **fields})
+    return as_batch(fields)
 
 # %% ../../nbs/library/130_data.loader.ipynb #d5a1fb25
 @patch

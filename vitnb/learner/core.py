@@ -41,7 +41,7 @@ from ..models.protocol import check_model, create_model, list_models, model_info
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
-_must_fit = ("num_classes", "in_chans") # a model that does not take these would not fit the data
+_must_fit = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data
 
 def _model_kw(dls, arch, tasks, pretext, given):
     "Arguments of the model: what the data says and the model asks for, under what the caller says"

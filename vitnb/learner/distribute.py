@@ -545,7 +545,10 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
         return super().reducer_override(o)
 
-def _settle(learn, state): vars(learn).update(state, lock=threading.Lock()) # its own __setstate__ refuses files of others
+def _settle(learn, state):
+    "Give a Learner its state, though another process pickled it: the one that started this process"
+    state = {name:value for name,value in state.items() if name != "pickled_by"}
+    vars(learn).update(state, lock=threading.Lock())
 
 class _fresh:
     def __new__(cls, o): return o

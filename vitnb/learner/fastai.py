@@ -68,9 +68,7 @@ learner_names = {
     **refused("to_parallel detach_parallel parallel_ctx", _processes, "DataParallel cannot divide a step by what all processes hold"),
     **irrelevant("_do_fit _do_epoch _do_epoch_train _do_grad_opt _do_one_batch _split _set_device _call_one _bn_bias_state",
                  "a part of fastai's loop; ours is learner.loop"),
-    **refused("__setstate__", "load_run(folder), load_model(path), or fit(n, resume=...)",
-              "a Learner is not read from a pickle, which load_learner and torch.load do: opening one runs code"),
-    **irrelevant("__getstate__", "pickling is Python's own; what is kept for others is a checkpoint"),
+    **works("__getstate__ __setstate__"), # in the process that pickled the Learner, see learner.resume
 }
 learner_arguments = {
     **refused("wd", "vit_learner(..., weight_decay=...), or fit(wd=...)", "the optimiser has its own weight decay, by group"),

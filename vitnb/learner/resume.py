@@ -8,6 +8,7 @@ __all__ = ['callback_state', 'load_callback_state', 'Resume']
 # %% ../../nbs/library/508_learner.resume.ipynb #8bfe5f01
 import copy
 import pickle
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -188,13 +189,24 @@ def load(self:VitLearner,
         raise ValueError(f"{file}: only tensors and plain values are read from a file, for anything else in it may "
                          "run code; write it with learn.save, or use load_run(folder)") from error
 
+# %% ../../nbs/library/508_learner.resume.ipynb #06241732
+_THIS_PROCESS = secrets.token_hex(16)
+
 @patch
-def __deepcopy__(self:VitLearner, memo:dict)->VitLearner: # Another one, with its own weights
-    "Copy a Learner of this process, which no file is read for"
-    new = object.__new__(type(self))
-    memo[id(self)] = new
-    vars(new).update(copy.deepcopy(self.__getstate__(), memo), lock=threading.Lock())
-    return new
+def __getstate__(self:VitLearner)->dict: # Its attributes, without the lock
+    "Pickle a Learner for this process"
+    return {**{name:value for name,value in vars(self).items() if name != "lock"}, "pickled_by":_THIS_PROCESS}
+
+@patch
+def __setstate__(self:VitLearner,
+    state:dict, # What `__getstate__` gave
+)->None:
+    "Refuse what another process pickled"
+    state = dict(state)
+    if state.pop("pickled_by", None) != _THIS_PROCESS:
+        raise ValueError("a Learner is not read from a file, which load_learner and torch.load do: opening one runs code; "
+                         "use load_run(folder), load_model(path), or fit(n, resume=...)")
+    vars(self).update(state, lock=threading.Lock())
 
 # %% ../../nbs/library/508_learner.resume.ipynb #ab2b5a31
 class _Look(TrainCallback):
