@@ -63,6 +63,7 @@ from vitnb.callback.limit import *
 from vitnb.callback.track import *
 from vitnb.callback.live import *
 from vitnb.learner.optim import *
+from vitnb.learner.base import *
 from vitnb.learner.freeze import *
 from vitnb.learner.precision import *
 from vitnb.learner.fastai import *
@@ -74,6 +75,10 @@ from vitnb.learner.core import *
 from vitnb.learner.views import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
+from vitnb.learner.wholebatch import *
+from vitnb.learner.join import *
+from vitnb.learner.together import *
+from vitnb.learner.ranks import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
 from vitnb.experiment.run import *
