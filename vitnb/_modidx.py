@@ -1379,6 +1379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vitnb.data.mix.MixPlan.share': ('library/data.mix.html#mixplan.share', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.MixPlan.weights': ('library/data.mix.html#mixplan.weights', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix._cut_share': ('library/data.mix.html#_cut_share', 'vitnb/data/mix.py'),
+                                'vitnb.data.mix._mix_by_one_row': ('library/data.mix.html#_mix_by_one_row', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix._rows': ('library/data.mix.html#_rows', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.beta_from': ('library/data.mix.html#beta_from', 'vitnb/data/mix.py'),
                                 'vitnb.data.mix.check_mix': ('library/data.mix.html#check_mix', 'vitnb/data/mix.py'),

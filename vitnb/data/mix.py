@@ -155,6 +155,14 @@ def share(self:MixPlan,
     return to_device(self.lam.astype(np.float32), t.device, t.dtype).view(-1, *[1]*(t.ndim-1))
 
 # %% ../../nbs/library/140_data.mix.ipynb #b8387431
+def _mix_by_one_row(x, plan):
+    "Mix all images alike"
+    if not plan.has_box[0]: return torch.lerp(x.flip(0), x, float(plan.lam[0]))
+    y0, y1, x0, x1 = plan.box[0].tolist()
+    mixed = x.clone()
+    mixed[...,y0:y1,x0:x1] = x[...,y0:y1,x0:x1].flip(0)
+    return mixed
+
 def mix_images(
     x:Tensor, # Batch of images after `Normalize`, floating (B,...,H,W)
     plan:MixPlan, # From `draw_plan`
@@ -163,6 +171,7 @@ def mix_images(
     if not x.is_floating_point():
         raise ValueError(f"a batch of {x.dtype} cannot be averaged; mix after Normalize, when it is floating point")
     if plan.is_identity: return x
+    if len(plan.lam) == 1 and x.dtype == torch.float32: return _mix_by_one_row(x, plan)
     own = plan.weights(x.shape[-2:], x.device)
     own = own.view(len(own), *[1]*(x.ndim-3), *x.shape[-2:])
     if plan.pastes: return torch.where(own > 0, x, x.flip(0))
