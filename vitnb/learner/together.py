@@ -63,7 +63,7 @@ class Together(SingleProcess):
 
 def forget_models(
     accelerator:Accelerator, # From `join_ranks`
-):
+)->None:
     "Let accelerate forget wrapped models: it would keep each of them, and with it its hooks"
     accelerator._models.clear() # it has no public way for one kind of thing
 
