@@ -94,7 +94,8 @@ def check_mix(
 )->None:
     "Refuse settings of `draw_plan` that mean nothing"
     if mixup is None and cutmix is None:
-        raise ValueError("mixup=None and cutmix=None: nothing would be mixed; give at least one alpha, such as mixup=0.8")
+        raise ValueError("mixup=None and cutmix=None: nothing would be mixed; "
+                         "give at least one alpha, such as mixup=0.8")
     for name, alpha in dict(mixup=mixup, cutmix=cutmix).items():
         if alpha is None or 0 < alpha < np.inf: continue
         raise ValueError(f"{name}={alpha} is the alpha of a Beta distribution and must be above 0; "

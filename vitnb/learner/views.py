@@ -43,8 +43,8 @@ def _turn(quarters):
     "Turn by quarters, against the clock"
     def turn(x):
         if quarters % 2 and x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"rot{90*quarters} turns {tuple(x.shape[-2:])} into another shape; it needs square images, "
-                             "take hflip, vflip or rot180")
+            raise ValueError(f"rot{90*quarters} turns {tuple(x.shape[-2:])} into another shape; "
+                             "it needs square images, take hflip, vflip or rot180")
         return x.rot90(quarters, (-2, -1))
     return turn
 

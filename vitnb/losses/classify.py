@@ -24,8 +24,8 @@ def _check_rows(pred, target):
     if pred.ndim != 2:
         raise ValueError(f"logits of shape {tuple(pred.shape)} are not (N,K): one row of class scores for each entry")
     if target.shape not in (pred.shape, pred.shape[:1]):
-        raise ValueError(f"targets of shape {tuple(target.shape)} fit neither (N,) = {tuple(pred.shape[:1])} class indices "
-                         f"nor (N,K) = {tuple(pred.shape)} masses")
+        raise ValueError(f"targets of shape {tuple(target.shape)} fit neither "
+                         f"(N,) = {tuple(pred.shape[:1])} class indices nor (N,K) = {tuple(pred.shape)} masses")
 
 def _floats(values):
     "Weights as a float32 tensor; None stays"
