@@ -12,7 +12,8 @@ from vitnb.callback.checkpoint import Checkpoints
 from vitnb.callback.ema import EMACallback
 from vitnb.core import my_rank
 from vitnb.learner.core import run_callbacks
-from vitnb.learner.distribute import Together, distribute
+from vitnb.learner.ranks import distribute
+from vitnb.learner.together import Together
 
 STEP = dict(optimizer="sgd", lr=.05, opt_kw=dict(momentum=.9)) # Adam makes 1e-5 of a gradient that is nothing but rounding
 

@@ -22,8 +22,9 @@ from vitnb.data.shard import shard
 from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.launch import Ranks
-from vitnb.learner.distribute import WholeBatch, check_batches
+from vitnb.data.shard import shard
+from vitnb.learner.ranks import check_batches
+from vitnb.learner.wholebatch import WholeBatch
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent

@@ -16,7 +16,7 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import vit_learner
-from vitnb.learner.distribute import WholeBatch
+from vitnb.learner.wholebatch import WholeBatch
 from vitnb.learner.optim import decays, param_groups
 from vitnb.models.dfca import DFCA, ConcatFusion, attention_weights, lesion_bias, present_samples
 from vitnb.models.hvit import HVIT_SIZES, fit_hvit_state, hvit

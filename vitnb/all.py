@@ -5,6 +5,11 @@ from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
 from vitnb.parameters import *
+from vitnb.kinds.base import *
+from vitnb.kinds.classes import *
+from vitnb.kinds.ordinal import *
+from vitnb.kinds.map import *
+from vitnb.kinds.value import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
@@ -94,6 +99,7 @@ from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
 from vitnb.callback.live import *
 from vitnb.learner.optim import *
+from vitnb.learner.base import *
 from vitnb.learner.freeze import *
 from vitnb.learner.precision import *
 from vitnb.learner.fastai import *
@@ -106,6 +112,10 @@ from vitnb.learner.views import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *
 from vitnb.learner.tta import *
+from vitnb.learner.wholebatch import *
+from vitnb.learner.join import *
+from vitnb.learner.together import *
+from vitnb.learner.ranks import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *
 from vitnb.learner.sensors import *

@@ -27,49 +27,58 @@ class MixCallback(TrainCallback):
         seed:int|None=None, # The Learner's `seed` if None
     ):
         check_mix(mixup, cutmix, p, switch_p, mode)
-        self.kw,self.seed = dict(mixup=mixup, cutmix=cutmix, p=p, switch_p=switch_p, mode=mode),seed
+        self.kw = dict(mixup=mixup, cutmix=cutmix, p=p, switch_p=switch_p, mode=mode)
+        self.seed = seed
 
     def before_fit(self):
         if self.learn.pretext is None and not self.learn.tasks:
-            raise ValueError("MixCallback must know what the targets mean, and this Learner has no tasks; build it with vit_learner, or give "
-                             "VitLearner tasks=OneClass(names) and the loss make_objective(tasks)")
+            raise ValueError("MixCallback must know what the targets mean, and this Learner has no tasks; "
+                             "build it with vit_learner, or give VitLearner tasks=OneClass(names) "
+                             "and the loss make_objective(tasks)")
 
 # %% ../../nbs/library/405_callback.mix.ipynb #ef5de2ee
 @patch
 def plan(self:MixCallback)->MixPlan:
-    "The plan of the batch at hand, for the samples of this process"
+    "Draw the plan of the batch at hand, for the samples of this process"
     learn = self.learn
-    x = learn.batch[0]
+    images = learn.batch[0]
     seed = learn.seed if self.seed is None else self.seed
-    whole = learn.parallel.whole(len(x))
-    mine = learn.parallel.positions(whole)
-    views = _views(x, len(mine))
-    plan = draw_plan(whole*views, tuple(x.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
-    return plan.rows((mine[:,None]*views + np.arange(views)).ravel())
+    whole = learn.parallel.whole(len(images))
+    local_indices = learn.parallel.positions(whole)
+    views = _views(images, len(local_indices))
+    plan = draw_plan(whole*views, tuple(images.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
+    return plan.rows((local_indices[:,None]*views + np.arange(views)).ravel())
 
-def _views(x, samples):
+def _views(images, samples):
     "Rows that the model sees of each sample of this process"
-    if len(x) % samples:
-        raise ValueError(f"{len(x)} images of {samples} samples cannot be mixed in several processes: the pretext task must make as many of each sample, "
-                         "sample by sample, as fold_views does; train without MixCallback, or in one process")
-    return len(x)//samples
+    if len(images) % samples:
+        raise ValueError(f"{len(images)} images of {samples} samples cannot be mixed in several processes: "
+                         "the pretext task must make as many of each sample, sample by sample, as fold_views does; "
+                         "train without MixCallback, or in one process")
+    return len(images)//samples
 
-def _mixable(x, image):
-    "An input, checked to be an image like the first"
+# %% ../../nbs/library/405_callback.mix.ipynb #8f81f23d
+def _check_mixable(x, image):
+    "Refuse an input that is no image like the first"
     if x.ndim < 3 or x.shape[-2:] != image.shape[-2:]:
-        raise ValueError(f"an input of shape {tuple(x.shape)} beside images of {tuple(image.shape)} cannot be mixed in the same way; train without MixCallback")
-    return x
+        raise ValueError(f"an input of shape {tuple(x.shape)} beside images of {tuple(image.shape)} "
+                         "cannot be mixed in the same way; train without MixCallback")
 
-def _mixed(learn, target, plan):
+def _mix_targets(learn, target, plan):
     "The targets of the mixed images"
     if learn.pretext is not None: return learn.pretext.mix(target, plan)
-    return learn.tasks.map(lambda task,y: task.mix(y, plan), target)
+    return learn.tasks.map(lambda task, part: task.mix(part, plan), target)
 
 @patch
 def before_batch(self:MixCallback):
     "Mix the images and the targets"
     learn = self.learn
-    plan,image,target = self.plan(),learn.batch[0],learn.batch.get("target")
-    inputs = {k:mix_images(_mixable(learn.batch[k], image), plan) for k in learn.batch.inputs}
-    if target is not None: inputs["target"] = _mixed(learn, target, plan)
-    learn.batch = learn.batch.replace(**inputs)
+    plan = self.plan()
+    image = learn.batch[0]
+    mixed = {}
+    for name in learn.batch.inputs:
+        _check_mixable(learn.batch[name], image)
+        mixed[name] = mix_images(learn.batch[name], plan)
+    target = learn.batch.get("target")
+    if target is not None: mixed["target"] = _mix_targets(learn, target, plan)
+    learn.batch = learn.batch.replace(**mixed)

@@ -27,16 +27,21 @@ def beta_from(
 
 # %% ../../nbs/library/140_data.mix.ipynb #3bb290b0
 def cut_boxes(
-    lam:np.ndarray, # Share each picture should keep, (n,)
+    lam:np.ndarray, # Share each image should keep, (n,)
     cy:np.ndarray, # Row of each box's centre, 0 to H-1, (n,)
     cx:np.ndarray, # Column of each box's centre, 0 to W-1, (n,)
-    size:tuple, # (H,W) of the pictures
+    size:tuple, # (H,W) of the images
 )->tuple: # Boxes y0 y1 x0 x1, int (n,4), and the share that remains outside each, (n,)
-    "Boxes of area 1-`lam`, clipped to the picture, and `lam` as it really came out"
-    (h,w),size,centre = size,np.array(size)[:,None],np.array([cy, cx])
-    side = (size*np.sqrt(1-np.asarray(lam))).astype(int) # (2,n)
-    lo,hi = np.maximum(centre - side//2, 0),np.minimum(centre + (side+1)//2, size) # a centre is inside, so each end can leave on one side only
-    return np.array([lo[0], hi[0], lo[1], hi[1]]).T, 1 - (hi[0]-lo[0])*(hi[1]-lo[1])/(h*w)
+    "Find boxes of area 1-`lam`, clipped to the image, and `lam` as it really came out"
+    height, width = size
+    size = np.array(size)[:,None] # 2,1
+    centre = np.array([cy, cx]) # 2,n
+    side = (size*np.sqrt(1 - np.asarray(lam))).astype(int)
+    low = np.maximum(centre - side//2, 0) # a centre is inside, so each end can leave on one side only
+    high = np.minimum(centre + (side + 1)//2, size)
+    area = (high[0] - low[0])*(high[1] - low[1])
+    boxes = np.array([low[0], high[0], low[1], high[1]]).T
+    return boxes, 1 - area/(height*width)
 
 # %% ../../nbs/library/140_data.mix.ipynb #6137ba27
 @dataclass(frozen=True, eq=False)
@@ -44,11 +49,11 @@ class MixPlan:
     "What happens to a batch; one row for all images, or one each"
     lam:np.ndarray # Share each image keeps, float64 (1,) or (B,)
     box:np.ndarray # Box received from the partner, y0 y1 x0 x1, int (1,4) or (B,4); empty for MixUp
-    part_of:object=None # The plan of the whole batch, where this is one of some of its images
+    part_of:"MixPlan|None"=None # The plan of the whole batch, where this is one of some of its images
 
     @property
     def has_box(self)->np.ndarray:
-        "Which rows paste a box"
+        "Rows that paste a box"
         return (self.box[:,1] > self.box[:,0]) & (self.box[:,3] > self.box[:,2])
 
     @property
@@ -63,18 +68,21 @@ class MixPlan:
         return bool((self.has_box | (self.lam == 1)).all())
 
     def rows(self,
-        i:np.ndarray, # Positions in the batch
+        positions:np.ndarray, # In the batch
     )->"MixPlan":
-        "The plan for some of the images"
-        return self if len(self.lam) == 1 else MixPlan(self.lam[i], self.box[i], self)
+        "Take the plan for some of the images"
+        if len(self.lam) == 1: return self
+        return MixPlan(self.lam[positions], self.box[positions], self)
 
 MODES = ("batch", "pair", "elem")
 _STREAM = 0x6D6978 # keeps these draws apart from those of other rooms with the same keys
 
 def _rows(n, mode):
     "Index of the draw that each row of a plan uses"
-    i = np.arange(n)
-    return dict(batch=np.zeros(1, int), pair=np.minimum(i, n-1-i), elem=i)[mode]
+    position = np.arange(n)
+    if mode == "batch": return np.zeros(1, int)
+    if mode == "pair": return np.minimum(position, n-1-position)
+    return position
 
 # %% ../../nbs/library/140_data.mix.ipynb #380bd96d
 def check_mix(
@@ -85,18 +93,21 @@ def check_mix(
     mode:str="batch", # One of `MODES`
 )->None:
     "Refuse settings of `draw_plan` that mean nothing"
-    if mixup is None and cutmix is None: raise ValueError("mixup=None and cutmix=None: nothing would be mixed; give at least one alpha, such as mixup=0.8")
-    for k,a in dict(mixup=mixup, cutmix=cutmix).items():
-        if a is None or 0 < a < np.inf: continue
-        raise ValueError(f"{k}={a} is the alpha of a Beta distribution and must be above 0; write None to switch it off")
-    for k,v in dict(p=p, switch_p=switch_p).items():
-        if not 0 <= v <= 1: raise ValueError(f"{k}={v} is a probability and must be from 0 to 1")
+    if mixup is None and cutmix is None:
+        raise ValueError("mixup=None and cutmix=None: nothing would be mixed; "
+                         "give at least one alpha, such as mixup=0.8")
+    for name, alpha in dict(mixup=mixup, cutmix=cutmix).items():
+        if alpha is None or 0 < alpha < np.inf: continue
+        raise ValueError(f"{name}={alpha} is the alpha of a Beta distribution and must be above 0; "
+                         "write None to switch it off")
+    for name, value in dict(p=p, switch_p=switch_p).items():
+        if not 0 <= value <= 1: raise ValueError(f"{name}={value} is a probability and must be from 0 to 1")
     one_of(mode, MODES, "mode")
 
 # %% ../../nbs/library/140_data.mix.ipynb #c72901c0
 def draw_plan(
-    n:int, # Pictures in the batch
-    size:tuple, # (H,W) of the pictures
+    n:int, # Images in the batch
+    size:tuple, # (H,W) of the images
     seed:int, # Seed of the run
     epoch:int, # Epoch, from 0
     step:int, # Number of this batch
@@ -109,13 +120,17 @@ def draw_plan(
     "Decide how a batch is mixed, from counters alone"
     check_mix(mixup, cutmix, p, switch_p, mode)
     rows = _rows(n, mode)
-    draws = uniform(seed, _STREAM, epoch, step, np.arange(5)[:,None], rows if len(rows) > 1 else 0)
-    mixes,switch,share,cy,cx = draws.reshape(5, -1) # (rows,) each
-    is_cut = np.full(len(rows), mixup is None) if mixup is None or cutmix is None else switch < switch_p
-    lam = beta_from(share, np.where(is_cut, cutmix or 1., mixup or 1.))
-    lam = np.where(mixes < p, lam, 1.)
-    box,kept = cut_boxes(lam, (cy*size[0]).astype(int), (cx*size[1]).astype(int), size)
+    def draw(number): return uniform(seed, _STREAM, epoch, step, number, rows) # (rows,)
+    is_cut = draw(1) < _cut_share(mixup, cutmix, switch_p)
+    lam = beta_from(draw(2), np.where(is_cut, cutmix or 1., mixup or 1.))
+    lam = np.where(draw(0) < p, lam, 1.)
+    box, kept = cut_boxes(lam, (draw(3)*size[0]).astype(int), (draw(4)*size[1]).astype(int), size)
     return MixPlan(np.where(is_cut, kept, lam), np.where(is_cut[:,None], box, 0))
+
+def _cut_share(mixup, cutmix, switch_p):
+    "Share of mixed rows that are CutMix; draws are below 1, so 1 means all of them"
+    if mixup is None: return 1.
+    return 0. if cutmix is None else switch_p
 
 # %% ../../nbs/library/140_data.mix.ipynb #7ca23c57
 @patch
@@ -123,37 +138,42 @@ def weights(self:MixPlan,
     size:tuple, # (H,W)
     device:torch.device|str="cpu", # Where the batch is
 )->Tensor: # Weight of an image's own pixels, float32 (1,H,W) or (B,H,W)
-    "The share of its own that each pixel keeps"
-    t = to_device(np.column_stack([np.where(self.has_box, 1., self.lam), self.box]).astype(np.float32), device)
-    own,y0,y1,x0,x1 = t[...,None].unbind(1) # each (n,1)
-    row,column = (torch.arange(s, device=device) for s in size)
-    rows,columns = (row >= y0) & (row < y1), (column >= x0) & (column < x1) # (n,H) and (n,W)
+    "Give the share of its own that each pixel keeps"
+    outside = np.where(self.has_box, 1., self.lam)
+    table = to_device(np.column_stack([outside, self.box]).astype(np.float32), device) # one copy, (n,5)
+    own, y0, y1, x0, x1 = table[...,None].unbind(1) # each (n,1)
+    row, column = (torch.arange(length, device=device) for length in size)
+    rows = (row >= y0) & (row < y1) # n,H
+    columns = (column >= x0) & (column < x1) # n,W
     return torch.where(rows[:,:,None] & columns[:,None,:], 0., own[...,None])
 
 @patch
 def share(self:MixPlan,
     t:Tensor, # Anything with a row a sample, (B,...)
 )->float|Tensor: # A number, or (B,1,...) beside `t`
-    "The shares that the images keep, in a shape that multiplies `t`"
+    "Give the shares that the images keep, in a shape that multiplies `t`"
     if len(self.lam) == 1: return float(self.lam[0])
     return to_device(self.lam.astype(np.float32), t.device, t.dtype).view(-1, *[1]*(t.ndim-1))
 
 # %% ../../nbs/library/140_data.mix.ipynb #b8387431
-def _mix_alike(x, plan):
-    "One plan for the whole batch needs no weight for each pixel; the bits are the same"
+def _mix_by_one_row(x, plan):
+    "Mix all images alike"
     if not plan.has_box[0]: return torch.lerp(x.flip(0), x, float(plan.lam[0]))
-    y0,y1,x0,x1 = plan.box[0].tolist()
-    out = x.clone()
-    out[...,y0:y1,x0:x1] = x[...,y0:y1,x0:x1].flip(0)
-    return out
+    y0, y1, x0, x1 = plan.box[0].tolist()
+    mixed = x.clone()
+    mixed[...,y0:y1,x0:x1] = x[...,y0:y1,x0:x1].flip(0)
+    return mixed
 
 def mix_images(
     x:Tensor, # Batch of images after `Normalize`, floating (B,...,H,W)
     plan:MixPlan, # From `draw_plan`
 )->Tensor: # The mixed batch; `x` itself if the plan changes nothing
     "Mix each image with its partner, out of place and without a loop"
-    if not x.is_floating_point(): raise ValueError(f"a batch of {x.dtype} cannot be averaged; mix after Normalize, when it is floating point")
+    if not x.is_floating_point():
+        raise ValueError(f"a batch of {x.dtype} cannot be averaged; mix after Normalize, when it is floating point")
     if plan.is_identity: return x
-    if len(plan.lam) == 1 and x.dtype == torch.float32: return _mix_alike(x, plan)
-    own = plan.weights(x.shape[-2:], x.device).to(x.dtype)
-    return torch.lerp(x.flip(0), x, own.view(len(own), *[1]*(x.ndim-3), *x.shape[-2:]))
+    if len(plan.lam) == 1 and x.dtype == torch.float32: return _mix_by_one_row(x, plan)
+    own = plan.weights(x.shape[-2:], x.device)
+    own = own.view(len(own), *[1]*(x.ndim-3), *x.shape[-2:])
+    if plan.pastes: return torch.where(own > 0, x, x.flip(0))
+    return torch.lerp(x.flip(0), x, own.to(x.dtype))

@@ -15,17 +15,17 @@ from ..callback.base import TrainCallback
 # %% ../../nbs/library/502_learner.freeze.ipynb #a1f1a068
 def _frozen(module):
     "Whether `module` has parameters and none of them is trained; None if it has none"
-    wanted = [p.requires_grad for p in module.parameters()]
-    return not any(wanted) if wanted else None
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    return not any(trained) if trained else None
 
 def frozen_norms(
     model:nn.Module, # Any model
 )->list: # The modules that must not gather statistics now
-    "Norm layers with running statistics whose parameters are all frozen"
+    "Find norm layers with running statistics whose parameters are all frozen"
     found = []
-    def visit(module, around):
+    def visit(module, parent_frozen):
         frozen = _frozen(module)
-        if frozen is None: frozen = around # no parameters inside: as what is around it
+        if frozen is None: frozen = parent_frozen # no parameters inside: as what is around it
         if getattr(module, "running_mean", None) is not None and frozen: found.append(module)
         for child in module.children(): visit(child, frozen)
     visit(model, False)
@@ -35,12 +35,15 @@ def frozen_norms(
 def wake(
     opt:torch.optim.Optimizer, # Torch's optimiser
 )->None:
-    "Give parameters that wake beside others that have trained the momentum of a first step"
+    "Give parameters that are unfrozen beside others that have trained the momentum of a first step"
     for group in opt.param_groups:
-        begun = [opt.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]]
+        begun = [_has_momentum(opt, parameter) for parameter in group["params"]]
         if not any(begun) or group["dampening"]: continue # with dampening the first step is another
-        for p,has in zip(group["params"], begun):
-            if p.requires_grad and not has: opt.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for parameter, has in zip(group["params"], begun):
+            if parameter.requires_grad and not has:
+                opt.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+def _has_momentum(opt, parameter): return opt.state.get(parameter, {}).get("momentum_buffer") is not None
 
 # %% ../../nbs/library/502_learner.freeze.ipynb #28d7bd04
 class FrozenNorms(TrainCallback):
@@ -51,10 +54,10 @@ class FrozenNorms(TrainCallback):
 
     def before_train(self):
         self.held = frozen_norms(self.model)
-        for m in self.held: m.eval()
+        for norm in self.held: norm.eval()
 
     def after_train(self):
-        for m in self.held: m.train(self.model.training)
+        for norm in self.held: norm.train(self.model.training)
         self.held = ()
 
 # %% ../../nbs/library/502_learner.freeze.ipynb #db081633
@@ -68,10 +71,15 @@ class FreezeEpochs(TrainCallback):
         depth:int=-1, # The first depth that is trained meanwhile, as for `freeze_to`; -1: the head
     ):
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ValueError(f"epochs={epochs!r} must be a whole number from 1; leave FreezeEpochs out to train everything from the start")
-        self.epochs,self.depth,self.wanted = epochs,depth,[]
+            raise ValueError(f"epochs={epochs!r} must be a whole number from 1; "
+                             "leave FreezeEpochs out to train everything from the start")
+        self.epochs = epochs
+        self.depth = depth
+        self.wanted = []
 
-    def before_fit(self): self.wanted = [p for p in self.model.parameters() if p.requires_grad]
+    def before_fit(self):
+        self.wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def after_fit(self):
         self.unfreeze()
         self.wanted = []
@@ -80,7 +88,7 @@ class FreezeEpochs(TrainCallback):
 @patch
 def unfreeze(self:FreezeEpochs):
     "Train what was to be trained when the fit began"
-    for p in self.wanted: p.requires_grad_(True)
+    for parameter in self.wanted: parameter.requires_grad_(True)
 
 @patch
 def before_train(self:FreezeEpochs):
@@ -88,4 +96,5 @@ def before_train(self:FreezeEpochs):
     if self.learn.epochs_done >= self.epochs: return self.unfreeze()
     self.learn.opt.freeze_to(self.depth)
     wanted = set(self.wanted)
-    for p in self.model.parameters(): p.requires_grad_(p.requires_grad and p in wanted) # what somebody else froze stays frozen
+    for parameter in self.model.parameters():
+        if parameter not in wanted: parameter.requires_grad_(False) # what somebody else froze stays frozen

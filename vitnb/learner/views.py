@@ -22,74 +22,93 @@ views = Registry("view")
 def identity(
     x:Tensor, # Images, (B,C,H,W)
 )->Tensor: # The same
-    "The image as it is"
+    "Leave the image as it is"
     return x
 
 @views.register()
 def hflip(
     x:Tensor, # Images, (B,C,H,W)
 )->Tensor: # (B,C,H,W)
-    "Left and right exchanged"
+    "Exchange left and right"
     return x.flip(-1)
 
 @views.register()
 def vflip(
     x:Tensor, # Images, (B,C,H,W)
 )->Tensor: # (B,C,H,W)
-    "Top and bottom exchanged"
+    "Exchange top and bottom"
     return x.flip(-2)
 
-def _turn(k):
-    "`k` quarter turns against the clock"
+def _turn(quarters):
+    "Turn by quarters, against the clock"
     def turn(x):
-        if k % 2 and x.shape[-1] != x.shape[-2]:
-            raise ValueError(f"rot{90*k} turns {tuple(x.shape[-2:])} into another shape; it needs square images, "
-                             "take hflip, vflip or rot180")
-        return x.rot90(k, (-2,-1))
+        if quarters % 2 and x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"rot{90*quarters} turns {tuple(x.shape[-2:])} into another shape; "
+                             "it needs square images, take hflip, vflip or rot180")
+        return x.rot90(quarters, (-2, -1))
     return turn
-for k in (1, 2, 3): views[f"rot{90*k}"] = _turn(k)
+
+for quarters in (1, 2, 3): views[f"rot{90*quarters}"] = _turn(quarters)
 
 # %% ../../nbs/library/512_learner.views.ipynb #9dfc5a9e
-def _shift(dy, dx):
+def _moved(start, length):
+    "Padding before and behind, and where to cut, for a shift that begins at `start`"
+    before = max(start, 0)
+    behind = max(-start, 0)
+    return before, behind, slice(behind, behind + length)
+
+def _shift(down, right):
     "Move the image by a sixteenth of its side, at least one pixel"
     def shift(x):
-        h,w = x.shape[-2:]
-        y,z = dy*max(1, h//16),dx*max(1, w//16)
-        big = F.pad(x, (max(z,0), max(-z,0), max(y,0), max(-y,0)), mode="replicate")
-        return big[..., max(-y,0):max(-y,0)+h, max(-z,0):max(-z,0)+w]
+        height, width = x.shape[-2:]
+        top, bottom, rows = _moved(down*max(1, height//16), height)
+        left, right_side, columns = _moved(right*max(1, width//16), width)
+        padded = F.pad(x, (left, right_side, top, bottom), mode="replicate")
+        return padded[...,rows,columns]
     return shift
-for name,dy,dx in (("up",-1,0), ("down",1,0), ("left",0,-1), ("right",0,1)): views[name] = _shift(dy, dx)
 
-def _crop(fy, fx):
-    "Seven eighths of the side, from the place that `fy` and `fx` (0 to 1) say, at full size"
+for name, down, right in (("up", -1, 0), ("down", 1, 0), ("left", 0, -1), ("right", 0, 1)):
+    views[name] = _shift(down, right)
+
+def _crop(down, right):
+    "Take seven eighths of the side, from the place that `down` and `right` (0 to 1) say, at full size"
     def crop(x):
-        h,w = x.shape[-2:]
-        a,b = max(1, h*7//8),max(1, w*7//8)
-        y,z = round((h-a)*fy),round((w-b)*fx)
-        return F.interpolate(x[..., y:y+a, z:z+b], size=(h,w), mode="bilinear", antialias=True)
+        height, width = x.shape[-2:]
+        rows = max(1, height*7//8)
+        columns = max(1, width*7//8)
+        top = round((height - rows)*down)
+        left = round((width - columns)*right)
+        part = x[...,top:top+rows,left:left+columns]
+        return F.interpolate(part, size=(height, width), mode="bilinear", antialias=True)
     return crop
 
-_corners = dict(tl=(0,0), tr=(0,1), bl=(1,0), br=(1,1), center=(.5,.5))
-for name,place in _corners.items(): views[f"crop_{name}"] = _crop(*place)
+_corners = dict(tl=(0, 0), tr=(0, 1), bl=(1, 0), br=(1, 1), center=(.5, .5))
+for name, place in _corners.items(): views[f"crop_{name}"] = _crop(*place)
 
 # %% ../../nbs/library/512_learner.views.ipynb #698dddc2
-_five = [f"crop_{o}" for o in _corners]
+_five = [f"crop_{name}" for name in _corners]
 
 view_sets = Registry("group of views")
-view_sets.update(none=["identity"], flip=["identity", "hflip"], flips=["identity", "hflip", "vflip", "rot180"],
-                 shifts=["identity", "up", "down", "left", "right"],
-                 d4=["identity", "hflip", *(f"rot{k}{m}" for k in (90, 180, 270) for m in ("", "+hflip"))],
-                 five_crop=_five, ten_crop=[o + m for o in _five for m in ("", "+hflip")])
+view_sets.update(
+    none      = ["identity"],
+    flip      = ["identity", "hflip"],
+    flips     = ["identity", "hflip", "vflip", "rot180"],
+    shifts    = ["identity", "up", "down", "left", "right"],
+    d4        = ["identity", "hflip", "rot90", "rot90+hflip", "rot180", "rot180+hflip", "rot270", "rot270+hflip"],
+    five_crop = _five,
+    ten_crop  = [crop + mirror for crop in _five for mirror in ("", "+hflip")])
 
 def pick_views(
     which:str|Sequence[str]="flip", # A group of `view_sets`, a view, or a list of views
 )->list: # Names of views
-    "The views that `which` means; an unknown name is a `ValueError` that says which is nearest"
-    names = [which] if isinstance(which, str) else list(which)
-    if isinstance(which, str) and which in view_sets: names = list(view_sets[which])
+    "Name the views that `which` means; an unknown name is a `ValueError` that says which is nearest"
+    known = list(views)
+    if isinstance(which, str):
+        known += view_sets
+        names = list(view_sets[which]) if which in view_sets else [which]
+    else: names = list(which)
     if not names: raise ValueError("views is empty, and one is needed; give 'none' for the image as it is")
-    known = [*views, *(view_sets if isinstance(which, str) else [])]
-    for part in (p for n in names for p in n.split("+")):
+    for part in "+".join(names).split("+"):
         if part not in views: raise ValueError(f"unknown view {part!r}: {nearest(part, known)}")
     return names
 
@@ -119,15 +138,20 @@ class TTA(nn.Module):
         tasks:Task|Tasks|dict, # What the outputs mean
     ):
         super().__init__()
-        self.model,self.views,self.tasks = model,pick_views(views),Tasks.of(tasks)
-        if not self.tasks: raise ValueError("there is no task that says how outputs are averaged; views are for models of classes, maps or values")
+        self.model = model
+        self.views = pick_views(views)
+        self.tasks = Tasks.of(tasks)
+        if not self.tasks:
+            raise ValueError("there is no task that says how outputs are averaged; "
+                             "views are for models of classes, maps or values")
 
     def each(self, x:Tensor)->list:
-        "What the model says of each view, brought back to the image"
-        return [self.tasks.map(partial(undo_view, name=name), self.model(apply_view(x, name))) for name in self.views]
+        "Predict each view, and bring the predictions back to the image"
+        preds = [(name, self.model(apply_view(x, name))) for name in self.views]
+        return [self.tasks.map(partial(undo_view, name=name), pred) for name, pred in preds]
 
     def mean(self, preds:Sequence)->Tensor|dict:
-        "The average of several predictions, by task"
-        return self.tasks.map(lambda task,*parts: task.average(parts), *preds)
+        "Average several predictions, by task"
+        return self.tasks.map(lambda task, *parts: task.average(parts), *preds)
 
     def forward(self, x:Tensor)->Tensor|dict: return self.mean(self.each(x))

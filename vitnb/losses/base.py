@@ -27,16 +27,23 @@ def add_terms(
     b:dict, # name -> (sum, count)
 )->dict: # name -> (sum, count)
     "Add the sums and the counts of two batches"
-    out = dict(a)
-    for k,(total,count) in b.items(): out[k] = (a[k][0] + total, a[k][1] + count) if k in a else (total, count)
-    return out
+    added = dict(a)
+    for name, (total, count) in b.items():
+        if name in a: total, count = a[name][0] + total, a[name][1] + count
+        added[name] = total, count
+    return added
 
 def weigh(
     terms:dict, # name -> (sum, count)
     weights:dict, # name -> weight; 1 for a name that is not there, and a term of weight 0 is left out
 )->Tensor: # Scalar
     "Divide each term, and add them by their weights"
-    parts = [divide(*o) if weights.get(k, 1) == 1 else divide(*o)*weights[k] for k,o in terms.items() if weights.get(k, 1)]
+    parts = []
+    for name, (total, count) in terms.items():
+        weight = weights.get(name, 1)
+        if weight == 0: continue
+        mean = divide(total, count)
+        parts.append(mean if weight == 1 else mean*weight)
     return sum(parts[1:], parts[0])
 
 # %% ../../nbs/library/300_losses.base.ipynb #ef09d5b8
@@ -70,8 +77,9 @@ def n_rows(
     target:Tensor, # Indices or values (N,...), or masses
     known:Tensor|None=None, # Which count; None: all
 )->int|Tensor: # Entries that count
-    "How many entries are known"
-    return target.numel() if known is None else known.sum()
+    "Count the entries that are known"
+    if known is None: return target.numel()
+    return known.sum()
 
 class RowLoss(Loss):
     "A loss with a value for each row; a subclass says which, in `each`"
@@ -91,10 +99,11 @@ class RowLoss(Loss):
     def counts(self, target:Tensor, known:Tensor|None=None)->dict: return dict(loss=n_rows(target, known))
 
     def forward(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
-        how = one_of(self.reduction, ("mean", "sum", "none"), "reduction")
-        if how == "none": return self.each(pred, target, known)
-        if how == "mean": return super().forward(pred, target, known)
-        return sum(total*self.weights.get(k, 1) for k,(total,_) in self.terms(pred, target, known).items())
+        reduction = one_of(self.reduction, ("mean", "sum", "none"), "reduction")
+        if reduction == "none": return self.each(pred, target, known)
+        if reduction == "mean": return super().forward(pred, target, known)
+        terms = self.terms(pred, target, known)
+        return sum(total*self.weights.get(name, 1) for name, (total, _) in terms.items())
 
 # %% ../../nbs/library/300_losses.base.ipynb #aea6db59
 def make_loss(
@@ -105,8 +114,10 @@ def make_loss(
 )->Loss: # Call it with rows of predictions and targets
     "Build loss `name`"
     known = inspect.signature(losses[name]).parameters
-    alias = weight is not None and "weight" not in known and "alpha" in known
-    if alias and options.get("alpha") is not None: raise ValueError("weight and alpha are the same parameter of the focal loss; give one")
-    given = {"alpha" if alias else "weight":weight, "label_smoothing":label_smoothing, **options}
-    check_options(f"loss {name!r}", [option for option in given if given[option] is not None], known)
-    return losses[name](**{k:v for k,v in given.items() if v is not None})
+    is_alpha = weight is not None and "weight" not in known and "alpha" in known
+    if is_alpha and options.get("alpha") is not None:
+        raise ValueError("weight and alpha are the same parameter of the focal loss; give one")
+    given = {"alpha" if is_alpha else "weight":weight, "label_smoothing":label_smoothing, **options}
+    given = {option:value for option, value in given.items() if value is not None}
+    check_options(f"loss {name!r}", given, known)
+    return losses[name](**given)

@@ -21,11 +21,28 @@ def _single(pred):
 
 def _check_rows(pred, target):
     "Refuse rows that do not fit; looks at shapes only, so nothing waits for the device"
-    if pred.ndim != 2: raise ValueError(f"logits of shape {tuple(pred.shape)} are not (N,K): one row of class scores for each entry")
+    if pred.ndim != 2:
+        raise ValueError(f"logits of shape {tuple(pred.shape)} are not (N,K): one row of class scores for each entry")
     if target.shape not in (pred.shape, pred.shape[:1]):
-        raise ValueError(f"targets of shape {tuple(target.shape)} fit neither (N,) = {tuple(pred.shape[:1])} class indices "
-                         f"nor (N,K) = {tuple(pred.shape)} masses")
+        raise ValueError(f"targets of shape {tuple(target.shape)} fit neither "
+                         f"(N,) = {tuple(pred.shape[:1])} class indices nor (N,K) = {tuple(pred.shape)} masses")
 
+def _floats(values):
+    "Weights as a float32 tensor; None stays"
+    if values is None: return None
+    return torch.as_tensor(values, dtype=torch.float32)
+
+def _rounded(weight):
+    "Weights as they are shown"
+    if weight is None: return None
+    return np.round(weight.tolist(), 3).tolist()
+
+def _checked_smoothing(label_smoothing):
+    "A share of label smoothing that means something"
+    if 0 <= label_smoothing < 1: return label_smoothing
+    raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 1; 0.1 is usual")
+
+# %% ../../nbs/library/310_losses.classify.ipynb #e02f272e
 class MassLoss(RowLoss):
     "A loss of indices or masses, in which classes may have weights"
     def __init__(self,
@@ -33,24 +50,30 @@ class MassLoss(RowLoss):
         weight:Tensor|list|None=None, # One weight a class, `(K,)`
     ):
         super().__init__(reduction)
-        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight, dtype=torch.float32))
+        self.register_buffer("weight", _floats(weight))
 
     def weight_for(self, x:Tensor)->Tensor|None:
-        "The weights where `x` is, moved once, and in its precision if it is decimal; None without weights"
-        if self.weight is not None and self.weight.device != x.device: self.to(x.device)
-        return None if self.weight is None else self.weight.to(x.dtype if x.is_floating_point() else torch.float32)
+        "Move the weights to where `x` is, and to its precision if it is decimal; None without weights"
+        if self.weight is None: return None
+        if self.weight.device != x.device: self.to(x.device) # once
+        return self.weight.to(x.dtype) if x.is_floating_point() else self.weight.to(torch.float32)
 
     def counts(self, target:Tensor, known:Tensor|None=None)->dict:
-        "Rows; of masses their sum, so that a row with nothing in it does not count"
-        return dict(loss=_single(target).sum() if target.is_floating_point() else n_rows(target, known))
+        "Count rows; of masses their sum, so that a row with nothing in it does not count"
+        if target.is_floating_point(): return dict(loss=_single(target).sum())
+        return dict(loss=n_rows(target, known))
 
     def weighted_counts(self, target:Tensor, known:Tensor|None=None)->dict:
-        "The weighted mass: that of each class, times its weight"
+        "Sum the mass of each class, times its weight"
         if self.weight is None: return MassLoss.counts(self, target, known)
-        if target.is_floating_point(): return dict(loss=(_single(target)*self.weight_for(_single(target))).sum())
-        weights = self.weight_for(target)[target if known is None else torch.where(known, target, 0)]
-        return dict(loss=weights.sum() if known is None else (weights*known).sum())
+        if target.is_floating_point():
+            masses = _single(target)
+            return dict(loss=(masses*self.weight_for(masses)).sum())
+        weights = self.weight_for(target)
+        if known is None: return dict(loss=weights[target].sum())
+        return dict(loss=(weights[torch.where(known, target, 0)]*known).sum())
 
+# %% ../../nbs/library/310_losses.classify.ipynb #368a2fe9
 class ClassLoss(MassLoss):
     "A loss on logits `(N,K)` and class indices `(N,)` or masses `(N,K)`"
     def __init__(self,
@@ -59,8 +82,7 @@ class ClassLoss(MassLoss):
         reduction:str="mean", # mean, sum or none (one loss a row)
     ):
         super().__init__(reduction, weight)
-        if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 1; 0.1 is usual")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _checked_smoothing(label_smoothing)
 
     @property
     def smoothing(self): return self.label_smoothing if self.training else 0.
@@ -68,9 +90,9 @@ class ClassLoss(MassLoss):
     def activation(self, x:Tensor)->Tensor: return _single(x).softmax(-1)
     def decodes(self, x:Tensor)->Tensor: return x.argmax(-1)
 
-    def extra_repr(self): return f"label_smoothing={self.label_smoothing}, weight={_rounded(self.weight)}, reduction={self.reduction!r}"
-
-def _rounded(weight): return None if weight is None else np.round(weight.tolist(), 3).tolist()
+    def extra_repr(self):
+        return (f"label_smoothing={self.label_smoothing}, weight={_rounded(self.weight)}, "
+                f"reduction={self.reduction!r}")
 
 # %% ../../nbs/library/310_losses.classify.ipynb #4b27d611
 def _as_masses(target, n, known, dtype):
@@ -81,7 +103,8 @@ def _as_masses(target, n, known, dtype):
 
 def _smooth(masses, share):
     "Spread a share of each row's mass evenly over the classes"
-    return masses*(1-share) + masses.sum(-1, keepdim=True)*(share/masses.shape[-1]) if share else masses
+    if not share: return masses
+    return masses*(1 - share) + masses.sum(-1, keepdim=True)*(share/masses.shape[-1])
 
 # %% ../../nbs/library/310_losses.classify.ipynb #c01c0523
 @losses.register("cross_entropy")
@@ -90,12 +113,16 @@ class CrossEntropy(ClassLoss):
     def _torch(self, pred, target, known, reduction):
         "Torch's own, which takes unknown indices as -100, and masses that are smoothed here"
         _check_rows(pred, target)
-        pred,share = _single(pred),self.smoothing
-        if target.is_floating_point(): target,share = _smooth(target.to(pred.dtype), share),0.
-        else: target = target.long() if known is None else torch.where(known, target, -100)
-        return F.cross_entropy(pred, target, weight=self.weight_for(pred), reduction=reduction, label_smoothing=share)
+        pred = _single(pred)
+        options = dict(weight=self.weight_for(pred), reduction=reduction)
+        if target.is_floating_point():
+            return F.cross_entropy(pred, _smooth(target.to(pred.dtype), self.smoothing), **options)
+        target = target.long() if known is None else torch.where(known, target, -100)
+        return F.cross_entropy(pred, target, label_smoothing=self.smoothing, **options)
 
-    def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor: return self._torch(pred, target, known, "none")
+    def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
+        return self._torch(pred, target, known, "none")
+
     def terms(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->dict:
         return dict(loss=(self._torch(pred, target, known, "sum"), self.counts(target, known)["loss"]))
 
@@ -119,10 +146,11 @@ class FocalLoss(ClassLoss):
         _check_rows(pred, target)
         pred = _single(pred)
         masses = _smooth(_as_masses(target, pred.shape[1], known, pred.dtype), self.smoothing) # N,K
-        logp = pred.log_softmax(-1)
-        miss = (-torch.expm1(logp)).clamp_min(torch.finfo(pred.dtype).tiny) # 1-p; never 0, where a power below 1 has no gradient
+        log_prob = pred.log_softmax(-1)
+        tiny = torch.finfo(pred.dtype).tiny # 1-p is never 0, where a power below 1 has no gradient
+        miss = (-torch.expm1(log_prob)).clamp_min(tiny) # 1-p
         alpha = 1. if self.weight is None else self.weight_for(pred)
-        return -(masses*alpha*miss**self.gamma*logp).sum(-1)
+        return -(masses*alpha*miss**self.gamma*log_prob).sum(-1) # equation 5
 
     def extra_repr(self): return f"gamma={self.gamma}, " + super().extra_repr().replace("weight=", "alpha=")
 
@@ -140,20 +168,24 @@ class CombinedLoss(ClassLoss):
         reduction:str="mean", # mean, sum or none
     ):
         super().__init__(label_smoothing, weight, reduction)
-        if min(w_focal, w_ce) < 0 or w_focal + w_ce == 0: raise ValueError(f"w_focal={w_focal}, w_ce={w_ce}: weights must be from 0 and not both 0")
-        self.focal,self.ce,self.w_focal,self.w_ce = FocalLoss(gamma, alpha),CrossEntropy(label_smoothing, weight),w_focal,w_ce
-
+        if min(w_focal, w_ce) < 0 or w_focal + w_ce == 0:
+            raise ValueError(f"w_focal={w_focal}, w_ce={w_ce}: weights must be from 0 and not both 0")
+        self.focal = FocalLoss(gamma, alpha)
+        self.ce = CrossEntropy(label_smoothing, weight)
+        self.w_focal = w_focal
+        self.w_ce = w_ce
         self.weights = dict(focal=w_focal, cross_entropy=w_ce)
 
     def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
         return self.w_focal*self.focal.each(pred, target, known) + self.w_ce*self.ce.each(pred, target, known)
 
     def terms(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->dict:
-        focal,ce = (o.terms(pred, target, known)["loss"] for o in (self.focal, self.ce))
-        return dict(focal=focal, cross_entropy=ce)
+        return dict(focal=self.focal.terms(pred, target, known)["loss"],
+                    cross_entropy=self.ce.terms(pred, target, known)["loss"])
 
     def counts(self, target:Tensor, known:Tensor|None=None)->dict:
-        return dict(focal=self.focal.counts(target, known)["loss"], cross_entropy=self.ce.counts(target, known)["loss"])
+        return dict(focal=self.focal.counts(target, known)["loss"],
+                    cross_entropy=self.ce.counts(target, known)["loss"])
 
 # %% ../../nbs/library/310_losses.classify.ipynb #5e4071d5
 @losses.register("binary_cross_entropy")
@@ -165,19 +197,21 @@ class BinaryCrossEntropy(MassLoss):
         reduction:str="mean", # mean (over labels), sum or none
     ):
         super().__init__(reduction)
-        if not 0 <= label_smoothing < 1: raise ValueError(f"label_smoothing={label_smoothing!r} must be from 0 to below 1; 0.1 is usual")
-        self.label_smoothing = label_smoothing
-        self.register_buffer("pos_weight", None if pos_weight is None else torch.as_tensor(pos_weight, dtype=torch.float32))
+        self.label_smoothing = _checked_smoothing(label_smoothing)
+        self.register_buffer("pos_weight", _floats(pos_weight))
 
     def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
         pred = _single(pred)
-        masses = target if target.is_floating_point() else torch.stack([target == 0, target == 1], -1).to(pred.dtype)
+        masses = target
+        if not target.is_floating_point(): masses = torch.stack([target == 0, target == 1], -1).to(pred.dtype)
         if known is not None: masses = masses*known[...,None]
-        no,yes = _smooth(masses, self.label_smoothing if self.training else 0.).unbind(-1)
+        if self.training: masses = _smooth(masses, self.label_smoothing)
+        no, yes = masses.unbind(-1)
         if self.pos_weight is not None: yes = yes*self.pos_weight.to(pred.device)
         return yes*F.softplus(-pred) + no*F.softplus(pred)
 
-    def extra_repr(self): return f"label_smoothing={self.label_smoothing}, pos_weight={self.pos_weight}, reduction={self.reduction!r}"
+    def extra_repr(self):
+        return f"label_smoothing={self.label_smoothing}, pos_weight={self.pos_weight}, reduction={self.reduction!r}"
 
 # %% ../../nbs/library/310_losses.classify.ipynb #e4831717
 @losses.register("cumulative")
@@ -204,12 +238,13 @@ def class_weights(
     counts:Tensor|np.ndarray|list, # Number of training samples of each class, `(K,)`
     never:tuple=(), # Classes that no loss counts, such as one that means unknown
 )->Tensor: # `(K,)`, averaging to 1 over the samples
-    "Weights $N/(K n_k)$ that give every class the same say"
-    n = torch.as_tensor(np.asarray(counts, dtype=np.float64))
-    told = torch.tensor([k not in never for k in range(n.numel())], dtype=torch.bool)
-    if n.ndim != 1 or not told.any() or not (n[told] > 0).all():
-        raise ValueError(f"counts={n.tolist()} must be one number above 0 for each class; a class without samples has no weight: "
-                         "take it out of the task (also abstain=True where no entry is unknown), or leave class_weights out")
-    weights = torch.ones_like(n)
-    weights[told] = n[told].sum()/(told.sum()*n[told])
+    "Find the weights $N/(K n_k)$ that let every class count alike"
+    counts = torch.as_tensor(np.asarray(counts, dtype=np.float64))
+    used = torch.tensor([index not in never for index in range(counts.numel())], dtype=torch.bool)
+    if counts.ndim != 1 or not used.any() or not (counts[used] > 0).all():
+        raise ValueError(f"counts={counts.tolist()} must be one number above 0 for each class; "
+                         "a class without samples has no weight: take it out of the task "
+                         "(also abstain=True where no entry is unknown), or leave class_weights out")
+    weights = torch.ones_like(counts)
+    weights[used] = counts[used].sum()/(used.sum()*counts[used])
     return weights.float()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from fastcore.basics import patch
+from fastcore.imports import noop
 from torch import Tensor, nn
 
 from .base import Loss, make_loss, weigh
@@ -29,47 +30,47 @@ class Objective(nn.Module):
     def attend(self,
         batch:Mapping, # Its fields
     ):
-        "Tell model and loss what they must know of a batch, such as its sensor, before it is counted or run"
+        "Tell model and loss what they need of a batch, such as its sensor, before it is counted or run"
 
     def terms(self,
         pred:object, # What the model says of the batch
         batch:Mapping, # Its fields
     )->dict: # name -> (sum, count)
-        "Sums and counts of the terms"
+        "Sum and count the terms"
         raise NotImplementedError(f"{type(self).__name__} has no `terms`")
 
     def counts(self,
         batch:Mapping, # Its fields
     )->dict: # name -> count
-        "Counts of the terms, known before the model has run"
+        "Count the terms, before the model has run"
         raise NotImplementedError(f"{type(self).__name__} has no `counts`")
 
     def each(self,
         pred:object, # What the model says of the batch
         batch:Mapping, # Its fields
     )->Tensor: # `(B,)`
-        "The loss of each sample"
+        "Give the loss of each sample"
         raise ValueError(f"{type(self).__name__} has no loss for each sample; leave out with_loss=True")
 
     def scores(self,
         pred:object, # What the model says of the batch
         batch:Mapping, # Its fields
     )->dict: # name -> (sum, count), without gradient; none by default
-        "Running scores of training"
+        "Give running scores of training"
         return {}
 
     def has_loss(self,
         batch:Mapping, # Its fields
     )->bool: # Whether it has what the loss needs
-        "Look whether a batch can be learnt from"
+        "Say whether a batch can be learnt from"
         return True
 
     def columns(self)->list: # `Column`s, without `train_` and `valid_`
-        "Columns of the history that its terms fill"
+        "Declare the columns of the history that its terms fill"
         return []
 
     def score_columns(self)->list: # `Column`s, without `train_`
-        "Columns of the running scores"
+        "Declare the columns of the running scores"
         return []
 
     def activation(self,
@@ -86,7 +87,8 @@ class Objective(nn.Module):
 
     def forward(self, pred:object, target:object)->Tensor:
         batch = dict(target=target)
-        return self.each(pred, batch) if self.reduction == "none" else weigh(self.terms(pred, batch), self.weights)
+        if self.reduction == "none": return self.each(pred, batch)
+        return weigh(self.terms(pred, batch), self.weights)
 
 # %% ../../nbs/library/330_losses.objective.ipynb #f97391de
 class TaskObjective(Objective):
@@ -97,88 +99,112 @@ class TaskObjective(Objective):
         task_weights:Mapping|None=None, # Task name -> weight; 1 each if None
     ):
         super().__init__()
-        self.tasks,self.names = tasks,{k:f"task_{i}" for i,k in enumerate(tasks)} # a module's name may not be empty
-        self.losses = nn.ModuleDict({self.names[k]:losses[k] for k in tasks})
-        given = dict(task_weights or {})
-        for k in given:
-            if k not in tasks: raise ValueError(f"task_weights has {k!r}, which is no task; there are {', '.join(tasks) or 'none'}")
-        own = {k:float(given.get(k, 1)) for k in tasks}
-        if min(own.values(), default=1) < 0 or not any(own.values()): raise ValueError(f"task_weights={own} must be from 0, and not all 0")
-        self.task_weights = own
-        kinds = {t.loss.replace("_", " ") for t in tasks.values()}
-        self.title = f"Loss ({kinds.pop()})" if len(tasks) == 1 else "Loss (weighted sum of tasks)"
+        self.tasks = tasks
+        self.names = {name:f"task_{index}" for index, name in enumerate(tasks)} # a module's name may not be empty
+        self.losses = nn.ModuleDict({self.names[name]:losses[name] for name in tasks})
+        self.task_weights = _weights_of(tasks, task_weights or {})
+        self.title = "Loss (weighted sum of tasks)"
+        if len(tasks) == 1:
+            (task,) = tasks.values()
+            self.title = f"Loss ({task.loss.replace('_', ' ')})"
 
     def loss_of(self, name:str)->Loss:
         "Find the loss of a task"
         return self.losses[self.names[name]]
 
+    def terms_of(self, name:str)->list:
+        "Name the terms of a task's loss"
+        return list(self.loss_of(name).weights) or ["loss"]
+
     @property
     def weights(self)->dict:
         "Term -> weight"
-        return {column(k, t):self.task_weights[k]*self.loss_of(k).weights.get(t, 1) for k in self.tasks for t in self._terms_of(k)}
-
-    def _terms_of(self, name): return self.loss_of(name).weights or ("loss",)
-
-    def _check_terms(self, name, terms):
-        "Refuse a term that its loss does not declare: it would have no weight and no column"
-        for k in terms:
-            if k in self._terms_of(name): continue
-            loss = type(self.loss_of(name)).__name__
-            raise ValueError(f"{loss} gives the term {k!r}, and its weights name {', '.join(self._terms_of(name))}; declare it: weights = dict({k}=1.)")
+        found = {}
+        for name in self.tasks:
+            of_terms = self.loss_of(name).weights
+            for term in self.terms_of(name):
+                found[column(name, term)] = self.task_weights[name]*of_terms.get(term, 1)
+        return found
 
     @property
-    def whole_batch(self)->bool: return any(o.whole_batch for o in self.losses.values())
+    def whole_batch(self)->bool: return any(loss.whole_batch for loss in self.losses.values())
     def has_loss(self, batch:Mapping)->bool: return batch.get("target") is not None
+
+def _weights_of(tasks, given):
+    "A weight for each task; 1 where none is given"
+    for name in given:
+        if name not in tasks:
+            raise ValueError(f"task_weights has {name!r}, which is no task; there are {', '.join(tasks) or 'none'}")
+    weights = {name:float(given.get(name, 1)) for name in tasks}
+    if min(weights.values(), default=1) < 0 or not any(weights.values()):
+        raise ValueError(f"task_weights={weights} must be from 0, and not all 0")
+    return weights
 
 # %% ../../nbs/library/330_losses.objective.ipynb #152ad5d0
 @patch
 def terms(self:TaskObjective, pred:object, batch:Mapping)->dict:
-    out = {}
-    for name,task,p,y in self.tasks.split(pred, batch["target"]):
-        target,known = task.entries(y)
-        terms = self.loss_of(name).terms(task.rows(p, y), target, known)
-        self._check_terms(name, terms)
-        out |= {column(name, k):v for k,v in terms.items()}
-    return out
+    found = {}
+    for name, task, task_pred, task_target in self.tasks.split(pred, batch["target"]):
+        rows = task.rows(task_pred, task_target)
+        terms = self.loss_of(name).terms(rows, *task.entries(task_target))
+        _check_terms(self, name, terms)
+        found |= {column(name, term):value for term, value in terms.items()}
+    return found
+
+def _check_terms(objective, name, terms):
+    "Refuse a term that its loss does not declare"
+    declared = objective.terms_of(name)
+    for term in terms:
+        if term in declared: continue
+        loss = type(objective.loss_of(name)).__name__
+        raise ValueError(f"{loss} gives the term {term!r}, and its weights name {', '.join(declared)}; "
+                         f"declare it: weights = dict({term}=1.)")
 
 @patch
 def counts(self:TaskObjective, batch:Mapping)->dict:
-    out = {}
-    for name,task,y in self.tasks.split(batch["target"]):
-        out |= {column(name, k):n for k,n in self.loss_of(name).counts(*task.entries(y)).items()}
-    return out
+    found = {}
+    for name, task, task_target in self.tasks.split(batch["target"]):
+        counts = self.loss_of(name).counts(*task.entries(task_target))
+        found |= {column(name, term):count for term, count in counts.items()}
+    return found
 
+# %% ../../nbs/library/330_losses.objective.ipynb #e883369b
 @patch
 def each(self:TaskObjective, pred:object, batch:Mapping)->Tensor:
     total = 0
-    for name,task,p,y in self.tasks.split(pred, batch["target"]):
-        rows = self.loss_of(name).each(task.rows(p, y), *task.entries(y))
-        total = total + self.task_weights[name]*rows.reshape(len(y), -1).mean(1)
+    for name, task, task_pred, task_target in self.tasks.split(pred, batch["target"]):
+        rows = self.loss_of(name).each(task.rows(task_pred, task_target), *task.entries(task_target))
+        total = total + self.task_weights[name]*rows.reshape(len(task_target), -1).mean(1)
     return total
 
 @patch
 def scores(self:TaskObjective, pred:object, batch:Mapping)->dict:
+    found = {}
     with torch.no_grad():
-        return {column(name, task.score_name):task.score(p, y) for name,task,p,y in self.tasks.split(pred, batch["target"])}
+        for name, task, task_pred, task_target in self.tasks.split(pred, batch["target"]):
+            found[column(name, task.score_name)] = task.score(task_pred, task_target)
+    return found
 
 # %% ../../nbs/library/330_losses.objective.ipynb #3499c74b
 @patch
 def columns(self:TaskObjective)->list:
-    out = []
-    for name,task in self.tasks.items():
-        terms = self.loss_of(name).weights if len(self.tasks) == 1 else self._terms_of(name)
-        out += [Column(column(name, k), "min", task=name) for k in terms]
-    return out
+    found = []
+    for name in self.tasks:
+        terms = self.loss_of(name).weights if len(self.tasks) == 1 else self.terms_of(name)
+        found += [Column(column(name, term), "min", task=name) for term in terms]
+    return found
 
 @patch
 def score_columns(self:TaskObjective)->list:
-    return [Column(column(k, t.score_name), t.score_better, task=k) for k,t in self.tasks.items()]
+    return [Column(column(name, task.score_name), task.score_better, task=name) for name, task in self.tasks.items()]
 
 @patch
-def activation(self:TaskObjective, pred:object)->object: return self.tasks.map(lambda task,p: task.activation(p), pred)
+def activation(self:TaskObjective, pred:object)->object:
+    return self.tasks.map(lambda task, part: task.activation(part), pred)
 
 @patch
-def decodes(self:TaskObjective, pred:object)->object: return self.tasks.map(lambda task,p: task.decode(p), pred)
+def decodes(self:TaskObjective, pred:object)->object:
+    return self.tasks.map(lambda task, part: task.decode(part), pred)
 
 # %% ../../nbs/library/330_losses.objective.ipynb #bc3ffd58
 def make_objective(
@@ -189,18 +215,23 @@ def make_objective(
     loss_kw:Mapping|None=None, # Further arguments of the loss; of several tasks: task name -> arguments
 )->TaskObjective: # Ready to train with
     "The objective of some tasks, by names of losses"
-    if not tasks: raise ValueError("the set has no task, so there is nothing to learn from targets; give a pretext, such as pretext=Masked()")
+    if not tasks:
+        raise ValueError("the set has no task, so there is nothing to learn from targets; "
+                         "give a pretext, such as pretext=Masked()")
     names = dict(loss) if isinstance(loss, Mapping) else dict.fromkeys(tasks, loss)
-    options = dict(loss_kw or {}) if not tasks.only else {"":dict(loss_kw or {})}
-    for given,what in ((names, "loss"), (options, "loss_kw")):
-        wrong = [k for k in given if k not in tasks]
+    options = dict(loss_kw or {})
+    if tasks.only: options = {"":options}
+    for what, given in dict(loss=names, loss_kw=options).items():
+        wrong = [name for name in given if name not in tasks]
         if wrong: raise ValueError(f"{what} names {wrong[0]!r}, which is no task; there are {', '.join(tasks)}")
-    made = {k:make_loss(names.get(k) or t.loss, label_smoothing, **options.get(k, {})) for k,t in tasks.items()}
-    return TaskObjective(tasks, made, task_weights)
+    found = {}
+    for name, task in tasks.items():
+        found[name] = make_loss(names.get(name) or task.loss, label_smoothing, **options.get(name, {}))
+    return TaskObjective(tasks, found, task_weights)
 
 # %% ../../nbs/library/330_losses.objective.ipynb #f2103de0
 def _uneven(loss_func):
-    "Why a foreign loss is no mean over samples; empty if nothing shows"
+    "Say why a foreign loss is no mean over samples; empty if nothing shows"
     if getattr(loss_func, "weight", None) is not None: return "it has class weights"
     if getattr(loss_func, "reduction", "mean") != "mean": return f"its reduction is {loss_func.reduction!r}"
     return ""
@@ -211,31 +242,38 @@ class PlainObjective(Objective):
         loss_func:Callable, # The loss
     ):
         super().__init__()
-        self.loss_func,self.uneven = loss_func,_uneven(loss_func)
+        self.loss_func = loss_func
+        self.uneven = _uneven(loss_func)
 
-    def _size(self, batch): return len(batch[batch.n_inp]) if isinstance(batch[batch.n_inp], Tensor) else len(batch[0])
+    def _size(self, batch):
+        target = batch[batch.n_inp]
+        return len(target) if isinstance(target, Tensor) else len(batch[0])
+
     def _value(self, pred, batch): return self.loss_func(pred, *batch[batch.n_inp:])
     def has_loss(self, batch:Mapping)->bool: return len(batch) > batch.n_inp
 
     def terms(self, pred:object, batch:Mapping)->dict:
-        value,n = self._value(pred, batch),self._size(batch)
-        return dict(loss=((value.mean() if value.ndim else value)*n, n))
+        value = self._value(pred, batch)
+        if value.ndim: value = value.mean()
+        size = self._size(batch)
+        return dict(loss=(value*size, size))
 
     def counts(self, batch:Mapping)->dict: return dict(loss=self._size(batch))
 
     def each(self, pred:object, batch:Mapping)->Tensor:
-        was = getattr(self.loss_func, "reduction", None)
-        if was is None: return super().each(pred, batch)
+        before = getattr(self.loss_func, "reduction", None)
+        if before is None: return super().each(pred, batch)
         self.loss_func.reduction = "none"
         try: return self._value(pred, batch).reshape(self._size(batch), -1).mean(1)
-        finally: self.loss_func.reduction = was
+        finally: self.loss_func.reduction = before
 
     def forward(self, pred:object, *targets:object)->Tensor: return self.loss_func(pred, *targets)
-    def activation(self, pred:object)->object: return getattr(self.loss_func, "activation", lambda o: o)(pred)
-    def decodes(self, pred:object)->object: return getattr(self.loss_func, "decodes", lambda o: o)(pred)
+    def activation(self, pred:object)->object: return getattr(self.loss_func, "activation", noop)(pred)
+    def decodes(self, pred:object)->object: return getattr(self.loss_func, "decodes", noop)(pred)
 
 def as_objective(
     loss_func:Callable, # An objective, or any loss
 )->Objective: # The objective
-    "What a Learner minimises, in the form the loop asks for"
-    return loss_func if isinstance(loss_func, Objective) else PlainObjective(loss_func)
+    "Give what a Learner minimises the form that the loop asks for"
+    if isinstance(loss_func, Objective): return loss_func
+    return PlainObjective(loss_func)

@@ -20,8 +20,10 @@ class ValueLoss(RowLoss):
         raise NotImplementedError(f"{type(self).__name__} has no `error`")
 
     def each(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->Tensor:
-        if pred.shape != target.shape: raise ValueError(f"predictions {tuple(pred.shape)} do not fit values {tuple(target.shape)}")
-        pred,target = pred.float(),target.float()
+        if pred.shape != target.shape:
+            raise ValueError(f"predictions {tuple(pred.shape)} do not fit values {tuple(target.shape)}")
+        pred = pred.float()
+        target = target.float()
         if known is None: return self.error(pred, target)
         return self.error(pred, torch.where(known, target, 0.))*known
 
@@ -45,5 +47,8 @@ class HuberLoss(ValueLoss):
         super().__init__(reduction)
         if not delta > 0: raise ValueError(f"delta={delta!r} must be above 0, in units of the value; 1 is usual")
         self.delta = delta
-    def error(self, pred:Tensor, target:Tensor)->Tensor: return F.huber_loss(pred, target, reduction="none", delta=self.delta)
+
+    def error(self, pred:Tensor, target:Tensor)->Tensor:
+        return F.huber_loss(pred, target, reduction="none", delta=self.delta)
+
     def extra_repr(self): return f"delta={self.delta}"
