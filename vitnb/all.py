@@ -12,6 +12,7 @@ from vitnb.data.frame import *
 from vitnb.data.sets import *
 from vitnb.data.augment import *
 from vitnb.data.severity import *
+from vitnb.data.simclr import *
 from vitnb.data.source import *
 from vitnb.data.workers import *
 from vitnb.data.loader import *
@@ -50,7 +51,9 @@ from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.health import *
 from vitnb.callback.pretext import *
+from vitnb.callback.contrastive import *
 from vitnb.callback.masked import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
