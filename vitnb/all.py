@@ -60,6 +60,7 @@ from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
 from vitnb.callback.track import *
 from vitnb.callback.live import *
+from vitnb.callback.panel import *
 from vitnb.learner.optim import *
 from vitnb.learner.freeze import *
 from vitnb.learner.precision import *

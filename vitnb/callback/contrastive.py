@@ -130,7 +130,7 @@ def make_teacher(
     teacher.get_classifier().predictor = nn.Identity()
     return teacher
 
-# %% ../../nbs/library/436_callback.contrastive.ipynb #ef303b8c
+# %% ../../nbs/library/436_callback.contrastive.ipynb #ba228704
 _GUIDE = dict(ntxent=dict(temperature=.07)) # options that the guide gives a loss, unless the caller gives others
 
 def _make_loss(loss, options):
@@ -148,7 +148,7 @@ def _loss_config(loss):
     "Name and options from which a loss can be made again"
     names = [name for name,cls in losses.items() if cls is type(loss)]
     values = {**vars(loss), **loss.weights}
-    options = list(inspect.signature(type(loss)).parameters)
+    options = [o.name for o in inspect.signature(type(loss)).parameters.values() if o.kind is o.POSITIONAL_OR_KEYWORD]
     missing = [o for o in options if o not in values]
     if not names or missing:
         raise ValueError(f"no configuration can name {type(loss).__name__}; register it with losses.register(name), "

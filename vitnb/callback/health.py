@@ -6,7 +6,7 @@
 __all__ = ['WIDEST', 'measures', 'measure', 'effective_rank', 'HealthMetric', 'CollapseWarning', 'is_collapsed', 'CollapseAlarm',
            'plot_health']
 
-# %% ../../nbs/library/434_callback.health.ipynb #e464507c
+# %% ../../nbs/library/434_callback.health.ipynb #ffac7dc6
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from fastai.learner import Metric, Recorder
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .base import TrainCallback
@@ -158,7 +159,7 @@ class CollapseAlarm(TrainCallback):
     def state_dict(self): return dict(epochs=self.epochs)
     def load_state_dict(self, state): self.epochs = state["epochs"]
 
-# %% ../../nbs/library/434_callback.health.ipynb #0a4b2454
+# %% ../../nbs/library/434_callback.health.ipynb #27db60a8
 def _curve(ax, rows, name, **kw):
     "One column over epochs"
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
@@ -169,7 +170,8 @@ def _similarities(ax, z):
     first,second = F.normalize(z.float().cpu(), dim=-1).unbind(1)
     ax.imshow(first @ second.T, vmin=-1, vmax=1, cmap="RdBu_r")
     ax.grid(False)
-    ax.set(title="Similarity of views", xlabel="second view", ylabel="first view")
+    ax.set(xlabel="second view", ylabel="first view", xticks=[], yticks=[])
+    ax.set_title("Cosine of views, -1 (blue) to 1 (red)", fontsize=9)
 
 def _draw_rank(ax, rows, width):
     "Effective rank on the left axis, spread on the right one"
@@ -197,7 +199,9 @@ def plot_health(
     for name in ("alignment", "uniformity"): _curve(sphere, rows, name)
     sphere.set_title("On the sphere ↓", fontsize=9)
     _draw_rank(rank, rows, width)
-    for ax in (loss, sphere, rank): ax.set_xlabel("epoch")
+    for ax in (loss, sphere, rank):
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for ax in (loss, sphere):
         if ax.lines: ax.legend(fontsize=8)
     _similarities(similar, z)
