@@ -83,7 +83,7 @@ def put_head(
     setattr(model.get_submodule(parent), name, head)
     return head
 
-# %% ../../nbs/library/436_callback.contrastive.ipynb #7ae4c333
+# %% ../../nbs/library/436_callback.contrastive.ipynb #d6544007
 class MomentumTeacher(TrainCallback):
     "Let the teacher follow the student"
     order = EMACallback.order
@@ -98,7 +98,10 @@ class MomentumTeacher(TrainCallback):
 
     def share(self)->float:
         "How far it moves towards the student at this step"
-        return (1 - self.momentum)*(1 + math.cos(math.pi*self.learn.pct_train))/2
+        learn = self.learn
+        per_epoch = -(-learn.n_iter//learn.group_size)
+        done = learn.epoch*per_epoch + learn.iter//learn.group_size
+        return (1 - self.momentum)*(1 + math.cos(math.pi*done/(learn.n_epoch*per_epoch)))/2
 
     def before_fit(self):
         if self.learn.opt_steps == 0: self.follow(1.) # weights may have been loaded since it was made

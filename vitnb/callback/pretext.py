@@ -75,6 +75,7 @@ class Pretext(Objective):
         "Plain values from which `make_pretext` makes it again"
         return dict(name=self.name)
 
+# %% ../../nbs/library/435_callback.pretext.ipynb #19c41a62
 def make_pretext(
     o:"Pretext|Mapping|str", # A pretext task, its name, or its `config()`
 )->Pretext: # Ready for `vit_learner`
@@ -87,7 +88,7 @@ def make_pretext(
 def rebuild_model(
     model:nn.Module, # As its architecture says
     config:Mapping|None, # Of the pretext task that it was trained on; None: it was trained on labels
-):
+)->None:
     "Give a model the parts that its pretext task had added, so that the weights of a run fit"
     if config and config["name"] in pretexts: pretexts[config["name"]].rebuild(model, config)
 
