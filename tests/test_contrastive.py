@@ -239,7 +239,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
 def test_a_task_is_made_again_from_its_configuration(given):
     task = Contrastive(**given)
     again = make_pretext(task.config())
-    assert again.config() == task.config() and type(again.loss) is type(task.loss) and vars(again.loss)["weights" if isinstance(task.loss, VICRegLoss) else "training"] is not None
+    assert again.config() == task.config() and type(again.loss) is type(task.loss)
     assert again.loss.weights == task.loss.weights and getattr(again.loss, "temperature", 0) == getattr(task.loss, "temperature", 0)
 
 
