@@ -29,6 +29,7 @@ from vitnb.data.geometry import *
 from vitnb.data.randaugment import *
 from vitnb.data.augment import *
 from vitnb.data.severity import *
+from vitnb.data.simclr import *
 from vitnb.data.source import *
 from vitnb.data.dataset import *
 from vitnb.data.workers import *
@@ -82,7 +83,9 @@ from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.health import *
 from vitnb.callback.pretext import *
+from vitnb.callback.contrastive import *
 from vitnb.callback.masked import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
@@ -98,6 +101,7 @@ from vitnb.callback.track import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
 from vitnb.callback.live import *
+from vitnb.callback.panel import *
 from vitnb.learner.optim import *
 from vitnb.learner.base import *
 from vitnb.learner.freeze import *

@@ -20,13 +20,14 @@ from torch import nn
 
 from ..callback.accumulate import Accumulate
 from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
+from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
 from ..callback.ema import EMACallback
 from ..callback.history import EventLog, History
 from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
 from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
-from ..callback.pretext import Pretext, make_pretext
+from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
 from ..callback.track import make_tracker
 from ..core import hash_seed, nearest, pick_device, settings
@@ -129,6 +130,7 @@ def vit_learner(
         config=_config(dls, arch, model_kw, tasks, pretext, training), cbs=[*L(cbs), *clipping], **kw)
     learn.schedule_callback() # an unknown schedule, optimiser or option is an error here and not at the first batch
     learn.create_opt()
+    if pretext is not None: pretext.attach(learn)
     return learn
 
 # %% ../../nbs/library/510_learner.core.ipynb #9f48ca3e
@@ -243,6 +245,7 @@ def load_model(
     config = upgrade_config(config, recipe)
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
+    rebuild_model(model, config.get("pretext"))
     restore_weights(model, checkpoint)
     model.config = config
     return model.eval()
