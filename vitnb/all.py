@@ -51,6 +51,7 @@ from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
 from vitnb.callback.pretext import *
+from vitnb.callback.probe import *
 from vitnb.callback.masked import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
