@@ -69,6 +69,7 @@ from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.views import *
 from vitnb.learner.predict import *
+from vitnb.learner.transfer import *
 from vitnb.learner.tta import *
 from vitnb.learner.distribute import *
 from vitnb.learner.spectral import *

@@ -48,7 +48,7 @@ def _check_model(model):
         raise ValueError(f"a probe asks a model for its features, and {type(model).__name__} has no "
                          f"{' and no '.join(missing)}; give it timm's methods of that name")
 
-# %% ../../nbs/library/438_callback.probe.ipynb #736e3c34
+# %% ../../nbs/library/438_callback.probe.ipynb #23c2c8ea
 def _without_own(distances, neighbours, own):
     "Leave each query out of its own neighbours; where it is not among them, the farthest"
     left_out = neighbours == own[:,None]
@@ -66,7 +66,8 @@ def knn_votes(
     own:np.ndarray|None=None, # Where each query stands in the bank, `(N,)`; None: they are not in it
 )->np.ndarray: # Weights of votes, `(N,n_classes)`; 0 for a class without a vote
     "Let the nearest neighbours vote"
-    if k < 1 or not temperature > 0: raise ValueError(f"k={k} must be from 1 and temperature={temperature} above 0; for example 20 and 0.07")
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k={k} must be from 1 and temperature={temperature} above 0; for example 20 and 0.07")
     n_found = min(k, len(bank)) if own is None else min(k + 1, len(bank))
     finder = NearestNeighbors(n_neighbors=n_found, metric="cosine", algorithm="brute").fit(bank)
     distances,neighbours = finder.kneighbors(queries)
@@ -101,7 +102,7 @@ def linear_answers(
         warnings.simplefilter("ignore", ConvergenceWarning) # the end is fixed, not to be reached
         return layer.fit(bank, labels).predict(queries)
 
-# %% ../../nbs/library/438_callback.probe.ipynb #30f1d6dd
+# %% ../../nbs/library/438_callback.probe.ipynb #ec7d0936
 @dataclass
 class ProbeData:
     "Labelled images of two splits, read as for evaluation"
@@ -118,6 +119,7 @@ def _evaluation_loader(dls):
     raise ValueError("all loaders make several views of an image, and a probe needs images as for evaluation; "
                      "give it loaders without views: Probe(dls=...)")
 
+# %% ../../nbs/library/438_callback.probe.ipynb #df885d6d
 def _probe_task(dls, name):
     "The task that is asked, which must have one class a sample"
     tasks = dls.train.tasks
@@ -130,6 +132,7 @@ def _probe_task(dls, name):
                          "that has, or leave the probe out")
     return tasks[name]
 
+# %% ../../nbs/library/438_callback.probe.ipynb #621d231f
 def _known_rows(labels, task, n, seed):
     "At most `n` positions whose label is known, in the order of the split"
     known = task.known(torch.as_tensor(labels))
@@ -150,7 +153,7 @@ def _some_samples(plain, dataset, labels, task, n, seed):
     loader.n = len(rows) # of which fastai calculates the number of batches
     return loader, labels[rows]
 
-# %% ../../nbs/library/438_callback.probe.ipynb #839533a2
+# %% ../../nbs/library/438_callback.probe.ipynb #432d62fe
 def probe_data(
     dls:DataLoaders, # Labelled loaders of train and valid
     bank:int=5000, # Images of the training split, at most
@@ -168,11 +171,12 @@ def probe_data(
     (bank_loader, bank_labels),(query_loader, query_labels) = found
     n_classes = len(np.unique(bank_labels))
     if n_classes < 2 or not len(query_labels):
-        raise ValueError(f"a probe needs images of two classes to train on and one of validation; there are {n_classes} "
-                         f"classes among {len(bank_labels)} and {len(query_labels)} labelled images; label more")
+        raise ValueError("a probe needs images of two classes to train on, and some of validation; here are "
+                         f"{n_classes} classes in {len(bank_labels)} images, and {len(query_labels)} of validation; "
+                         "label more")
     return ProbeData(bank_loader, query_loader, bank_labels, query_labels, asked.vocab)
 
-# %% ../../nbs/library/438_callback.probe.ipynb #d475183c
+# %% ../../nbs/library/438_callback.probe.ipynb #b11cf03a
 def extract_features(
     model:nn.Module, # In evaluation mode
     loader:ImageLoader, # Images in a fixed order
@@ -188,6 +192,7 @@ def extract_features(
         parts.append(features.detach().float().cpu())
     return torch.cat(parts).numpy()
 
+# %% ../../nbs/library/438_callback.probe.ipynb #071bce27
 @dataclass
 class ProbeResult:
     "What two classifiers on frozen features said"
@@ -210,7 +215,7 @@ class ProbeResult:
         return (f"linear {said['linear']}, kNN {said['knn']}; {len(self.bank):,} images of train, "
                 f"{len(self.queries):,} of validation, {fmt_time(self.seconds)}")
 
-# %% ../../nbs/library/438_callback.probe.ipynb #1c76b70c
+# %% ../../nbs/library/438_callback.probe.ipynb #e23b8236
 def _finite(features, what):
     "Features, once it is known that they are numbers"
     if np.isfinite(features).all(): return features
@@ -235,7 +240,7 @@ def run_probe(
     seconds = time.perf_counter() - start
     return ProbeResult(data.names, data.query_labels, linear, votes.argmax(1), bank, queries, seconds)
 
-# %% ../../nbs/library/438_callback.probe.ipynb #2b87874b
+# %% ../../nbs/library/438_callback.probe.ipynb #35fb2651
 LEAST_IMAGES = 500 # of both splits together; fewer tell too little
 
 def probe_sizes(
@@ -248,7 +253,7 @@ def probe_sizes(
     images = max(LEAST_IMAGES, min(most, int(share*every*trained)))
     return images*4//5, images//5
 
-# %% ../../nbs/library/438_callback.probe.ipynb #f8c9369f
+# %% ../../nbs/library/438_callback.probe.ipynb #806149f4
 def class_pairs(
     said:np.ndarray, # Predicted classes, `(N,)`
     truth:np.ndarray, # True classes, `(N,)`
@@ -266,7 +271,7 @@ def accuracy_and_f1(
     occurs = of > 0
     return float(found.sum()/of.sum()), float((found[occurs]/of[occurs]).mean())
 
-# %% ../../nbs/library/438_callback.probe.ipynb #fbb82f47
+# %% ../../nbs/library/438_callback.probe.ipynb #b2ab650f
 class Probe(TrainCallback):
     "Every few epochs, log how well frozen features tell classes apart"
     order = Recorder.order-1 # its values belong to the row that the recorder closes
@@ -291,7 +296,7 @@ class Probe(TrainCallback):
         "Accuracy and F1 of the linear layer, accuracy of the neighbours"
         return [Column(name, "max") for name in ("probe_accuracy", "probe_f1", "knn_accuracy")]
 
-# %% ../../nbs/library/438_callback.probe.ipynb #90eee240
+# %% ../../nbs/library/438_callback.probe.ipynb #cb044d4f
 @patch
 def before_fit(self:Probe):
     "Choose the images, so that what is missing is an error now"
@@ -337,7 +342,7 @@ def after_epoch(self:Probe):
 @patch
 def after_fit(self:Probe): self.data = None # and with it what loads its images
 
-# %% ../../nbs/library/438_callback.probe.ipynb #ebe71a0d
+# %% ../../nbs/library/438_callback.probe.ipynb #284473b8
 @patch(as_prop=True)
 def cost(self:Probe)->float:
     "Time of all probes of this fit, as a share of that of its epochs"
