@@ -1,8 +1,11 @@
 "The second phase: what it takes over and what it refuses, what stands still, which rate each layer has, and images that grow"
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.pretext import Pretext
@@ -123,8 +126,17 @@ def test_another_number_of_classes_begins_with_a_new_classifier(tmp_path):
 def test_further_names_are_dropped_when_asked():
     model = create_model("hvit_micro", num_classes=3, **SMALL)
     state = {**model.state_dict(), "decoder.weight":torch.zeros(2)}
-    with pytest.raises(ValueError, match="decoder.weight unknown"): load_backbone(model, Pretrained("a.pth", state, {}))
-    assert load_backbone(model, Pretrained(__import__("pathlib").Path("a.pth"), state, {}), drop=["decoder."]).dropped[-1] == "decoder.weight"
+    with pytest.raises(ValueError, match="decoder.weight unknown"): load_backbone(model, Pretrained(Path("a.pth"), state, {}))
+    assert load_backbone(model, Pretrained(Path("a.pth"), state, {}), drop=["decoder."]).dropped[-1] == "decoder.weight"
+
+
+def test_a_projection_head_in_place_of_the_classifier_is_dropped():
+    first,model = create_model("hvit_micro", **SMALL),create_model("hvit_micro", num_classes=3, **SMALL)
+    first.head = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 128))
+    before = model.head.weight.clone()
+    report = load_backbone(model, Pretrained(Path("a.pth"), first.state_dict(), {}))
+    assert report.dropped == ["head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
+    assert torch.equal(model.norm.weight, first.norm.weight) and torch.equal(model.head.weight, before)
 
 
 @pytest.mark.parametrize("name,kw,wanted", [("hvit_micro", SMALL, ["head."]), ("densenet_micro", DENSE, ["classifier."]), ("swin_micro", dict(img_size=16), ["head.fc."])])
@@ -184,7 +196,7 @@ def test_each_block_has_its_power_of_the_decay(phase1):
 
 def test_steps_are_in_proportion_also_after_the_schedule_moved(phase1):
     "SGD, all gradients 1: each parameter moves by its rate"
-    learn = second(phase1, lr_decay=.75, head_scale=4., lr=1., optimizer="sgd", weight_decay=0.)
+    learn = second(phase1, lr_decay=.75, head_scale=4., lr=1., optimizer="sgd", weight_decay=0., opt_kw=dict(momentum=0.))
     named = dict(learn.model.named_parameters())
     for lr in (1., .5):
         learn.opt.set_hyper("lr", lr)
@@ -288,7 +300,7 @@ def test_every_epoch_has_one_size_and_the_last_the_last(n):
     schedule = size_schedule(Learn, [(.3, 4), (.6, 6), (1., 8)], n)
     found = [schedule(e)[0] for e in range(n)]
     assert found == sorted(found) and found[-1] == 8 and schedule(n + 5) == (8, 8)
-    assert found == [4 if e < round(.3*n) else 6 if e < round(.6*n) else 8 for e in range(n)]
+    assert found == [4 if e < min(round(.3*n), n-1) else 6 if e < min(round(.6*n), n-1) else 8 for e in range(n)]
     assert isinstance(schedule, SizeSchedule) and Learn.size_of_epoch is schedule
 
 

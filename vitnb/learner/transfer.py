@@ -223,7 +223,7 @@ def legal_size(
     near = lambda side: min(reversed(near_sizes(side, step)), key=lambda legal: abs(legal - side))
     return tuple(near(side) for side in as_pair(size))
 
-# %% ../../nbs/library/516_learner.transfer.ipynb #00de9d7f
+# %% ../../nbs/library/516_learner.transfer.ipynb #e316aa90
 def _check_phases(phases, n_epoch):
     "Refuse phases that are none"
     ends = [end for end,_ in phases]
@@ -254,7 +254,8 @@ def size_schedule(
         raise ValueError(f"the last size is {sizes[-1]}, and validation has {final}: scores would be those of a size "
                          "that was not trained; end with the size of the loaders")
     for size in sizes: _check_runs(learn.model, size)
-    schedule = SizeSchedule(tuple(round(end*n_epoch) for end,_ in phases), sizes)
+    ends = [min(round(end*n_epoch), n_epoch - 1) for end,_ in phases[:-1]] # the last epoch always has the last size
+    schedule = SizeSchedule((*ends, n_epoch), sizes)
     learn.size_of_epoch = schedule
     print(f"image sizes: {schedule}", flush=True)
     return schedule
