@@ -146,7 +146,7 @@ def set_head_scale(
     return learn
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #2207ee63
-_OF_DATA = ("img_size", "num_classes", "in_chans") # arguments of a model that the new loaders say
+_OF_DATA = ("img_size", "num_classes", "in_chans", "spectral_channels") # what the new loaders say
 
 def _model_arguments(pretrained, given):
     "Those of the first phase, under what the caller says"
