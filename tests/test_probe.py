@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_spectral
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -291,6 +292,15 @@ def test_a_pretext_task_on_unlabelled_images_is_probed_on_labelled_ones():
     learn.fit(2, cbs=Probe(every=1, dls=labelled))
     rows = learn.recorder.rows
     assert len(rows) == 2 and all(.1 < r["knn_accuracy"] <= 1 for r in rows)
+
+
+def test_a_masked_autoencoder_of_cubes_is_probed_on_their_classes():
+    labelled = tiny_spectral.loaders(24, 4, 1, label="class")
+    probe = Probe(every=1, dls=labelled)
+    learn = tiny_spectral.masked_learner(n=24, bs=4)
+    learn.fit(2, cbs=probe)
+    assert len(probe.result.bank) == len(labelled.train.dataset) and probe.result.bank.shape[1] == 16
+    assert [r["knn_accuracy"] is not None for r in learn.recorder.rows] == [True, True]
 
 
 def test_a_killed_run_goes_on_with_the_same_rows(tmp_path):
