@@ -76,7 +76,7 @@ def train(epochs=2, **kw):
 def resume(folder, step=None, epochs=2, monitor="accuracy", **kw):
     "A fit in a folder; with `step`, one that dies there"
     learn = distribute(make(**{**dict(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)), **kw}), timeout=120)
-    cbs = run_callbacks(folder, monitor, steps=2, tracker="tensorboard")
+    cbs = run_callbacks(folder, monitor, every_n_steps=2, tracker="tensorboard")
     if step is None: learn.fit(epochs, cbs=cbs, resume="auto")
     else:
         try: learn.fit(epochs, cbs=[*cbs, DieAt(step)], resume="auto")

@@ -15,13 +15,17 @@ from fastai.learner import Metric
 from torch import nn
 
 from vitnb.callback.pretext import Pretext, fold_views, pretexts, unfold_views
-from vitnb.data.augment import RandomCrop, Resize, Transform, augments, transforms
+from vitnb.data.augment import augments
+from vitnb.data.geometry import RandomCrop, Resize
+from vitnb.data.holdout import Split
 from vitnb.data.image import UnreadableImage, readers
-from vitnb.data.sample import Batch
 from vitnb.data.loader import image_loaders
+from vitnb.data.sample import Batch
 from vitnb.data.sets import load_set
-from vitnb.data.table import ImageSet, Split, hold_out_missing
-from vitnb.figures import drawings, new_figure
+from vitnb.data.table import ImageSet, hold_out_missing
+from vitnb.data.transform import Transform, transforms
+from vitnb.drawings import drawings
+from vitnb.figures import new_figure
 from vitnb.learner.core import train_callbacks, vit_learner
 from vitnb.learner.predict import pretext_columns
 from vitnb.losses.base import Loss, RowLoss, losses

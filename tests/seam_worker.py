@@ -41,12 +41,12 @@ def train(name, out, epochs=2, cbs=(), **kw):
 def killed(out):
     "A run of two ranks that is killed inside an epoch and goes on"
     learn = distribute(make("wards", out/"files", **STEP), timeout=120)
-    cbs = run_callbacks(out/"run", steps=1, tracker="none")
+    cbs = run_callbacks(out/"run", every_n_steps=1, tracker="none")
     with pytest.raises(Die): learn.fit(2, cbs=[*cbs, DieAt(2)], resume="auto")
     next(cb for cb in cbs if isinstance(cb, Checkpoints)).writer.join()
     dist.barrier() # a new launch would find the file whole
     learn = distribute(make("wards", out/"files", **STEP), timeout=120)
-    learn.fit(2, cbs=run_callbacks(out/"run", steps=1, tracker="none"), resume="auto")
+    learn.fit(2, cbs=run_callbacks(out/"run", every_n_steps=1, tracker="none"), resume="auto")
     return outcome(learn)
 
 

@@ -149,8 +149,8 @@ def surface(path):
 
 def shares(surfaces):
     "The library as a whole, by the rules that allow a share"
-    lines = sum(s.lines for s in surfaces)
-    names = sum(s.names for s in surfaces)
+    lines = max(sum(s.lines for s in surfaces), 1)
+    names = max(sum(s.names for s in surfaces), 1)
     return dict(tuple_assignments=1000*sum(s.tuple_assignments for s in surfaces)/lines,
                 conditional_expressions=1000*sum(s.conditional_expressions for s in surfaces)/lines,
                 one_letter_names=100*sum(s.one_letter_names for s in surfaces)/names)

@@ -171,7 +171,7 @@ def test_several_tasks_do_not_make_it_wait(mixed):
 
 def test_the_recorder_reads_once_in_so_many_steps():
     learn = tiny_learner()
-    learn.recorder.every = 4
+    learn.recorder.every_n_steps = 4
     train,_ = waits(learn)
     assert [bool(o) for o in train] == [i % 6 == 3 for i in range(12)] # six steps an epoch: what is left is read at its end
 

@@ -27,7 +27,7 @@ def tops(d): return sorted(p.name for p in (d/"checkpoints").glob("top_epoch_*.p
 @pytest.mark.parametrize("values,keep,want", [([.1, .5, .3, .4], 2, [2, 4]), ([.5, .5, .5, .5], 2, [1, 2]), ([.1, float("nan"), .3, .2], 3, [1, 3, 4]),
                                               ([.1, .2, .3, .4], 1, [4]), ([.1, .2, .3, .4], 0, [])])
 def test_the_best_few_are_kept(tmp_path, values, keep, want):
-    tiny_fit(tmp_path, epochs=4, cbs=[Scores(values)], run_kw=dict(keep=keep))
+    tiny_fit(tmp_path, epochs=4, cbs=[Scores(values)], run_kw=dict(keep_top_k=keep))
     assert tops(tmp_path) == [f"top_epoch_{e}.pth" for e in want]
     for e in want:
         ck = load_checkpoint(tmp_path/f"checkpoints/top_epoch_{e}.pth")
@@ -35,7 +35,7 @@ def test_the_best_few_are_kept(tmp_path, values, keep, want):
 
 
 def test_the_best_few_after_a_resume(tmp_path):
-    kw = dict(epochs=4, run_kw=dict(keep=2))
+    kw = dict(epochs=4, run_kw=dict(keep_top_k=2))
     n = len(tiny_learner().dls.train)
     with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[Scores([.9, .1, .5, .2]), StopAt(2*n+3)], **kw)
     (tmp_path/"checkpoints/top_epoch_99.pth").write_bytes(b"left by a kill")
@@ -43,7 +43,7 @@ def test_the_best_few_after_a_resume(tmp_path):
     assert tops(tmp_path) == ["top_epoch_1.pth", "top_epoch_3.pth"]
 
 
-@pytest.mark.parametrize("kw", [dict(keep=-1), dict(every=1.5), dict(steps=True)], ids=str)
+@pytest.mark.parametrize("kw", [dict(keep_top_k=-1), dict(every_n_epochs=1.5), dict(every_n_steps=True)], ids=str)
 def test_counts_are_whole_numbers(tmp_path, kw):
     with pytest.raises(ValueError, match="whole number from 0"): Checkpoints(tmp_path, **kw)
 

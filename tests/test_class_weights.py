@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from vitnb.data.loader import image_loaders
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.learner.core import train_callbacks, vit_learner
 from vitnb.models.protocol import models
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value

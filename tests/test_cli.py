@@ -175,7 +175,7 @@ def test_readme(workspace, capfd):
     index(workspace, "# demo\n![curve](images/c.png) [settings](../settings.ini)\n<!-- experiments -->\n<!-- /experiments -->")
     exp = notebook(workspace/"nbs"/"train_demo.ipynb", PARAMS)
     nb = json.loads(exp.read_text())
-    head = ["# train_demo\n> Does a|b learn?\n- skip_exec: true", "**Run** `x`  \n**Cost** 9 s  \n**Expect** 0.9"]
+    head = ["# train_demo\n> Does a|b learn?", "**Run** `x`  \n**Cost** 9 s  \n**Expect** 0.9"]
     nb["cells"] = [dict(cell_type="markdown", id=f"m{i}", metadata={}, source=s) for i,s in enumerate(head)] + nb["cells"]
     exp.write_text(json.dumps(nb))
     assert cli.main(["readme", "--check"]) == 1 and not (workspace/"README.md").exists()
@@ -194,3 +194,23 @@ def test_command_is_installed():
     if not os.path.exists(exe): pytest.skip("vitnb is not installed in this environment, only importable")
     assert subprocess.run([exe, "run", "nowhere.ipynb"], capture_output=True, text=True).returncode == 2
     assert (repo_root(os.path.dirname(__file__))/"settings.ini").is_file()
+
+
+def test_the_first_signal_is_answered_and_the_second_ends_all():
+    before = signal.getsignal(signal.SIGTERM)
+    answered = []
+    with cli.on_signals(answered.append) as came:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    assert came == [signal.SIGTERM, signal.SIGINT] and answered == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_passed_over_does_not_count():
+    since = []
+    def ignored(seconds):
+        since.append(seconds)
+        return seconds is not None # all but the first
+    with cli.on_signals(lambda number: None, ignored) as came:
+        for _ in range(3): signal.raise_signal(signal.SIGTERM)
+    assert came == [signal.SIGTERM] and since[0] is None and all(s >= 0 for s in since[1:])

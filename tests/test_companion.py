@@ -5,12 +5,13 @@ import torch
 from PIL import Image
 
 from vitnb.data import companion
-from vitnb.data.augment import Draws
+from vitnb.data.draws import Draws
 from vitnb.data.companion import CompanionSplit, companion_loaders, companion_path, image_size, read_companion, survey_companions
 from vitnb.data.evaluate import eval_reader
 from vitnb.data.image import UnreadableImage
 from vitnb.data.sets import load_set
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 
 
 @pytest.fixture(autouse=True)

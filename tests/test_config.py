@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import upgrade
-from vitnb.data.augment import Draws, augment_ratio, eval_pipeline, make_pipeline
+from vitnb.data.augment import augment_ratio, eval_pipeline
 from vitnb.data.cube import make_normalizer
+from vitnb.data.draws import Draws
 from vitnb.data.retina import retina_wavelengths
+from vitnb.data.transform import make_pipeline
 from vitnb.learner.config import upgrade_config
 from vitnb.learner.predict import load_run
 from vitnb.models.protocol import create_model
+from vitnb.renamed import upgrade
+from vitnb.renamed import upgrade
 from vitnb.task import ClassMap, OneClass, make_tasks
 
 FORMAT1 = Path(__file__).resolve().parent/"fixtures"/"format1"

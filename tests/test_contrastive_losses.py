@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vitnb.callback.pretext import Pretext, fold_views, unfold_views
 from vitnb.data.loader import image_loaders
 from vitnb.data.sample import Batch
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.learner.core import vit_learner
 from vitnb.losses.base import Loss, losses, make_loss, weigh
 from vitnb.losses.contrastive import (BYOLLoss, DINOLoss, InfoNCELoss, NTXentLoss, ViewLoss, VICRegLoss, all_rows, pair_views,

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-import vitnb.callback.track as track
+import vitnb.callback.record as record
 import vitnb.learner.loop as loop
 from simulated_device import DEVICE, SimulatedTensor, host, on_device, reads, simulated
 from tiny_heads import TinyHeads
@@ -24,6 +24,7 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import masked_view
 from vitnb.callback.pretext import Prepare
 from vitnb.callback.track import make_tracker
+from vitnb.callback.tracker import track_figure
 from vitnb.device import fetch
 from vitnb.learner.core import train_callbacks
 from vitnb.learner.distribute import Distribute, gather_rows, gather_with_grad
@@ -197,7 +198,7 @@ class Draws(TrainCallback):
     def after_epoch(self):
         fig,ax = plt.subplots()
         ax.plot(fetch([self.learn.loss.detach()]))
-        assert track.track_figure(self.learn, "loss", fig) == 1
+        assert track_figure(self.learn, "loss", fig) == 1
         plt.close(fig)
 
 
@@ -356,7 +357,7 @@ class Ready(From):
 @pytest.mark.parametrize("engine", [dict(), dict(ema_decay=.9), dict(accumulate=2), dict(mixup=.8, cutmix=1.)], ids=str)
 def test_steps_run_on_fake_tensors(engine, monkeypatch):
     "What reads values is one function of the adapter, and here it gives zeros"
-    monkeypatch.setattr(track, "fetch", lambda values: [0. if isinstance(v, Tensor) else v for v in values])
+    monkeypatch.setattr(record, "fetch", lambda values: [0. if isinstance(v, Tensor) else v for v in values])
     monkeypatch.setattr(loop, "seed_device", lambda seed, device: None)
     x,y = torch.randn(16, 3, 8, 8),torch.randint(0, 2, (16,))
     learn = task_learner(x, y, OneClass(["a", "b"]), TinyHeads(), *train_callbacks(**engine), bs=8, loader=Ready)

@@ -18,11 +18,11 @@ import torch
 from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
-from vitnb.core import Ranks
+from vitnb.data.shard import shard
 from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.data.shard import shard
+from vitnb.launch import Ranks
 from vitnb.learner.distribute import WholeBatch, check_batches
 from vitnb.testing import differences
 
@@ -302,7 +302,7 @@ class Slow(Callback):
     def state_dict(self): return {}
 learn = distribute(tiny_learner(engine=dict(mixup=.8, cutmix=1., ema_decay=.9)))
 print("this is rank", os.environ["RANK"])
-learn.fit(epochs, cbs=[*run_callbacks(run.dir, steps=2, tracker="none"), Slow()], resume="auto" if run.resumed else "never")
+learn.fit(epochs, cbs=[*run_callbacks(run.dir, every_n_steps=2, tracker="none"), Slow()], resume="auto" if run.resumed else "never")
 run.finish(accuracy=learn.recorder.rows[-1]["accuracy"], epochs=len(learn.recorder.rows))"""
 SUM = """import torch
 import torch.distributed as dist

@@ -10,7 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from torch.nn.functional import one_hot
 
-from vitnb.figures import COLORS, UNKNOWN, class_colors, displayed, draw_predictions, drawings, plot_curves, png, show_bands
+from vitnb.drawings import COLORS, UNKNOWN, class_colors, displayed, draw_predictions, drawings, show_bands
+from vitnb.figures import plot_curves, png
 from vitnb.task import ClassMap, Column, MultiLabel, OneClass, Ordinal, Task, Value
 
 IMAGES = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))

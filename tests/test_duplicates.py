@@ -12,7 +12,8 @@ from scipy.ndimage import gaussian_filter
 from vitnb.data.duplicates import (check_pool, close_pairs, connected_groups, find_duplicates, group_duplicates, identical_files, merge_groups,
     perceptual_hash)
 from vitnb.data.sets import folder_set
-from vitnb.data.table import ImageSet, Split, hold_out_missing
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet, hold_out_missing
 
 pytest.importorskip("imagehash", reason="pip install 'vitnb[duplicates]'")
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"

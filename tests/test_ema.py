@@ -17,7 +17,7 @@ from torch import nn
 from tiny_tasks import classes, fit, task_learner
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.ema import CachedEma, EMACallback, decay_for
-from vitnb.callback.track import History
+from vitnb.callback.history import History
 from vitnb.metrics.base import make_task_metrics
 from vitnb.task import Tasks
 

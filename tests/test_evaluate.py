@@ -11,7 +11,8 @@ from PIL import Image
 from vitnb.data.cube import CubeArray, CubeRecord, CubeSet, cube_loaders, load_cube_set
 from vitnb.data.evaluate import eval_reader
 from vitnb.data.sets import load_set
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.task import OneClass
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vitnb.core import settings
-from vitnb.experiment.cli import notebook_params, read_notebook
+from vitnb.experiment.notebook import notebook_params, read_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in notebook_params(read_notebook(p))]

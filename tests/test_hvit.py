@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitnb.data.loader import image_loaders
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.learner.core import vit_learner
 from vitnb.learner.distribute import WholeBatch
 from vitnb.learner.optim import decays, param_groups

@@ -18,7 +18,6 @@ from tiny_tasks import skewed
 
 from vitnb.callback import checkpoint
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
-from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
@@ -237,7 +236,7 @@ def test_monitor_is_checked_before_the_first_batch(tmp_path):
 
 def test_files_of_a_run(tmp_path):
     learn = make()
-    learn.fit(3, cbs=run_callbacks(tmp_path, every=2))
+    learn.fit(3, cbs=run_callbacks(tmp_path, every_n_epochs=2))
     rows = json.loads((tmp_path/"history.json").read_text())
     assert [r["epoch"] for r in rows] == [1, 2, 3] and rows[-1]["step"] == 12
     assert {p.name for p in (tmp_path/"checkpoints").iterdir()} == {"best_model.pth", "last_model.pth", "checkpoint_epoch_2.pth"}
@@ -255,7 +254,7 @@ def test_files_of_a_run(tmp_path):
 
 def test_resume_from_a_file(tmp_path):
     whole = make()
-    whole.fit(3, cbs=run_callbacks(tmp_path, every=2))
+    whole.fit(3, cbs=run_callbacks(tmp_path, every_n_epochs=2))
     state = load_checkpoint(tmp_path/"checkpoints/checkpoint_epoch_2.pth")["training_state"]
     again = make()
     again.fit(3, resume=state)
@@ -301,29 +300,6 @@ save_checkpoint(dict(w=torch.zeros(100_000)), path)
     p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert p.returncode == 1 and "is intact" in p.stderr, p.stderr
     assert len(load_checkpoint(tmp_path/"last_model.pth")["w"]) == 10
-
-
-def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path):
-    t = [0.]
-    def clock():
-        t[0] += 10
-        return t[0]
-    learn = make()
-    with pytest.raises(TrainingStopped, match="run the same command again") as e: learn.fit(3, cbs=[Checkpoints(tmp_path), TimeLimit(150/3600, clock)])
-    assert e.value.code == 75
-    state = load_checkpoint(tmp_path/"checkpoint_time_limit.pth")["training_state"]
-    assert 0 < state["opt_steps"] < 12
-    whole,rest = make(),make()
-    whole.fit(3, cbs=Checkpoints(tmp_path/"w"))
-    rest.fit(3, cbs=Checkpoints(tmp_path/"r"), resume=state)
-    assert torch.equal(weights(whole), weights(rest))
-
-
-def test_nan_is_found_and_named():
-    class Poison(Callback):
-        def after_step(self):
-            if self.opt_steps == 2: dict(self.model.named_parameters())["head.fc.bias"].data[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="epoch 1, batch 3; first not finite"): make().fit(2, cbs=[Poison(), NaNWatch(every=2)])
 
 
 def test_no_wait_for_the_device_in_a_step(monkeypatch):

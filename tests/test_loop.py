@@ -16,7 +16,7 @@ from vitnb.callback.base import PHASES, TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.stop import EarlyStop
-from vitnb.callback.track import History
+from vitnb.callback.history import History
 from vitnb.data.sample import Batch
 from vitnb.learner.core import run_callbacks, train_callbacks
 from vitnb.learner.freeze import FreezeEpochs
@@ -145,7 +145,7 @@ def test_direction_comes_from_who_writes_the_column(column, tmp_path):
     "Less is better, then more again; an accuracy the other way round"
     values = [3., 2., 1., 2., 3., 4.]
     if column == "train_accuracy": values = [-v for v in values]
-    stop,files = EarlyStop(column, patience=1),Checkpoints(tmp_path, column, keep=2)
+    stop,files = EarlyStop(column, patience=1),Checkpoints(tmp_path, column, keep_top_k=2)
     learn = following(column, values, stop, schedule=dict(name="plateau", monitor=column, patience=0, factor=.5))
     fit(learn, 6, cbs=[files, History(tmp_path)])
     assert len(learn.recorder.rows) == 5 and stop.best_epoch == 3
@@ -475,7 +475,7 @@ def train_all(): return train_callbacks(mixup=.8, cutmix=1., ema_decay=.9, accum
 
 def everything(folder):
     "All callbacks of the engine at once"
-    return [*run_callbacks(folder, steps=2, every=1, keep=2, max_hours=1, tracker="none"), *train_all()]
+    return [*run_callbacks(folder, every_n_steps=2, every_n_epochs=1, keep_top_k=2, max_hours=1, tracker="none"), *train_all()]
 
 
 def outside(learn):

@@ -1,6 +1,5 @@
 "Pre-training on cubes: masks from the seed, exact resume, accumulation, averages, half precision, live pictures, evaluation"
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -16,13 +15,11 @@ from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import VALID_EPOCH, Masked, fixed_cubes, masked_view, pick_points
-from vitnb.core import set_seed
-from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.data.sample import Batch
-from vitnb.learner.core import load_model, run_callbacks, train_callbacks, vit_learner
+from vitnb.learner.core import run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
-from vitnb.learner.predict import find_checkpoint, predict_split
-from vitnb.learner.spectral import Baseline, between_bands, evaluate_model
+from vitnb.learner.predict import predict_split
+from vitnb.learner.spectral import evaluate_model
 from vitnb.learner.tta import predict_tta
 from vitnb.losses.base import add_terms, weigh
 from vitnb.losses.spectral import reconstruct, voxel_mask
@@ -124,15 +121,15 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(engine, tmp_path):
         def after_batch(self):
             if self.training and self.epochs_done == 1 and self.iter == 2: raise KeyboardInterrupt
     first = tiny(engine=engine)
-    with pytest.raises(KeyboardInterrupt): first.fit(3, cbs=[*run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), Stop()])
+    with pytest.raises(KeyboardInterrupt): first.fit(3, cbs=[*run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", every_n_steps=1), Stop()])
     second = tiny(engine=engine)
-    second.fit(3, cbs=run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", steps=1), resume="auto")
+    second.fit(3, cbs=run_callbacks(tmp_path/"part", monitor="valid_loss", tracker="none", every_n_steps=1), resume="auto")
     assert not differences(state(whole), state(second), ignore=("seconds",))
 
 def accumulated(folder, resume="auto"):
     "For a fork that is killed"
     learn = tiny(engine=dict(accumulate=2))
-    learn.fit(3, cbs=run_callbacks(folder, monitor="valid_loss", tracker="none", steps=1), resume=resume)
+    learn.fit(3, cbs=run_callbacks(folder, monitor="valid_loss", tracker="none", every_n_steps=1), resume=resume)
     return learn
 
 def test_a_killed_run_ends_with_the_same_bits():
@@ -199,7 +196,7 @@ def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkey
     assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["made"], views[1]["made"])
 
 def test_frames_reach_the_tracker(tmp_path):
-    from vitnb.callback.track import TensorBoard
+    from vitnb.callback.tensorboard import TensorBoard
     class Spied(TensorBoard):
         taken = []
         def _figure(self, name, fig, step): self.taken.append((name, step))
@@ -269,59 +266,6 @@ def test_pretrain_on_one_sensor_then_another(tmp_path):
 
 
 # evaluation
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    learn = tiny(lr=3e-3, n=24, bs=4, metrics=None)
-    learn.fit(6, cbs=run_callbacks(folder, monitor="mse_masked", tracker="none"))
-    return folder,learn
-
-def test_evaluation_agrees_with_the_history(trained):
-    folder,learn = trained
-    best = load_checkpoint(folder/"checkpoints"/"best_model.pth")
-    got = evaluate_model(folder, learn.dls.valid, device="cpu")
-    assert got["scores"]["mse_masked"]["mean"] == pytest.approx(best["metrics"]["mse_masked"], rel=1e-5)
-    assert got["scores"]["sam_masked_reflectance"]["mean"] == pytest.approx(best["metrics"]["sam_degrees"], rel=1e-4)
-    assert got["checkpoint"] == "best_model.pth" and got["n"] == len(learn.dls.valid.dataset) == len(got["cubes"])
-
-def test_evaluation_does_not_depend_on_the_batch(trained, tmp_path):
-    folder,learn = trained
-    dls = cube_loaders(learn.dls.image_set, bs=3, normalize="log", workers=0, device="cpu")
-    a,b = (evaluate_model(folder, d.test, device="cpu", folder=tmp_path) for d in (learn.dls, dls))
-    for k,v in a["scores"].items(): assert v["mean"] == pytest.approx(b["scores"][k]["mean"], rel=1e-4), k
-    assert json.loads((tmp_path/"evaluation.json").read_text())["n"] == b["n"]
-
-def test_rules_fill_in_what_they_say_and_are_scored_like_the_model(trained):
-    folder,learn = trained
-    model,x = load_model(find_checkpoint(folder)),next(iter(learn.dls.test))[0]
-    order = model.seeded_order(1, VALID_EPOCH, range(len(x)))
-    out = Baseline(model, "mean")(x, order)
-    gone,made = voxel_mask(out, x.shape[1:]),reconstruct(out, x)
-    for b,c in np.ndindex(*x.shape[:2]):
-        if gone[b,c].any(): assert torch.allclose(made[b,c][gone[b,c]], x[b,c][~gone[b,c]].mean() if (~gone[b,c]).any() else torch.tensor(0.), atol=1e-5)
-    assert torch.equal(out["mask"], model(x, order)["mask"])
-    scores = [evaluate_model(Baseline(model, how), learn.dls.test, where=("masked",), ssim=False, device="cpu")["scores"]["mse_masked"] for how in ("mean", "linear")]
-    assert scores[0]["n"] == len(learn.dls.test.dataset) and scores[0]["mean"] != scores[1]["mean"]
-    with pytest.raises(ValueError, match="did you mean 'linear'"): Baseline(model, "lineal")
-
-def test_evaluation_refuses_other_units_and_shuffled_loaders(trained):
-    folder,learn = trained
-    with pytest.raises(ValueError, match="another normaliser"):
-        evaluate_model(folder, cube_loaders(learn.dls.image_set, bs=2, normalize="none", workers=0, device="cpu").test, device="cpu")
-    with pytest.raises(ValueError, match="shuffles"): evaluate_model(folder, learn.dls.train, device="cpu")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoints"): evaluate_model(folder/"checkpoints", learn.dls.test, device="cpu")
-
-def test_interpolation_between_bands_by_numpy():
-    g = torch.Generator().manual_seed(0)
-    x,nm = torch.rand(2, 7, 3, 4, generator=g),[400., 410, 450, 500, 520, 700, 900]
-    seen = torch.rand(2, 7, 3, 4, generator=g) > .5
-    got = between_bands(x, seen, nm, torch.full_like(x, -1.))
-    for b,i,j in np.ndindex(2, 3, 4):
-        w = seen[b,:,i,j].numpy()
-        want = np.interp(nm, np.array(nm)[w], x[b,:,i,j].numpy()[w]) if w.any() else np.full(7, -1.)
-        assert np.allclose(got[b,:,i,j], want, atol=1e-5)
-
 
 # ---------------------------------------------------------------------------------------------- a class for each pixel
 

@@ -46,3 +46,12 @@ def test_what_nbdev_says_is_read():
     out = parse(f"{said}\nnbdev Tests Failed On The Following Notebooks:\n{fence}\n\tc.ipynb\n\td.ipynb\n")
     assert out.ran == {"b.ipynb", "c.ipynb"} and out.failed == {"c.ipynb", "d.ipynb"}
     assert not parse(said + "Success.").failed
+
+
+def test_the_lines_of_the_index_run():
+    "It lies beside the experiments, which `.notest` leaves out"
+    exe = Path(sys.executable).parent/"nbdev-test"
+    cmd = [str(exe), "nbs/index.ipynb", "--ignore-fname", "none", "--do-print"]
+    r = subprocess.run(cmd, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    out = parse(r.stdout + "\n" + r.stderr)
+    assert r.returncode == 0 and out.ran == {"index.ipynb"}, out.said[-3000:]

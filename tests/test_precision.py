@@ -64,3 +64,12 @@ def test_a_resumed_run_keeps_its_scaler(measured, tmp_path):
     again = tiny_fit(tmp_path/"b", precision="auto")
     whole = tiny_fit(tmp_path/"a", precision="fp16")
     assert again.dtype == torch.float16 and again.scaler.get_scale() == whole.scaler.get_scale() and torch.equal(weights(whole), weights(again))
+
+
+def test_half_precision_becomes_single_wherever_it_lies():
+    "Shapes of containers stay, and so does what is no number of half precision"
+    half,whole = torch.ones(2).bfloat16(),torch.arange(2)
+    found = precision.as_float(dict(a=[half, (half, whole)], b=None, c="text"))
+    assert found["a"][0].dtype == found["a"][1][0].dtype == torch.float32 and isinstance(found["a"][1], tuple)
+    assert found["a"][1][1] is whole and found["b"] is None and found["c"] == "text"
+    assert precision.as_float(half).dtype == torch.float32 and precision.as_float(whole) is whole

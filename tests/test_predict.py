@@ -20,7 +20,8 @@ from vitnb.callback.pretext import Pretext, pretexts
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.holdout import Split
+from vitnb.data.table import ImageSet
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.predict import answer_columns, find_checkpoint, find_inputs, load_run, predict, predict_split
 from vitnb.learner.spectral import evaluate_model

@@ -16,10 +16,11 @@ from vitnb.callback.base import TrainCallback
 from vitnb.callback.pretext import Pretext
 from vitnb.callback.probe import (LEAST_IMAGES, Probe, accuracy_and_f1, class_pairs, knn_votes,
                                   linear_answers, pooled_features, probe_data, probe_sizes, run_probe, vote_hits)
-from vitnb.core import Ranks
+from vitnb.data.holdout import Split
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.data.table import ImageSet, Split
+from vitnb.data.table import ImageSet
+from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.distribute import distribute
 from vitnb.models.protocol import create_model

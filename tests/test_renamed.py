@@ -3,10 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnb.core import new_name, rename, renamed, upgrade
-from vitnb.experiment.cli import parse_params
 from vitnb.experiment.recipes import resolve
-from vitnb.experiment.run import Run, check_injected
+from vitnb.experiment.run import Run
+from vitnb.parameters import check_injected
+from vitnb.parameters import parse_params
+from vitnb.renamed import new_name, rename, renamed, upgrade
 
 
 @pytest.fixture

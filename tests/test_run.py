@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.experiment.run import Run, check_injected, environment, mark_status, new_run_dir, plain, public_params, read_json, write_json
+from vitnb.experiment.run import Run, environment, mark_status, new_run_dir, plain, read_json, write_json
+from vitnb.parameters import check_injected, public_params
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,12 @@ import vitnb.metrics.base
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from vitnb.callback.ema import EMACallback
-from vitnb.callback.track import StepRecorder
-from vitnb.core import Ranks
+from vitnb.callback.record import StepRecorder
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
-from vitnb.figures import draw_predictions
+from vitnb.drawings import draw_predictions
+from vitnb.launch import Ranks
+from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.predict import load_run, predict_split
@@ -414,7 +415,7 @@ def journey(name, files, folder, kills, epochs=3):
     "A run that dies at each of `kills` and goes on in a new Learner"
     for at in [*kills, None]:
         learn = make(name, files)
-        cbs = run_callbacks(folder, steps=1, tracker="none")
+        cbs = run_callbacks(folder, every_n_steps=1, tracker="none")
         if at is None: learn.fit(epochs, cbs=cbs, resume="auto")
         else:
             with pytest.raises(Die): learn.fit(epochs, cbs=[*cbs, DieAt(*at)], resume="auto")

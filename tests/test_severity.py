@@ -5,7 +5,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torchvision.transforms.v2 import InterpolationMode, functional as F
 
-from vitnb.data.augment import Draws, Pipeline, augments, make_pipeline, op_magnitude, train_pipeline, transforms
+from vitnb.data.augment import augments, train_pipeline
+from vitnb.data.draws import Draws
+from vitnb.data.randaugment import op_magnitude
+from vitnb.data.transform import Pipeline, make_pipeline, transforms
 from vitnb.data.severity import (SEVERITIES, Cutout, FieldRandAugment, GaussianBlur, GridDistortion, RandomRotation, RGBJitter, affine_places,
     stretched_axis, turn_matrices, warp)
 from vitnb.task import ClassMap

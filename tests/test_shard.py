@@ -54,9 +54,9 @@ def test_validation_goes_by_turns_and_every_batch_is_run_once(make, world):
     whole = list(dls.valid)
     done = {}
     for r in range(world):
-        dl = shard_loader(dls.valid, turns=True, rank=r, world=world)
+        dl = shard_loader(dls.valid, round_robin=True, rank=r, world=world)
         got = list(dl)
-        assert dl.turns and len(got) == len(dl) == -(-len(whole)//world) and dl.n_batches == len(whole)
+        assert dl.round_robin and len(got) == len(dl) == -(-len(whole)//world) and dl.n_batches == len(whole)
         for i,b in enumerate(got):
             k = dl.batch_number(i)
             assert equal(b.fields, whole[k].fields) and dl.samples(k) == len(b["image"])
@@ -69,7 +69,7 @@ def test_places_in_the_order_of_the_epoch():
     for r in range(2):
         dl = shard_loader(dls.train, rank=r, world=2)
         for i,b in enumerate(dl): assert (order[dl.positions(i, len(b["image"]))] == b["index"]).all()
-        dl = shard_loader(dls.valid, turns=True, rank=r, world=2)
+        dl = shard_loader(dls.valid, round_robin=True, rank=r, world=2)
         for i,b in enumerate(dl): assert (dl.positions(i, len(b["image"])) == b["index"]).all()
 
 def test_views_and_weights_are_shared_out_too():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnb.losses.base import add_terms, divide
-from vitnb.losses.spectral import (SpectralMAELoss, masked_mse, patchify, range_penalty, reconstruct, removed, spectral_angle, spectral_std, token_stats,
+from vitnb.losses.spectral import (SpectralMAELoss, masked_mse, patchify, range_penalty, reconstruct, masked_tokens, spectral_angle, spectral_std, token_stats,
                                    unpatchify, voxel_mask)
 
 PATCH,SHAPE = (2, 3),(6, 4, 8) # 2 band groups, 2x4 places: 16 tokens of 12 values
@@ -33,7 +33,7 @@ def slow_terms(out, cube, valid=None, low=None, high=None, norm_target=False):
     low,high = (torch.full((C,), d) if b is None else torch.as_tensor(b).expand(C) for b,d in ((low, 0.), (high, 1.)))
     made,gone = cube.clone(),torch.zeros_like(cube).bool()
     errors,over = [],[]
-    pred,index = removed(out)[0].detach(),removed(out)[1]
+    pred,index = masked_tokens(out)[0].detach(),masked_tokens(out)[1]
     for b in range(len(cube)):
         for k,i in enumerate(index[b].tolist()):
             t,r,c = i//(H//p*(W//p)),i//(W//p) % (H//p),i % (W//p)
@@ -135,7 +135,7 @@ def test_normalised_targets_are_each_tokens_own():
     assert torch.allclose(((t - mean)/std).mean(-1), torch.zeros(2, 3), atol=1e-6) and torch.allclose(std[...,0], (t.var(-1) + 1e-6).sqrt())
     cube,_ = case(6, "all")
     out = answer(cube)
-    out["pred"] = ((removed(out)[0] - 0).detach()*0) # predicting 0 means predicting the token's own mean
+    out["pred"] = ((masked_tokens(out)[0] - 0).detach()*0) # predicting 0 means predicting the token's own mean
     made = patchify(reconstruct(out, cube, norm_target=True), PATCH)
     truth = patchify(cube, PATCH)
     for b,i in zip(range(2), out["index"]): assert torch.allclose(made[b,i], truth[b,i].mean(-1, keepdim=True).expand(-1, 12), atol=1e-6)

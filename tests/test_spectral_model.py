@@ -5,14 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from vitnb.callback.memory import MemoryMeter
 from vitnb.models.protocol import create_model, load_weights, model_info, models
-from vitnb.models.spectral import (SPECTRAL_SIZES, SpectralBlock, encode_wavelengths, fit_state, mae_counts, mask_order, n_visible, seeded_noise,
-                                   spectral_mae, take_tokens, token_grid)
+from vitnb.models.spectral import SPECTRAL_SIZES, SpectralBlock, fit_state, mae_counts, spectral_mae
 
 SMALL = dict(img_size=8, in_chans=6, patch_size=(2, 3), embed_dim=16, depth=2, num_heads=2, decoder_depth=2)
 RETINA = [450. + 10*i for i in range(29)] + [850.]
@@ -59,24 +56,6 @@ def test_widths_that_heads_do_not_divide(name):
 
 # tokens
 
-@settings(max_examples=60, deadline=None)
-@given(T=st.integers(1, 4), h=st.integers(1, 4), w=st.integers(1, 4), s=st.integers(1, 4), p=st.integers(1, 4), seed=st.integers(0, 99))
-def test_tokens_are_boxes_in_order(T, h, w, s, p, seed):
-    x = cubes(2, T*s, h*p, w*p, seed=seed)
-    order = torch.stack([torch.randperm(T*h*w) for _ in range(2)])
-    got = take_tokens(x, (p, s), order)
-    for b in range(2):
-        for k,i in enumerate(order[b].tolist()):
-            t,r,c = i//(h*w),i//w % h,i % w
-            assert torch.equal(got[b,k], x[b, t*s:(t+1)*s, r*p:(r+1)*p, c*p:(c+1)*p].flatten())
-
-@settings(max_examples=100, deadline=None)
-@given(size=st.integers(1, 60), bands=st.integers(1, 40), p=st.integers(1, 12), s=st.integers(1, 8))
-def test_grids_divide_or_say_what_does(size, bands, p, s):
-    if size % p == 0 and bands % s == 0 and size >= p: assert token_grid(size, bands, (p, s)) == (bands//s, size//p, size//p)
-    else:
-        with pytest.raises(ValueError, match="use"): token_grid(size, bands, (p, s))
-
 @pytest.mark.parametrize("kw,message", [
     (dict(img_size=9), "img_size=9 is not a whole number of patches of 2 pixels; use img_size 8 or 10"), (dict(in_chans=7), "7 bands are not a whole number"),
     (dict(img_size=1), "smaller than a patch"), (dict(mask_ratio=1.), "mask_ratio=1"), (dict(mask_ratio=0), "mask_ratio=0"), (dict(mask_ratio=.99), "keeps 0 of 32 tokens"),
@@ -93,28 +72,6 @@ def test_a_cube_of_another_shape(shape):
 
 
 # masks
-
-@settings(max_examples=200, deadline=None)
-@given(T=st.integers(1, 8), side=st.integers(1, 8), ratio=st.floats(.01, .99), mode=st.sampled_from(["random", "tube", "spectral"]))
-def test_counts_are_the_nearest_whole_number(T, side, ratio, mode):
-    n,each = dict(random=(T*side*side, 1), tube=(side*side, T), spectral=(T, side*side))[mode]
-    nearest = {k for k in range(n+1) if abs(k - n*(1-ratio)) <= min(abs(j - n*(1-ratio)) for j in range(n+1)) + 1e-9}
-    if nearest <= {0, n}:
-        with pytest.raises(ValueError, match="keeps"): n_visible((T, side, side), ratio, mode)
-    elif not nearest & {0, n}: assert n_visible((T, side, side), ratio, mode)/each in nearest
-
-@pytest.mark.parametrize("mode", ["random", "tube", "spectral"])
-def test_masks_are_what_they_are_called(mode):
-    grid = (6, 5, 4)
-    n = dict(random=120, tube=20, spectral=6)[mode]
-    order = mask_order(seeded_noise(0, 0, np.arange(50), n), grid, mode)
-    keep = n_visible(grid, .8, mode)
-    assert torch.equal(order.sort(1).values, torch.arange(120).expand(50, -1))
-    seen = torch.zeros(50, 120).scatter(1, order[:,:keep], 1.).view(50, 6, 20)
-    if mode == "tube": assert (seen == seen[:,:1]).all() and (seen[:,0].sum(1) == 4).all()
-    if mode == "spectral": assert (seen == seen[:,:,:1]).all() and (seen[:,:,0].sum(1) == 1).all()
-    if mode == "random": assert abs(float((seen.sum(1) == 0).float().mean()) - .8**6) < .03 # places of which nothing is seen: a quarter
-    assert len({tuple(o[:keep].sort().values.tolist()) for o in order}) > 5
 
 def test_masks_of_a_sample_do_not_depend_on_its_batch():
     model = seeded()
@@ -211,18 +168,6 @@ def test_memory_follows_visible_tokens():
     some,every = (live(model.train(), k)[0] - weights for k in (False, True))
     assert some < .25*every
 
-def test_lean_blocks_have_the_same_gradients():
-    a,b = SpectralBlock(16, 2),SpectralBlock(16, 2, lean=True)
-    b.load_state_dict(a.state_dict())
-    x = cubes(2, 9, 16)
-    def kept(m):
-        with MemoryMeter((*m.parameters(), x)) as meter: y = m(x)
-        size = meter.live
-        y.square().sum().backward()
-        return size
-    assert kept(b) < kept(a)
-    for p,q in zip(a.parameters(), b.parameters()): assert torch.equal(p.grad, q.grad)
-
 def test_checkpointing_has_the_same_gradients():
     x,order = cubes(2, 6, 8, 8),seeded().seeded_order(0, 0, np.arange(2))
     grads = []
@@ -274,17 +219,6 @@ def test_dropout_and_drop_path_act_in_training_only():
 
 
 # other sensors
-
-def test_wavelength_positions_know_distances():
-    nm = torch.arange(400., 1000, 5)[:,None]
-    code = nn.functional.normalize(encode_wavelengths(nm, 128), dim=-1)
-    near,far = (code[:-1]*code[1:]).sum(1),(code[:-40]*code[40:]).sum(1)
-    assert near.min() > .7 and far.max() < .5 and (near.max() - near.min()) < .01 # the same distance, the same similarity, wherever
-
-def test_missing_bands_move_a_token_and_irregular_ones_are_what_they_are():
-    even,odd = torch.tensor([[700., 710, 720, 730, 740]]),torch.tensor([[700., 710, 720, 730, 850]])
-    a,b,c = (encode_wavelengths(o, 64) for o in (even, odd, torch.tensor([[700., 710, 720, 730, math.nan]])))
-    assert not torch.allclose(a, b, atol=.05) and torch.allclose(c, encode_wavelengths(even[:,:4], 64)) and torch.isfinite(c).all()
 
 def test_one_encoder_takes_other_sensors():
     model = seeded(wavelengths=RETINA[:6]).eval()

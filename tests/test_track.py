@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -16,19 +15,20 @@ import torch
 from fastai.callback.core import Callback
 from process_state import Refusing
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_tasks import fit, task_learner
 
-from vitnb.callback import track
-from vitnb.callback.checkpoint import Checkpoints, newest_state, snapshot
+import vitnb.callback.wandb as wandb_tracker
+from vitnb.callback.checkpoint import Checkpoints, newest_state
 from vitnb.callback.ema import EMACallback
-from vitnb.callback.track import (EventLog, History, MLflow, StepRecorder, TensorBoard, WandB, make_tracker, scalars, track_figure, track_results, trackers, wandb_history)
+from vitnb.callback.history import EventLog, History
+from vitnb.callback.mlflow import MLflow
+from vitnb.callback.tensorboard import TensorBoard
+from vitnb.callback.track import make_tracker, track_results
+from vitnb.callback.tracker import scalars, track_figure, trackers
+from vitnb.callback.wandb import WandB, log_records, wandb_history
 from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import run_callbacks, vit_learner
-from vitnb.losses.objective import make_objective
-from vitnb.task import ClassMap, OneClass, Ordinal, Tasks, Value
-from vitnb.testing import tiny_learner
 
 STORES = ["tensorboard", "mlflow", "wandb"]
 EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
@@ -39,7 +39,7 @@ def make(cbs=()):
     set_seed(3)
     dls = image_loaders(load_set("digits", limit=10), bs=24, augment="shift", seed=3, device="cpu")
     learn = vit_learner(dls, "swin_micro", device="cpu", precision="fp32", seed=3, cbs=cbs)
-    learn.recorder.every = 2
+    learn.recorder.every_n_steps = 2
     return learn
 
 
@@ -147,7 +147,7 @@ def test_resume_continues_the_record(name, at, store):
 @pytest.mark.parametrize("name", STORES)
 def test_resume_from_a_state_within_an_epoch(name, store):
     folder,uri,read = store(name)
-    def cbs(): return [make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints", steps=3)]
+    def cbs(): return [make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints", every_n_steps=3)]
     with pytest.raises(KeyboardInterrupt): make().fit(3, cbs=[*cbs(), Stop(7)])
     assert newest_state(folder/"checkpoints")["opt_steps"] == 6
     learn = make()
@@ -184,7 +184,7 @@ def test_a_killed_process_leaves_no_gap(name, store):
 @pytest.mark.parametrize("name", STORES)
 def test_a_tracker_that_comes_late_gets_the_beginning(name, store):
     folder,uri,read = store(name)
-    make().fit(2, cbs=[Checkpoints(folder/"checkpoints", every=1)])
+    make().fit(2, cbs=[Checkpoints(folder/"checkpoints", every_n_epochs=1)])
     learn = make()
     learn.fit(2, cbs=[make_tracker(name, folder, uri), Checkpoints(folder/"checkpoints")], resume=folder/"checkpoints/checkpoint_epoch_1.pth")
     check(read, learn, 2)
@@ -213,11 +213,11 @@ def test_averaged_weights_have_the_same_names(tmp_path):
 def broken(name, monkeypatch, until):
     "Make the store fail from step 3 until `until`"
     cls = dict(tensorboard=TensorBoard, mlflow=MLflow, wandb=WandB)[name]
-    put = cls._put
-    def _put(self, points):
+    real = cls.put
+    def put(self, points):
         if 3 <= points[-1][0] < until: raise ConnectionError("the server is gone")
-        put(self, points)
-    monkeypatch.setattr(cls, "_put", _put)
+        real(self, points)
+    monkeypatch.setattr(cls, "put", put)
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -247,12 +247,12 @@ def test_a_store_that_comes_back_gets_everything(name, store, monkeypatch, capsy
 def test_an_answer_that_was_lost_repeats_nothing(store, monkeypatch):
     "The server stored the values and the connection broke before it could say so"
     folder,uri,read = store("mlflow")
-    put,calls = MLflow._put,[]
-    def _put(self, points):
-        put(self, points)
+    real,calls = MLflow.put,[]
+    def put(self, points):
+        real(self, points)
         calls.append(points)
         if len(calls) == 2: raise TimeoutError("no answer")
-    monkeypatch.setattr(MLflow, "_put", _put)
+    monkeypatch.setattr(MLflow, "put", put)
     learn = make()
     learn.fit(2, cbs=make_tracker("mlflow", folder, uri))
     check(read, learn, 2)
@@ -262,7 +262,7 @@ def test_what_is_on_its_way_to_wandb_is_not_sent_again(store, monkeypatch, capsy
     "The file lags behind what was handed over: within a process the latter counts"
     folder,uri,read = store("wandb")
     broken("wandb", monkeypatch, 8)
-    monkeypatch.setattr(track, "wandb_history", lambda *a: iter(()))
+    monkeypatch.setattr(wandb_tracker, "wandb_history", lambda *a: iter(()))
     learn = make()
     learn.fit(3, cbs=make_tracker("wandb", folder, uri))
     check(read, learn, 3)
@@ -387,7 +387,7 @@ def test_wandb_keeps_config_names_and_files(store):
     (folder/"params.json").write_text(json.dumps(dict(epochs=1, opt=dict(lr=.1))))
     make().fit(1, cbs=[make_tracker("wandb", folder, uri, tags=dict(version="v1")), Checkpoints(folder/"checkpoints")])
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    records = [pb.Record.FromString(r) for r in track._records(path.read_bytes())]
+    records = [pb.Record.FromString(r) for r in log_records(path.read_bytes())]
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
     assert (run.project, run.display_name, list(run.tags)) == ("train_digits", "20250101-000000", ["version=v1"])
     config = {u.key or ".".join(u.nested_key):u.value_json for r in records if r.WhichOneof("record_type") == "config" for u in r.config.update}
@@ -409,9 +409,9 @@ def test_a_log_that_was_cut_off(store):
     learn = make()
     learn.fit(1, cbs=make_tracker("wandb", folder, uri))
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    whole = [bytes(r) for r in track._records(path.read_bytes())]
+    whole = [bytes(r) for r in log_records(path.read_bytes())]
     for cut in range(8, len(path.read_bytes()), 97):
-        part = [bytes(r) for r in track._records(path.read_bytes()[:cut])]
+        part = [bytes(r) for r in log_records(path.read_bytes()[:cut])]
         assert part == whole[:len(part)]
 
 
@@ -430,7 +430,7 @@ def test_log_format_across_blocks(sizes):
             kind = (1 if not r else 2) if first else (4 if not r else 3)
             data,first = data + bytes(4) + len(piece).to_bytes(2, "little") + bytes([kind]) + piece,False
             if not r: break
-    assert list(track._records(data)) == records
+    assert list(log_records(data)) == records
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -452,101 +452,6 @@ def test_results_after_the_training(name, store):
 def test_no_record_no_results(tmp_path): assert track_results(tmp_path, dict(test_accuracy=.5)) == []
 
 
-# ---- the recorder's sums
-
-KINDS = dict(class_=OneClass("abc"), soft=OneClass("abc"), unknown=OneClass("abc", unknown=-1), map=ClassMap("abc", unknown=-1), zones=Ordinal("lr", levels=3, unknown=-1), value=Value())
-
-def answers(seed, kind):
-    "Predictions and targets of one batch"
-    g = torch.Generator().manual_seed(seed)
-    n = (6, 6, 4)[seed%3]
-    draw = lambda *shape: torch.randint(-1 if KINDS[kind].unknown else 0, 3, (n, *shape), generator=g)
-    if kind == "value": return torch.rand(n, 1, generator=g), torch.rand(n, generator=g)
-    if kind == "map": return torch.rand(n, 3, 2, 2, generator=g), draw(2, 2)
-    if kind == "zones": return torch.rand(n, 2, 3, generator=g), draw(2)
-    return torch.rand(n, 3, generator=g), torch.rand(n, 3, generator=g) if kind == "soft" else draw()
-
-def slow_score(kind, pred, y):
-    "Right answers and answers, or errors and values, one by one"
-    if kind == "value": return (pred[:,0] - y).abs().tolist()
-    truth = y.argmax(-1) if kind == "soft" else y
-    guess = pred.argmax(1 if kind == "map" else -1)
-    return [float(a == b) for a,b in zip(guess.flatten().tolist(), truth.flatten().tolist()) if b != -1]
-
-class _Fake(SimpleNamespace):
-    "What a recorder asks of a Learner in a training batch"
-    training,phase,opt_steps = True,"fit",1
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("every", [1, 2, 50])
-def test_scores_counted_together_are_those_counted_one_by_one(kind, every):
-    "Read every few steps, and interrupted by a checkpoint in between"
-    objective = make_objective(Tasks.of(KINDS[kind]))
-    def recorder():
-        r = StepRecorder(every=every)
-        r.learn = _Fake(objective=objective, opt=SimpleNamespace(hypers=[dict(lr=.1)]), metrics=[])
-        r.lrs,r.row,r._terms = [],{},{}
-        return r
-    mine,slow = recorder(),[]
-    for i in range(9):
-        pred,y = answers(i, kind)
-        pred.requires_grad_()
-        slow += slow_score(kind, pred, y)
-        scores = objective.scores(pred, dict(target=y))
-        assert not any(isinstance(v, torch.Tensor) and v.requires_grad for o in scores.values() for v in o)
-        mine.learn.report = SimpleNamespace(terms={}, scores=scores, n=len(y))
-        mine.after_batch()
-        assert len(mine._wait) < every
-        if i == 4:
-            state,mine = snapshot(mine.state_dict()),recorder()
-            mine.load_state_dict(state)
-    mine.after_train()
-    (name,) = (c.name for c in objective.score_columns())
-    assert mine.row[f"train_{name}"] == pytest.approx(sum(slow)/len(slow), rel=1e-6)
-
-def test_the_epoch_is_the_mean_of_its_steps():
-    learn,pairs = make(),[]
-    class Spy(Callback):
-        order = 45
-        def after_batch(self):
-            if self.training: pairs.append((self.learn.loss.item(), (self.learn.pred.argmax(-1) == self.learn.yb[0]).float().mean().item()))
-    with learn.no_logging(): learn.fit(2, cbs=Spy())
-    for i,row in enumerate(learn.recorder.rows):
-        loss,accuracy = (sum(o)/4 for o in zip(*pairs[4*i:4*i+4]))
-        assert row["train_loss"] == pytest.approx(loss, rel=1e-6) and row["train_accuracy"] == pytest.approx(accuracy, rel=1e-6)
-    smooth,slow = 0.,[]
-    for k,(v,_) in enumerate(pairs, 1):
-        smooth = .98*smooth + .02*v
-        slow.append(smooth/(1-.98**k)) # as fastai has it; it begins anew with each epoch
-        if k == 4: break
-    assert torch.stack(learn.recorder.losses)[:4].tolist() == pytest.approx(slow, rel=1e-5)
-
-def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
-    "It is in no record, the smoothed loss goes on, and a state can be taken"
-    torch.manual_seed(0)
-    y = torch.arange(24)%3
-    y[8:16] = -1
-    learn = task_learner(torch.randn(24, 6), y, OneClass("abc", unknown=-1), torch.nn.Linear(6, 3), bs=8)
-    fit(learn, 2, cbs=[EventLog(tmp_path/"events.jsonl"), History(tmp_path), TensorBoard(tmp_path/"tensorboard"), Checkpoints(tmp_path/"checkpoints", "valid_loss")])
-    assert [o["step"] for o in learn.recorder.steps] == [1, 3, 4, 6] and learn.opt_steps == len(learn.recorder.losses) == 6
-    assert torch.stack(learn.recorder.losses).isfinite().all() and learn.recorder.losses[0] == learn.recorder.losses[1]
-    assert [n for n,_ in read_tensorboard(tmp_path, "")["train/loss"]] == [1, 3, 4, 6]
-    assert all(r["train_loss"] > 0 for r in json.loads((tmp_path/"history.json").read_text()))
-
-
-def test_a_long_history_costs_a_checkpoint_few_tensors():
-    learn = tiny_learner()
-    learn.fit(1)
-    learn.recorder.losses = [torch.tensor(1.)]*5000
-    found = []
-    def count(o):
-        if isinstance(o, torch.Tensor): found.append(o)
-        elif isinstance(o, dict): [count(v) for v in o.values()]
-        elif isinstance(o, (list, tuple)): [count(v) for v in o]
-    count(learn.recorder.state_dict())
-    assert len(found) < 20
-
-
 def test_tags_reach_the_tracker(tmp_path):
-    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "_put"))
+    cb = next(c for c in run_callbacks(tmp_path, tracker="tensorboard", tags=dict(study="leaf")) if hasattr(type(c), "put"))
     assert cb.tags == dict(study="leaf")

@@ -18,7 +18,7 @@ def seed_device(
     seed:int, # Seed of the generators a forward pass may draw from
     device:torch.device, # Where it runs
 )->None:
-    "Seed torch's generator of the CPU, and that of the device; `torch.manual_seed` goes through all kinds of devices at each call"
+    "Seed torch's generator of the CPU, and that of the device alone, which `torch.manual_seed` does not"
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda": torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type != "cpu": torch.manual_seed(seed)
@@ -30,11 +30,12 @@ def synchronize(
     if device.type != "cpu": getattr(torch, device.type).synchronize(device)
 
 def pin(
-    t:Tensor, # On the CPU
+    tensor:Tensor, # On the CPU
     device:torch.device, # Where it will go
 )->Tensor: # The same, in pinned memory if the device is CUDA
     "Put a tensor where a copy to the device waits for nobody"
-    return t.pin_memory() if torch.device(device).type == "cuda" and t.device.type == "cpu" else t
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu": return tensor
+    return tensor.pin_memory()
 
 def to_device(
     array:np.ndarray|Tensor, # A small array or tensor of the CPU
@@ -42,20 +43,21 @@ def to_device(
     dtype:torch.dtype|None=None, # Its type there; unchanged if None
 )->Tensor: # On the device
     "Copy to a device without waiting for it"
-    t = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-    return pin(t, device).to(device, dtype or t.dtype, non_blocking=True)
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    return pin(tensor, device).to(device, dtype or tensor.dtype, non_blocking=True)
 
 # %% ../nbs/library/020_device.ipynb #52181677
 def fetch(
     values:Sequence, # Numbers, and scalars on any device
 )->list: # Python numbers
     "Read scalars, those of one type in one transfer"
-    out,places = list(values),{}
-    for i,v in enumerate(values):
-        if isinstance(v, Tensor): places.setdefault((v.dtype, v.device), []).append(i)
-    for found in places.values():
-        read = torch.stack([values[i].detach() for i in found]).tolist()
-        for i,v in zip(found, read): out[i] = v
+    out = list(values)
+    alike = {} # type and device -> places of such scalars
+    for place,value in enumerate(values):
+        if isinstance(value, Tensor): alike.setdefault((value.dtype, value.device), []).append(place)
+    for places in alike.values():
+        numbers = torch.stack([values[place].detach() for place in places]).tolist()
+        for place,number in zip(places, numbers): out[place] = number
     return out
 
 # %% ../nbs/library/020_device.ipynb #38314945
@@ -64,16 +66,17 @@ def rng_state()->dict: # Of Python, NumPy, torch and every CUDA device, as tenso
     version,words,gauss = random.getstate()
     kind,keys,place,has_gauss,cached = np.random.get_state()
     numpy = kind,torch.from_numpy(keys.astype(np.int64)),place,has_gauss,cached
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [] # nobody has drawn from a device that was never used
+    used = torch.cuda.is_initialized() # nobody has drawn from a device that was never used
+    cuda = torch.cuda.get_rng_state_all() if used else []
     return dict(python=(version, torch.tensor(words), gauss), numpy=numpy, torch=torch.get_rng_state(), cuda=cuda)
 
 def set_rng_state(
-    s:dict, # What `rng_state` gave
+    state:dict, # What `rng_state` gave
 )->None:
     "Put every generator back"
-    version,words,gauss = s["python"]
+    version,words,gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
-    kind,keys,place,has_gauss,cached = s["numpy"]
+    kind,keys,place,has_gauss,cached = state["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), place, has_gauss, cached))
-    torch.set_rng_state(s["torch"].cpu())
-    if s["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all([t.cpu() for t in s["cuda"]])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all([o.cpu() for o in state["cuda"]])

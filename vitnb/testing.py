@@ -39,13 +39,14 @@ from torch import Tensor
 
 from .callback.checkpoint import load_checkpoint
 from .callback.stop import EarlyStop
-from .core import check_params, need, one_of, set_seed
+from .core import need, one_of, set_seed
 from .data.loader import image_loaders
 from .data.sets import load_set
-from .experiment.cli import notebook_params, read_notebook
+from .experiment.notebook import notebook_params, read_notebook
 from .learner.core import run_callbacks, train_callbacks, vit_learner
 from .learner.loop import VitLearner
 from .learner.resume import callback_state
+from .parameters import check_params
 
 # %% ../nbs/library/800_testing.ipynb #414e891b
 TINY = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), drop_path_rate=.2) # arguments of `swin_micro`
@@ -84,7 +85,7 @@ def tiny_fit(
     "Train a tiny learner in `folder`, going on where an earlier call was killed"
     learn = tiny_learner(**kw)
     stop = [EarlyStop(patience=patience)] if patience is not None else []
-    learn.fit(epochs, cbs=[*run_callbacks(folder, steps=steps, tracker="none", **(run_kw or {})), *stop, *cbs], resume=resume)
+    learn.fit(epochs, cbs=[*run_callbacks(folder, every_n_steps=steps, tracker="none", **(run_kw or {})), *stop, *cbs], resume=resume)
     return learn
 
 # %% ../nbs/library/800_testing.ipynb #1e295040

@@ -138,16 +138,17 @@ class Checkpoints(TrainCallback):
         folder:str|Path, # Where the files go
         monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None
         mode:str|None=None, # "min" or "max"; None: as the column is declared
-        every:int=0, # Also keep a file every so many epochs; 0: none
-        steps:int=0, # Also write `last_model.pth` every so many optimiser steps; 0: at the end of epochs only
-        keep:int=0, # Also keep the weights of so many best epochs, as `top_epoch_N.pth`; 0: none
+        every_n_epochs:int=0, # Also keep a file every so many epochs; 0: none
+        every_n_steps:int=0, # Also write `last_model.pth` every so many optimiser steps; 0: at the end of epochs only
+        keep_top_k:int=0, # Also keep the weights of so many best epochs, as `top_epoch_N.pth`; 0: none
         config:dict|None=None, # What is needed to rebuild the model; the Learner's `config` if None
     ):
-        for k,v in dict(every=every, steps=steps, keep=keep).items():
+        counts = dict(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps, keep_top_k=keep_top_k)
+        for k,v in counts.items():
             if isinstance(v, bool) or not isinstance(v, int) or v < 0: raise ValueError(f"{k}={v!r} must be a whole number from 0 (0: none)")
         if mode is not None: one_of(mode, ("min", "max"), "mode")
         self.folder,self.monitor,self.mode,self.column = Path(folder),monitor,mode,None
-        self.every,self.steps,self.keep = every,steps,keep
+        self.every_n_epochs,self.every_n_steps,self.keep_top_k = every_n_epochs,every_n_steps,keep_top_k
         self.config,self.writer = config,BackgroundWriter()
         self.best,self.best_epoch,self.kept,self._at = None,None,[],0
 
@@ -159,7 +160,8 @@ class Checkpoints(TrainCallback):
     def after_batch(self):
         "A state between two accumulated batches would lose their gradients, so it is taken after a step"
         learn = self.learn
-        if not self.steps or not learn.training or learn.opt_steps == self._at or learn.opt_steps % self.steps: return
+        if not self.every_n_steps or not learn.training: return
+        if learn.opt_steps == self._at or learn.opt_steps % self.every_n_steps: return
         self._at = learn.opt_steps
         self.writer.save({self.folder/"last_model.pth":self.state(full=True)})
 
@@ -172,22 +174,22 @@ class Checkpoints(TrainCallback):
             files["best_model.pth"] = self.state()
         if self.enter(value, epoch): files[f"top_epoch_{epoch}.pth"] = self.state()
         full = self.state(full=True)
-        if self.every and epoch % self.every == 0: files[f"checkpoint_epoch_{epoch}.pth"] = full
+        if self.every_n_epochs and epoch % self.every_n_epochs == 0: files[f"checkpoint_epoch_{epoch}.pth"] = full
         self.writer.save({self.folder/k:v for k,v in {**files, "last_model.pth":full}.items()}, self.outdated)
 
     def enter(self,
         value:float|None, # This epoch's value
         epoch:int, # Which epoch
-    )->bool: # Whether it is among the best `keep` so far
+    )->bool: # Whether it is among the best `keep_top_k` so far
         "Take an epoch into the list of the best; of two alike the earlier stays"
-        if not self.keep or value is None or math.isnan(value): return False
-        self.kept = sorted([*self.kept, (value, epoch)], key=lambda o: (o[0] if self.column.better == "min" else -o[0], o[1]))[:self.keep]
+        if not self.keep_top_k or value is None or math.isnan(value): return False
+        self.kept = sorted([*self.kept, (value, epoch)], key=lambda o: (o[0] if self.column.better == "min" else -o[0], o[1]))[:self.keep_top_k]
         return (value, epoch) in self.kept
 
     def outdated(self)->list: # Paths
         "Files of epochs that are no longer among the best"
         names = {f"top_epoch_{e}.pth" for _,e in self.kept}
-        return [p for p in self.folder.glob("top_epoch_*.pth") if self.keep and p.name not in names]
+        return [p for p in self.folder.glob("top_epoch_*.pth") if self.keep_top_k and p.name not in names]
 
     def after_fit(self):
         self.writer.join()

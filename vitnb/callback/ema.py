@@ -24,26 +24,32 @@ def decay_for(
     half_life:float, # Epochs after which half of the average is renewed
     steps_per_epoch:int, # Optimiser steps in an epoch
 )->float: # Decay per step, from 0 to below 1
-    "The decay whose half-life is `half_life` epochs"
+    "Find the decay whose half-life is `half_life` epochs"
     return 0.5**(1/(half_life*steps_per_epoch))
 
 # %% ../../nbs/library/410_callback.ema.ipynb #13b8fa12
-def _places(model):
-    "Where the tensors of `model.state_dict()` live, as (dictionary, key), in its order"
-    out = {}
-    for m in model.modules():
-        for k,v in m._parameters.items(): out.setdefault(id(v), (m._parameters, k, v))
-        for k,v in m._buffers.items():
-            if k not in m._non_persistent_buffers_set: out.setdefault(id(v), (m._buffers, k, v))
-    return [(d,k) for d,k,v in out.values() if v is not None]
+def _tensors(model):
+    "The tensors of `model.state_dict()` themselves, each once"
+    return list({id(t):t for t in model.state_dict(keep_vars=True).values()}.values())
+
+def _buffers(model):
+    "Where the buffers of a model are: a forward pass may put a new tensor in the place of one"
+    return [(module._buffers, name, t) for module in model.modules() for name,t in module.named_buffers(recurse=False)]
+
+def _form(t): return t.dtype, t.device, t.stride()
 
 # %% ../../nbs/library/410_callback.ema.ipynb #2b0b14e0
-def _towards(avg, new, share, dense):
-    "Move the tensors `avg` by `share` of the way to `new`"
-    if share < .5 and dense and avg[0].device.type == "cpu": # a step of SGD whose gradient is avg - new: the same bits, and one call in place of one a tensor
-        torch._fused_sgd_(avg, new, [], lr=-share, weight_decay=-1., momentum=0., dampening=0., nesterov=False, maximize=False, is_first_step=False)
-    else: torch._foreach_lerp_(avg, new, weight=share)
+def _move_towards(average, current, share, is_dense):
+    "Move the tensors `average` by `share` of the way to `current`"
+    if share >= .5 or not is_dense or average[0].device.type != "cpu":
+        torch._foreach_lerp_(average, current, weight=share)
+        return
+    # On a CPU `_foreach_lerp_` goes through the tensors one by one, and fused SGD does not. With `current` as gradient
+    # a decay of -1 makes it current - average, and a rate of -share adds this share of it: the same bits as lerp.
+    torch._fused_sgd_(average, current, [], lr=-share, weight_decay=-1., momentum=0., dampening=0.,
+                      nesterov=False, maximize=False, is_first_step=False)
 
+# %% ../../nbs/library/410_callback.ema.ipynb #e547a4c8
 class CachedEma(ModelEmaV3):
     "`ModelEmaV3` that looks up its tensors once"
     def __init__(self,
@@ -51,50 +57,55 @@ class CachedEma(ModelEmaV3):
         **kwargs, # Arguments of `ModelEmaV3`
     ):
         super().__init__(model, **kwargs)
-        self._src,self._dst,self._seen = _places(model),_places(self.module),[]
+        self.forget()
 
-    def pairs(self)->tuple: # Tensors of the model, tensors of the average
-        "Both models' tensors, as they are now"
-        return [d[k] for d,k in self._src],[d[k] for d,k in self._dst]
+    def forget(self):
+        "Look the tensors up at the next update, whatever happened to them"
+        self._current = []
 
     def apply_update_(self, model, decay):
         "Move the average towards `model` by 1-`decay`"
-        if self._changed(): self._sort()
-        if not self._plain: return super().apply_update_(model, decay) # timm rounds the others
-        _towards(self._avg, self._new, 1-decay, self._dense)
-        for t,s in self._whole: t.copy_(s)
+        if self._is_stale(): self._look_up(model)
+        if not self._is_plain: return super().apply_update_(model, decay) # timm rounds the others
+        _move_towards(self._average, self._current, 1-decay, self._is_dense)
+        for average,current in self._whole: average.copy_(current)
 
-    def _changed(self):
-        "Whether a tensor was replaced, or the model moved, since they were sorted"
-        for d,k,t in self._seen:
-            if d[k] is not t: return True
-        return not self._seen or (self._new[0].dtype, self._new[0].device, self._new[0].stride()) != self._kind
+    def _is_stale(self):
+        "Whether a buffer was replaced, or the model moved, since the tensors were looked up"
+        if not self._current or _form(self._current[0]) != self._first_form: return True
+        for buffers,name,t in self._buffers_seen:
+            if buffers[name] is not t: return True
+        return False
 
-    def _sort(self):
-        "Tensors to average, pairs to copy, and whether all is float32 on one device"
-        src,dst = self.pairs()
-        pairs = [(t, s) for t,s in zip(dst, src) if t.is_floating_point()]
-        self._avg,self._new = map(list, zip(*pairs))
-        self._whole = [(t, s) for t,s in zip(dst, src) if not t.is_floating_point()]
-        self._dense = all(t.is_contiguous() and s.is_contiguous() for t,s in pairs)
-        self._plain = {(t.dtype, t.device) for t in self._avg + self._new} == {(torch.float32, self._avg[0].device)}
-        places = self._src + [(d, k) for d,k in self._dst if not isinstance(d[k], nn.Parameter)] # parameters of the average are ours alone
-        self._seen = [(d, k, d[k]) for d,k in places]
-        self._kind = self._new[0].dtype,self._new[0].device,self._new[0].stride()
+    def _look_up(self, model):
+        "Find tensors to average, pairs to copy, and whether all is float32 on one device"
+        pairs = list(zip(_tensors(self.module), _tensors(model)))
+        self._average = [average for average,_ in pairs if average.is_floating_point()]
+        self._current = [current for _,current in pairs if current.is_floating_point()]
+        self._whole = [pair for pair in pairs if not pair[0].is_floating_point()]
+        tensors = self._average + self._current
+        self._is_dense = all(t.is_contiguous() for t in tensors)
+        self._is_plain = {(t.dtype, t.device) for t in tensors} == {(torch.float32, tensors[0].device)}
+        self._buffers_seen = _buffers(model)
+        self._first_form = _form(self._current[0])
 
 # %% ../../nbs/library/410_callback.ema.ipynb #3e7b6049
 def _check(decay, half_life, power):
     "Refuse settings of `EMACallback` that mean nothing"
-    if decay is not None and half_life is not None: raise ValueError(f"decay={decay} and half_life={half_life} say the same thing twice; give one")
+    if decay is not None and half_life is not None:
+        raise ValueError(f"decay={decay} and half_life={half_life} say the same thing twice; give one")
     if decay is not None and not 0 <= decay < 1:
-        raise ValueError(f"decay={decay} is the share of the average kept at each step and must be from 0 to below 1; for example 0.999")
-    if half_life is not None and not 0 < half_life < float("inf"): raise ValueError(f"half_life={half_life} is in epochs and must be above 0")
+        raise ValueError(f"decay={decay} is the share of the average kept at each step and must be from 0 to below 1; "
+                         "for example 0.999")
+    if half_life is not None and not 0 < half_life < float("inf"):
+        raise ValueError(f"half_life={half_life} is in epochs and must be above 0")
     if not 0 < power < float("inf"): raise ValueError(f"power={power} must be above 0; 2/3 is timm's")
 
 # %% ../../nbs/library/410_callback.ema.ipynb #9c8fefbe
 class EMACallback(TrainCallback):
     "Keep a moving average of the weights and validate it too"
-    order,run_valid = Recorder.order+1,False # its columns follow those of the recorder
+    order = Recorder.order+1 # its columns follow those of the recorder
+    run_valid = False
     resume_fields = ("decay", "half_life", "warmup", "power")
     def __init__(self,
         decay:float|None=None, # Share kept per step, from 0 to below 1; or give `half_life`
@@ -104,9 +115,18 @@ class EMACallback(TrainCallback):
         validate:bool=True, # Also log the metrics of the averaged weights, with the suffix `_ema`
     ):
         _check(decay, half_life, power)
-        self.decay,self.half_life,self.warmup,self.power,self.validate = decay,half_life,warmup,power,validate
-        self.avg,self.n_updates,self._loaded,self._model = None,0,None,None
-        self._begin,self._skipped,self._validating = False,False,False
+        self.decay = decay
+        self.half_life = half_life
+        self.warmup = warmup
+        self.power = power
+        self.validate = validate
+        self.avg = None # a `CachedEma` from the first epoch on
+        self.n_updates = 0
+        self._loaded = None # a state that waits for a fit
+        self._model = None # without wrappers, during a fit
+        self._begin = False # whether a fit has begun and its first epoch has not
+        self._skipped = False
+        self._validating = False
 
     @property
     def module(self)->nn.Module:
@@ -130,7 +150,7 @@ def _steps_per_epoch(learn):
 # %% ../../nbs/library/410_callback.ema.ipynb #a2f6a4e4
 @patch
 def columns(self:EMACallback)->list: # `Column`s
-    "The columns of validation, for the average"
+    "Declare the columns of validation, for the average"
     if not self.twice: return []
     own = [Column("valid_loss", "min"), *metric_columns(self.learn.metrics).values()]
     return [Column(f"{c.name}_ema", c.better, c.unit, c.task) for c in own]
@@ -147,10 +167,13 @@ def before_fit(self:EMACallback): self._begin = True
 # %% ../../nbs/library/410_callback.ema.ipynb #40e586d0
 @patch
 def begin(self:EMACallback):
-    "A new average, or the loaded one"
-    decay = self.decay if self.decay is not None else decay_for(self.half_life or 1., _steps_per_epoch(self.learn))
+    "Begin a new average, or go on with the loaded one"
+    decay = self.decay
+    if decay is None: decay = decay_for(self.half_life or 1., _steps_per_epoch(self.learn))
     self.avg = CachedEma(bare(self.model), decay=decay, use_warmup=self.warmup, warmup_power=self.power)
-    self.n_updates,self._begin,self._skipped = 0,False,False
+    self.n_updates = 0
+    self._begin = False
+    self._skipped = False
     if self._loaded is not None: self.load_state_dict(self._loaded)
 
 @patch
@@ -163,11 +186,13 @@ def settle(self:EMACallback):
 def before_train(self:EMACallback):
     "Begin at the first epoch, when it is known whether a state is restored"
     if self._begin: self.begin()
-    self._model,self.avg._seen = bare(self.model),[] # tensors are sorted again once an epoch, whatever happened to them
+    self._model = bare(self.model)
+    self.avg.forget() # once an epoch
 
 # %% ../../nbs/library/410_callback.ema.ipynb #d3b23b77
 @patch
-def after_cancel_step(self:EMACallback): self._skipped = True # fp16: gradients overflowed, fastai still fires after_step
+def after_cancel_step(self:EMACallback):
+    self._skipped = True # fp16: gradients overflowed, after_step is called all the same
 
 @patch
 def after_step(self:EMACallback):
@@ -177,39 +202,49 @@ def after_step(self:EMACallback):
         return
     self.n_updates += 1
     self.avg.update(self._model, step=self.n_updates)
-    if self._loaded is not None: self._loaded = None # training went on from it
+    self._loaded = None # training went on from it
 
 # %% ../../nbs/library/410_callback.ema.ipynb #5b89f019
-def _swap(a, b): a.data,b.data = b.data,a.data
+def _swap(a, b):
+    "Let two tensors trade their storage"
+    held = a.data
+    a.data = b.data
+    b.data = held
 
 @patch
 @contextmanager
 def averaged(self:EMACallback)->Iterator[nn.Module]:
     "Evaluate with the averaged weights inside this block: `with learn.ema.averaged(): ...`"
-    self.module # says so if there is none
-    done = []
+    pairs = zip(_tensors(self.module), _tensors(bare(self.model)))
+    swapped = []
     try:
-        for a,b in zip(*self.avg.pairs()):
-            done.append((a, b))
-            _swap(a, b)
+        for pair in pairs:
+            swapped.append(pair)
+            _swap(*pair)
         yield self.model
     finally:
-        for a,b in done: _swap(a, b)
+        for pair in swapped: _swap(*pair)
 
 # %% ../../nbs/library/410_callback.ema.ipynb #686bb78c
 @patch
 def after_validate(self:EMACallback):
     "Validate the averaged weights"
     if self._validating or not self.twice: return
-    learn,recorder = self.learn,self.learn.recorder
+    recorder = self.learn.recorder
     if getattr(recorder, "cancel_valid", False): return
-    self._validating,recorder.suffix = True,"_ema"
+    self._validating = True
+    recorder.suffix = "_ema"
     try:
-        with self.averaged(): learn._do_epoch_validate(dl=learn.dl)
-    finally: self._validating,recorder.suffix = False,""
+        with self.averaged(): self.learn._do_epoch_validate(dl=self.learn.dl)
+    finally:
+        self._validating = False
+        recorder.suffix = ""
 
 @patch
-def after_fit(self:EMACallback): self._begin,self._skipped,self._model = False,False,None
+def after_fit(self:EMACallback):
+    self._begin = False
+    self._skipped = False
+    self._model = None
 
 # %% ../../nbs/library/410_callback.ema.ipynb #21d2482b
 @patch

@@ -6,8 +6,6 @@
 __all__ = ['TrainingStopped', 'exit_code', 'Stopper', 'TimeLimit', 'StopOnSignal', 'NaNWatch', 'Anomaly']
 
 # %% ../../nbs/library/470_callback.limit.ipynb #14916d6b
-import math
-import os
 import signal
 import threading
 import time
@@ -15,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
 
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint
-from ..core import fmt_time
+from ..progress import fmt_time
 
 # %% ../../nbs/library/470_callback.limit.ipynb #dae6b2c3
 class TrainingStopped(Exception):
@@ -29,132 +26,179 @@ class TrainingStopped(Exception):
         code:int, # Exit code for `vitnb run`
         path:str|Path|None=None, # The checkpoint that was written
     ):
-        self.reason,self.code,self.path = reason,code,path
-        saved = f"saved to {path}: run the same command again to continue" if path else "nothing was saved: there is no Checkpoints callback"
+        self.reason = reason
+        self.code = code
+        self.path = path
+        saved = f"saved to {path}: run the same command again to continue"
+        if not path: saved = "nothing was saved: there is no Checkpoints callback"
         super().__init__(f"{reason}; {saved} (exit code {code})")
 
 def exit_code(
     signum:int, # A signal's number
 )->int: # 130 for SIGINT, 143 for SIGTERM
-    "The exit code of a process that a signal ended"
+    "Find the exit code of a process that a signal ended"
     return 128 + signum
 
 # %% ../../nbs/library/470_callback.limit.ipynb #980be668
 class Stopper(TrainCallback):
-    "Shared by what stops a run: asks `reason()` at each optimiser step's end, saves, raises"
+    "Stop a run in order: ask `reason()` at each optimiser step's end, save, raise"
     order = Checkpoints.order+1 # after the batch is complete for everyone, checkpoints included
     def reason(self)->tuple|None: return None # (text, exit code), or None to go on
+
     def after_batch(self):
-        if not self.learn.training or self.learn.report is None: return # between accumulated batches gradients would be lost
-        if why := self.reason(): self.stop(*why)
+        # amid accumulated batches gradients would be lost
+        is_step = self.learn.training and self.learn.report is not None
+        if is_step: self.stop_if_asked()
 
     def after_epoch(self):
-        if self.epoch + 1 < self.n_epoch and (why := self.reason()): self.stop(*why)
+        if self.epoch + 1 < self.n_epoch: self.stop_if_asked()
+
+    def stop_if_asked(self):
+        "Stop where there is a reason"
+        reason = self.reason()
+        if reason is not None: self.stop(*reason)
 
     def stop(self,
         text:str, # Why
         code:int, # Exit code for `vitnb run`
     ):
         "Save everything and end the fit"
-        cb = next((c for c in self.learn.cbs if isinstance(c, Checkpoints)), None)
-        if cb: cb.writer.join() # an earlier file that could not be written is an error now
-        path = save_checkpoint(cb.state(full=True), cb.folder/"checkpoint_time_limit.pth") if cb else None
+        path = None
+        for files in self.learn.cbs:
+            if not isinstance(files, Checkpoints): continue
+            files.writer.join() # an earlier file that could not be written is an error now
+            path = save_checkpoint(files.state(full=True), files.folder/"checkpoint_time_limit.pth")
+            break
         raise TrainingStopped(text, code, path)
 
+# %% ../../nbs/library/470_callback.limit.ipynb #8a135faf
 class TimeLimit(Stopper):
     "Stop before `max_hours` of training are used up, over all resumes of the run"
     def __init__(self,
         max_hours:float, # Hours; a fraction is fine
         clock:Callable=time.monotonic, # Seconds; a test may bring its own
     ):
-        if not max_hours > 0: raise ValueError(f"max_hours={max_hours} must be above 0; leave TimeLimit out for no limit")
-        self.max_hours,self.clock,self.used,self.longest = max_hours,clock,0.,dict(step=0., validate=0.)
+        if not max_hours > 0:
+            raise ValueError(f"max_hours={max_hours} must be above 0; leave TimeLimit out for no limit")
+        self.max_hours = max_hours
+        self.clock = clock
+        self.used = 0. # seconds before this fit
+        self.longest = dict(step=0., validate=0.) # seconds
 
-    def before_fit(self): self.start = self.mark = self.clock()
+    def before_fit(self):
+        self.start = self.clock()
+        self.mark = self.start
+
     def seconds(self)->float: return self.used + self.clock() - self.start
     def before_validate(self): self.mark = self.clock()
     def before_train(self): self.mark = self.clock()
-    def after_validate(self): self._seen("validate")
+    def after_validate(self): self._note("validate")
 
-    def _seen(self, what):
+    def _note(self, what):
+        "Note how long a step or a validation took"
         now = self.clock()
-        self.longest[what],self.mark = max(self.longest[what], now - self.mark),now
+        self.longest[what] = max(self.longest[what], now - self.mark)
+        self.mark = now
 
     def after_batch(self):
-        if self.training: self._seen("step")
+        if self.training: self._note("step")
         super().after_batch()
 
     def reason(self):
-        last = self.iter + 1 >= self.n_iter # the next thing is a validation
-        margin = self.longest["step"] + (self.longest["validate"] if last else 0)
+        margin = self.longest["step"]
+        if self.iter + 1 >= self.n_iter: margin += self.longest["validate"] # which is the next thing
         if self.seconds() + 2*margin < self.max_hours*3600: return None
         return f"time limit of {self.max_hours:g} h reached after {fmt_time(self.seconds())}", 75
 
     def state_dict(self): return dict(used=self.seconds(), longest=dict(self.longest))
-    def load_state_dict(self, s): self.used,self.longest,self.start = s["used"],dict(s["longest"]),self.clock()
+
+    def load_state_dict(self, s):
+        self.used = s["used"]
+        self.longest = dict(s["longest"])
+        self.start = self.clock()
 
 # %% ../../nbs/library/470_callback.limit.ipynb #ba9459ee
 class StopOnSignal(Stopper):
     "Finish the batch, save, and stop when a signal came"
     def __init__(self,
-        signals:tuple=(signal.SIGTERM, signal.SIGINT), # Signals to heed
-    ): self.signals,self.got,self.old = signals,None,{}
+        signals:tuple=(signal.SIGTERM, signal.SIGINT), # Signals that stop the run
+    ):
+        self.signals = signals
+        self.got = None
+        self.handlers = {} # of others, to be put back
 
     def before_fit(self):
         self.got = None
         if threading.current_thread() is threading.main_thread(): # Python delivers signals to no other thread
-            self.old = {s:signal.signal(s, self._heed) for s in self.signals}
+            self.handlers = {s:signal.signal(s, self._handle) for s in self.signals}
 
-    def _heed(self, signum, frame):
-        if self.got is not None: raise KeyboardInterrupt(f"second {signal.Signals(signum).name}: not waiting for the batch")
+    def _handle(self, signum, frame):
+        name = signal.Signals(signum).name
+        if self.got is not None: raise KeyboardInterrupt(f"second {name}: not waiting for the batch")
         self.got = signum
-        print(f"{signal.Signals(signum).name}: finishing the batch, then saving", flush=True)
+        print(f"{name}: finishing the batch, then saving", flush=True)
 
-    def reason(self): return None if self.got is None else (f"{signal.Signals(self.got).name} received", exit_code(self.got))
+    def reason(self):
+        if self.got is None: return None
+        return f"{signal.Signals(self.got).name} received", exit_code(self.got)
 
     def after_fit(self):
-        for s,h in self.old.items(): signal.signal(s, h)
-        self.old = {}
+        for signum,handler in self.handlers.items(): signal.signal(signum, handler)
+        self.handlers = {}
 
 # %% ../../nbs/library/470_callback.limit.ipynb #e7711649
 class NaNWatch(TrainCallback):
     "Stop when the loss is NaN or infinite; name the batch and the parameter"
-    order,run_valid = 51,False # right after the recorder saw the loss
+    order = 51 # right after the recorder saw the loss
+    run_valid = False
     def __init__(self,
-        every:int=20, # Steps between two looks
-    ): self.every = every
+        every_n_steps:int=20, # Steps between two looks
+    ): self.every_n_steps = every_n_steps
 
-    def before_fit(self): self.wait = []
+    def before_fit(self): self.waiting = []
+
     def after_batch(self):
         learn = self.learn
         if learn.report is None: return
-        self.wait.append((learn.epoch, learn.iter, learn.loss.detach()))
-        if len(self.wait) >= self.every: self.look()
+        self.waiting.append((learn.epoch, learn.iter, learn.loss.detach()))
+        if len(self.waiting) >= self.every_n_steps: self.look()
+
     def after_train(self): self.look()
 
     def look(self):
         "Judge the losses since the last look"
-        wait,self.wait = self.wait,[]
-        if not wait: return
-        finite = torch.stack([l for *_,l in wait]).isfinite().tolist()
+        waiting = self.waiting
+        self.waiting = []
+        if not waiting: return
+        finite = torch.stack([loss for *_,loss in waiting]).isfinite().tolist()
         if all(finite): return
-        epoch,it,_ = wait[finite.index(False)]
-        bad = next((n for n,p in self.model.named_parameters() if not p.isfinite().all()), None)
-        grads = ((n, p.grad) for n,p in self.model.named_parameters() if p.grad is not None)
-        bad = bad or next((f"the gradient of {n}" for n,g in grads if not g.isfinite().all()), "no parameter yet")
-        raise FloatingPointError(f"loss is not finite since epoch {epoch+1}, batch {it+1}; first not finite: {bad}. The last checkpoint is from before: "
-                                 "lower lr, clip gradients (clip=1.0), warm up longer, or use bf16/fp32 in place of fp16")
+        epoch,batch,_ = waiting[finite.index(False)]
+        first = _first_not_finite(self.model)
+        raise FloatingPointError(
+            f"loss is not finite since epoch {epoch+1}, batch {batch+1}; first not finite: {first}. "
+            "The last checkpoint is from before: lower lr, clip gradients (clip=1.0), warm up longer, "
+            "or use bf16/fp32 in place of fp16")
+
+def _first_not_finite(model):
+    "The first parameter that broke, else the first gradient, in the model's order"
+    parameters = list(model.named_parameters())
+    for name,p in parameters:
+        if not p.isfinite().all(): return name
+    for name,p in parameters:
+        if p.grad is not None and not p.grad.isfinite().all(): return f"the gradient of {name}"
+    return "no parameter yet"
 
 # %% ../../nbs/library/470_callback.limit.ipynb #664ba2a1
 class Anomaly(TrainCallback):
     "Detect anomalies of autograd during the fit"
     phases = ("fit", "lr_find")
-    order,was = -50,None # before the first forward pass of anyone
+    order = -50 # before the first forward pass of anyone
+    before = None # what was set when the fit began
 
     def before_fit(self):
-        self.was = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+        self.before = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
         torch.autograd.set_detect_anomaly(True)
 
     def after_fit(self):
-        if self.was is not None: torch.autograd.set_detect_anomaly(*self.was)
-        self.was = None
+        if self.before is not None: torch.autograd.set_detect_anomaly(*self.before)
+        self.before = None

@@ -17,9 +17,11 @@ from fastcore.basics import patch
 from .base import TrainCallback
 from .ema import bare
 from .masked import VALID_EPOCH, fixed_cubes, masked_view
-from .track import track_figure
-from ..core import atomic_write, headless, in_kernel, is_main
-from ..figures import plot_curves, plot_masked, png
+from .tracker import track_figure
+from ..core import atomic_write, is_main
+from ..figures import plot_curves, png
+from ..progress import headless, in_kernel
+from ..spectra import plot_masked
 
 # %% ../../nbs/library/490_callback.live.ipynb #1f26d897
 class LiveFigure:

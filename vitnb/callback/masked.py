@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .ema import bare
 from .pretext import Pretext, pretexts
 from ..data.sample import Batch
-from ..figures import cube_rgb
 from ..losses.spectral import SpectralMAELoss, reconstruct, voxel_mask
 from ..metrics.spectral import make_spectral_metrics, to_reflectance
+from ..spectra import cube_rgb
 from ..task import Column
 
 # %% ../../nbs/library/440_callback.masked.ipynb #d6e50ac0

@@ -23,24 +23,26 @@ from torch.utils._pytree import tree_map_only
 
 # %% ../../nbs/library/430_callback.memory.ipynb #b96bd6ce
 class MemoryMeter(TorchDispatchMode):
-    "Bytes of all tensors that are alive (`live`), those of `have` and those made inside `with`, and the most there were at once (`peak`)"
+    "Count the bytes of all tensors that are alive (`live`), and the most there were at once (`peak`)"
     def __init__(self,
-        have:Iterable=(), # Tensors that are there already; a view of any other is counted when it is made
+        have:Iterable=(), # Tensors that are there already, besides those made inside `with`
     ):
         super().__init__()
-        self.live,self.peak,self.seen = 0,0,weakref.WeakSet()
+        self.live = 0
+        self.peak = 0
+        self.seen = weakref.WeakSet() # storages
         for t in have: self.add(t)
 
     def add(self, t:Tensor):
         "Count the storage of `t`, once"
-        s = t.untyped_storage()
-        if s in self.seen: return
-        self.seen.add(s)
-        self.live += s.nbytes()
+        storage = t.untyped_storage()
+        if storage in self.seen: return
+        self.seen.add(storage)
+        self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(s, self._drop, s.nbytes()).atexit = False
+        weakref.finalize(storage, self._drop, storage.nbytes()).atexit = False
 
-    def _drop(self, n): self.live -= n
+    def _drop(self, size): self.live -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -48,26 +50,35 @@ class MemoryMeter(TorchDispatchMode):
         return out
 
 # %% ../../nbs/library/430_callback.memory.ipynb #63d0e211
+def _fake_tensor(t, mode):
+    "A tensor of the same shape and type without contents"
+    if not t.is_meta: return mode.from_tensor(t)
+    empty = torch.empty(t.shape, dtype=t.dtype) # a model that was made without memory is counted as one of the CPU
+    return nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
+
+def _hooks(model):
+    "Dictionaries of hooks, which may hold on to a whole Learner"
+    found = [(name, value) for module in model.modules() for name,value in vars(module).items()]
+    return [value for name,value in found if "_hooks" in name and isinstance(value, dict)]
+
 def _fake(model, mode):
     "A copy of `model` whose tensors are fake; `memo` keeps `deepcopy` from copying a single real one"
-    def fake(t):
-        if not t.is_meta: return mode.from_tensor(t)
-        e = torch.empty(t.shape, dtype=t.dtype) # a model that was made without memory is counted as one of the CPU
-        return nn.Parameter(e, t.requires_grad) if isinstance(t, nn.Parameter) else e
-    hooks = (v for m in model.modules() for k,v in vars(m).items() if "_hooks" in k and isinstance(v, dict)) # may hold on to a whole Learner
-    return copy.deepcopy(model, {id(t):fake(t) for t in (*model.parameters(), *model.buffers())} | {id(h):type(h)() for h in hooks})
+    memo = {id(t):_fake_tensor(t, mode) for t in (*model.parameters(), *model.buffers())}
+    memo.update({id(hooks):type(hooks)() for hooks in _hooks(model)})
+    return copy.deepcopy(model, memo)
 
 def _pass(model, shape, dtype, train):
     "One forward pass, and one backward pass in training"
-    p = next(model.parameters())
-    x = torch.empty(shape, device=p.device)
-    with torch.autocast(p.device.type, dtype, enabled=dtype != torch.float32): out = model(x)
+    device = next(model.parameters()).device
+    x = torch.empty(shape, device=device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): out = model(x)
     if not train: return
-    total = []
-    tree_map_only(Tensor, lambda t: total.append(t.float().sum()), out)
+    totals = []
+    tree_map_only(Tensor, lambda t: totals.append(t.float().sum()), out)
     del out
-    sum(total).backward()
+    sum(totals).backward()
 
+# %% ../../nbs/library/430_callback.memory.ipynb #e10132f8
 def step_memory(
     model:nn.Module, # Any model; it is neither run nor changed
     shape:Sequence[int], # Shape of a batch, `(B,C,H,W)`
@@ -78,38 +89,42 @@ def step_memory(
 )->dict: # Bytes: weights, gradients, states, activations (all that comes on top at the peak), and their sum, total
     "Count the memory of one step without running it"
     with FakeTensorMode() as mode, torch.set_grad_enabled(train):
-        m = _fake(model, mode).train(train)
-        if checkpointing is not None: m.set_grad_checkpointing(checkpointing)
-        meter = MemoryMeter((*m.parameters(), *m.buffers()))
+        fake = _fake(model, mode).train(train)
+        if checkpointing is not None: fake.set_grad_checkpointing(checkpointing)
+        meter = MemoryMeter((*fake.parameters(), *fake.buffers()))
         weights = meter.live
-        grads = train*sum(p.nbytes for p in m.parameters() if p.requires_grad)
-        with meter: _pass(m, tuple(shape), dtype, train)
-    out = dict(weights=weights, gradients=grads, states=grads*states)
-    return dict(out, activations=max(0, meter.peak - weights - grads), total=max(meter.peak, weights + grads) + grads*states)
+        gradients = train*sum(p.nbytes for p in fake.parameters() if p.requires_grad)
+        with meter: _pass(fake, tuple(shape), dtype, train)
+    kept = weights + gradients
+    return dict(weights=weights, gradients=gradients, states=gradients*states,
+                activations=max(0, meter.peak - kept), total=max(meter.peak, kept) + gradients*states)
 
 # %% ../../nbs/library/430_callback.memory.ipynb #84fdc012
-def _size(n): return f"{n/2**30:.1f} GiB" if n >= 2**30 else f"{n/2**20:.0f} MiB"
-
 def is_checkpointed(
     model:nn.Module, # Any model
 )->bool: # Whether activations are computed again in the backward pass
     "Find out whether gradient checkpointing is on"
-    return any(getattr(m, "grad_checkpointing", False) is True or getattr(m, "memory_efficient", False) is True for m in model.modules())
+    flags = ("grad_checkpointing", "memory_efficient")
+    return any(getattr(module, flag, False) is True for module in model.modules() for flag in flags)
 
-def _batch_norm(model): return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+def _has_batch_norm(model): return any(isinstance(o, nn.modules.batchnorm._BatchNorm) for o in model.modules())
 
-_again = "same gradients, 1.1 to 1.6 times the time"
+_CHECKPOINTING = "gradient checkpointing, learn.model.set_grad_checkpointing()"
+_BF16 = 'half precision, precision="bf16"'
 
-def _halves(model, shape, accumulate):
-    "How to halve a batch"
-    cost = "the same step; batch norm sees fewer images" if _batch_norm(model) else "the same step"
-    return f"half the batch, bs={shape[0]//2} with accumulate={2*accumulate}", cost
+def _half_batch(model, shape, accumulate, train):
+    "How to halve a batch, and what it costs"
+    half = shape[0]//2
+    if not train: return f"half the batch, valid_bs={half}", "same numbers"
+    cost = "the same step; batch norm sees fewer images" if _has_batch_norm(model) else "the same step"
+    return f"half the batch, bs={half} with accumulate={2*accumulate}", cost
 
-def _smaller(shape):
-    "How to make images a little smaller, and which share of the pixels stays"
-    side = shape[-1]*7//8//32*32 if shape[-1] >= 128 else max(8, shape[-1]*3//4//8*8)
-    return f"smaller images, such as img_size={side}", "fine detail is lost, Swin needs a fitting window", (side/shape[-1])**2
+def _smaller_side(side):
+    "A side of images that is a little smaller, in steps that windows fit"
+    if side >= 128: return side*7//8//32*32
+    return max(8, side*3//4//8*8)
 
+# %% ../../nbs/library/430_callback.memory.ipynb #6039ed2b
 def memory_switches(
     model:nn.Module, # The model
     shape:Sequence[int], # Shape of a batch, `(B,C,H,W)`
@@ -119,64 +134,75 @@ def memory_switches(
     train:bool=True, # A training step, or one of validation
 )->tuple: # Bytes as it stands, and a list of (bytes, what to switch, what it costs), least memory first
     "Count what each switch that is still open would leave"
-    def count(shape=shape, dtype=dtype, **kw): return step_memory(model, shape, dtype, states=states, train=train, **kw)["total"]
-    now,out = count(),[]
+    def count(shape=shape, dtype=dtype, **kw):
+        return step_memory(model, shape, dtype, states=states, train=train, **kw)["total"]
+    now = count()
+    found = []
     if train and not is_checkpointed(model) and hasattr(model, "set_grad_checkpointing"):
-        out.append((count(checkpointing=True), "gradient checkpointing, learn.model.set_grad_checkpointing()", _again))
-    fixed = now
+        found.append((count(checkpointing=True), _CHECKPOINTING, "same gradients, 1.1 to 1.6 times the time"))
+    fixed = now # bytes that do not grow with the batch
     if shape[0] > 1:
         half = count(shape=(shape[0]//2, *shape[1:]))
-        how = _halves(model, shape, accumulate) if train else (f"half the batch, valid_bs={shape[0]//2}", "same numbers")
-        out.append((half, *how))
+        found.append((half, *_half_batch(model, shape, accumulate, train)))
         fixed = max(0, 2*half - now)
     if len(shape) == 4 and shape[-1] > 8:
-        how,cost,share = _smaller(shape)
-        out.append((fixed + share*(now - fixed), how, cost))
-    if dtype == torch.float32: out.append((count(dtype=torch.bfloat16), 'half precision, precision="bf16"', "results differ in the third digit"))
-    return now, sorted(o for o in out if o[0] < now)
+        side = _smaller_side(shape[-1])
+        left = fixed + (side/shape[-1])**2*(now - fixed)
+        cost = "fine detail is lost, Swin needs a fitting window"
+        found.append((left, f"smaller images, such as img_size={side}", cost))
+    if dtype == torch.float32:
+        found.append((count(dtype=torch.bfloat16), _BF16, "results differ in the third digit"))
+    return now, sorted(switch for switch in found if switch[0] < now)
 
 # %% ../../nbs/library/430_callback.memory.ipynb #f0c42154
-_order = ("gradient checkpointing, learn.model.set_grad_checkpointing()", "half the batch with accumulate=2", 'half precision, precision="bf16"',
-          "smaller images, such as img_size=192 for 224", "a smaller model, or a device with more memory")
+_MEASURED_ORDER = (_CHECKPOINTING, "half the batch with accumulate=2", _BF16,
+                   "smaller images, such as img_size=192 for 224", "a smaller model, or a device with more memory")
 
-def _list(lines): return "\n".join(f"  {i}. {o}" for i,o in enumerate(lines, 1))
+def _numbered(lines): return "\n".join(f"  {i}. {line}" for i,line in enumerate(lines, 1))
 
-def _states(opt):
-    "How many tensors an optimiser keeps for each weight"
-    d = opt.defaults
-    return 2 if "betas" in d else int(bool(d.get("momentum")))
+def _size(count): return f"{count/2**30:.1f} GiB" if count >= 2**30 else f"{count/2**20:.0f} MiB"
 
+def _optimizer_states(learn):
+    "How many tensors the optimiser keeps for each weight"
+    optimizer = getattr(getattr(learn, "opt", None), "opt", None)
+    if optimizer is None or "betas" in optimizer.defaults: return 2
+    return int(bool(optimizer.defaults.get("momentum")))
+
+# %% ../../nbs/library/430_callback.memory.ipynb #6c9e0765
 def oom_advice(
     learn:Learner, # The Learner, in the state in which it failed
 )->str: # Several lines
-    "What to switch when a step of `learn` needs too much memory, least memory left first"
+    "Say what to switch when a step of `learn` needs too much memory, least memory left first"
+    usual = "What helps, in the order measured on small models"
     x = (getattr(learn, "xb", None) or (None,))[0]
-    if not isinstance(x, Tensor): return f"What helps, in the order measured on small models:\n{_list(_order)}"
-    dtype,train = getattr(learn, "dtype", torch.float32),bool(getattr(learn, "training", True))
-    k = getattr(learn, "group_size", 1)
-    states = _states(learn.opt.opt) if getattr(learn, "opt", None) is not None and hasattr(learn.opt, "opt") else 2
-    try: now,ways = memory_switches(learn.model, tuple(x.shape), dtype, k, states, train)
-    except Exception as e: # a model that cannot be copied or traced has other reasons each time; the first error matters more
-        return f"What helps, in the order measured on small models (this one could not be counted: {type(e).__name__}):\n{_list(_order)}"
-    what = f"{'training' if train else 'validation'} step on {tuple(x.shape)} in {str(dtype).removeprefix('torch.')}"
-    head = f"Counted without running it, a {what} needs {_size(now)}. What helps, least memory left first:"
-    lines = [f"{how}: {_size(b)} ({cost})" for b,how,cost in ways]
-    return f"{head}\n{_list([*lines, 'a smaller model, or a device with more memory'])}"
+    if not isinstance(x, Tensor): return f"{usual}:\n{_numbered(_MEASURED_ORDER)}"
+    shape = tuple(x.shape)
+    dtype = getattr(learn, "dtype", torch.float32)
+    train = bool(getattr(learn, "training", True))
+    group = getattr(learn, "group_size", 1)
+    try: now,switches = memory_switches(learn.model, shape, dtype, group, _optimizer_states(learn), train)
+    except Exception as e: # why a model cannot be copied or traced differs each time; the first error matters more
+        return f"{usual} (this one could not be counted: {type(e).__name__}):\n{_numbered(_MEASURED_ORDER)}"
+    step = f"{'training' if train else 'validation'} step on {shape} in {str(dtype).removeprefix('torch.')}"
+    head = f"Counted without running it, a {step} needs {_size(now)}. What helps, least memory left first:"
+    lines = [f"{how}: {_size(left)} ({cost})" for left,how,cost in switches]
+    return f"{head}\n{_numbered([*lines, _MEASURED_ORDER[-1]])}"
 
 # %% ../../nbs/library/430_callback.memory.ipynb #90c27df5
-_signs = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed")
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "alloc_failed")
 
 def is_oom(
     e:BaseException, # Any error
 )->bool: # Whether it says that a device or the CPU ran out of memory
     "Tell torch's out-of-memory errors from others; on the CPU they are plain `RuntimeError`s"
-    return isinstance(e, torch.OutOfMemoryError) or isinstance(e, RuntimeError) and any(s in str(e).lower() for s in _signs)
+    if isinstance(e, torch.OutOfMemoryError): return True
+    return isinstance(e, RuntimeError) and any(sign in str(e).lower() for sign in _SIGNS)
 
 def explain_oom(
     e:BaseException, # What was raised
     learn:Learner, # Where
 )->str: # The advice; "" if `e` is another kind of error
-    "The advice for error `e`"
+    "Give the advice for error `e`"
     return oom_advice(learn) if is_oom(e) else ""
 
 # %% ../../nbs/library/430_callback.memory.ipynb #3fcce9dd
@@ -188,4 +214,5 @@ class ExplainOOM(Callback):
         if e is None or getattr(e, "explained", False) or not is_oom(e): return
         traceback.clear_frames(e.__traceback__) # activations of the failed step
         text = explain_oom(e, self.learn)
-        e.args,e.explained = (f"{e}\n{text}",),True
+        e.args = (f"{e}\n{text}",)
+        e.explained = True

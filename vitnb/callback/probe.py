@@ -26,9 +26,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .base import TrainCallback
-from ..core import fmt_time, hash_ints, is_main, nearest
-from ..data.loader import ImageLoader
+from ..core import hash_ints, is_main, nearest
+from ..data.imageloader import ImageLoader
 from ..metrics.classify import bootstrap_interval
+from ..progress import fmt_time
 from ..task import Column
 
 # %% ../../nbs/library/438_callback.probe.ipynb #648a607c

@@ -22,7 +22,7 @@ from ..task import monitored
 class EarlyStop(TrainCallback):
     "End the fit when `monitor` has not improved for `patience` epochs, and put the best weights back"
     resume_fields = ("monitor", "patience", "min_delta", "mode")
-    order = Recorder.order+4 # the row is closed, the average's columns and the history are there; checkpoints come later
+    order = Recorder.order+4 # the row and its files are complete, the average's columns too; checkpoints come later
     def __init__(self,
         monitor:str="valid_loss", # Column of the history, such as "accuracy" or "accuracy_ema"
         patience:int=5, # Epochs without improvement that are tolerated; the one after them ends the fit
@@ -32,19 +32,32 @@ class EarlyStop(TrainCallback):
     ):
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 0:
             raise ValueError(f"patience={patience!r} must be a whole number of epochs from 0; for example 5")
-        if not 0 <= min_delta < math.inf: raise ValueError(f"min_delta={min_delta!r} must be a number from 0; the direction comes from mode")
+        if not 0 <= min_delta < math.inf:
+            raise ValueError(f"min_delta={min_delta!r} must be a number from 0; the direction comes from mode")
         if mode is not None: one_of(mode, ("min", "max"), "mode")
-        self.monitor,self.patience,self.min_delta,self.mode,self.restore_best = monitor,patience,min_delta,mode,restore_best
-        self.column,self._begin = None,False
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self.restore_best = restore_best
+        self.column = None
+        self._begin = False # whether a fit has begun and its first epoch has not
         self.reset()
 
     def reset(self):
         "Forget what was seen"
-        self.best,self.best_epoch,self.bad,self.weights,self.stopped,self.ended = None,None,0,None,False,False
+        self.best = None
+        self.best_epoch = None
+        self.bad = 0 # epochs without improvement
+        self.weights = None # of the best epoch
+        self.stopped = False # by lack of improvement
+        self.ended = False # at the last epoch
 
 # %% ../../nbs/library/450_callback.stop.ipynb #1e1d2149
 @patch
-def before_fit(self:EarlyStop): self.column,self._begin = monitored(self.learn.columns, self.monitor, self.mode),True
+def before_fit(self:EarlyStop):
+    self.column = monitored(self.learn.columns, self.monitor, self.mode)
+    self._begin = True
 
 @patch
 def before_epoch(self:EarlyStop):
@@ -61,36 +74,42 @@ def after_epoch(self:EarlyStop):
     "Note the epoch, and decide"
     value = self.recorder.rows[-1].get(self.monitor)
     if self.column.improves(value, self.best, self.min_delta):
-        self.best,self.best_epoch,self.bad = float(value),self.epoch+1,0
+        self.best = float(value)
+        self.best_epoch = self.epoch+1
+        self.bad = 0
         if self.restore_best: self.weights = self.snapshot()
     else: self.bad += 1
     self.ended = self.epoch + 1 >= self.n_epoch
     self.stopped = self.bad > self.patience
-    if self.stopped and not self.ended: print(f"stopping after epoch {self.epoch+1}: {self.monitor} has not improved since epoch {self.best_epoch}", flush=True)
+    if self.stopped and not self.ended:
+        since = f"{self.monitor} has not improved since epoch {self.best_epoch}"
+        print(f"stopping after epoch {self.epoch+1}: {since}", flush=True)
 
 # %% ../../nbs/library/450_callback.stop.ipynb #b321ca43
 @patch
 def _parts(self:EarlyStop):
     "The modules whose weights are kept: the model, and its average"
     averages = [cb.module for cb in self.learn.cbs if isinstance(cb, EMACallback) and cb.avg is not None]
-    return {f"part {i}":m for i,m in enumerate([self.learn.model, *averages])}
+    return {f"part {i}":module for i,module in enumerate([self.learn.model, *averages])}
 
 @patch
 def snapshot(self:EarlyStop)->dict: # State dicts by the name of the part
-    "A copy of all weights that no later step can reach"
-    return {k:copy.deepcopy(dict(m.state_dict())) for k,m in self._parts().items()}
+    "Copy all weights, so that no later step can reach them"
+    return {name:copy.deepcopy(dict(module.state_dict())) for name,module in self._parts().items()}
 
 @patch
 def after_fit(self:EarlyStop):
     "Put the best weights back, if the fit came to its end"
     if self.weights is not None and (self.stopped or self.ended):
-        for k,m in self._parts().items(): m.load_state_dict(self.weights[k])
-    self.weights,self.stopped,self.ended = None,False,False
+        for name,module in self._parts().items(): module.load_state_dict(self.weights[name])
+    self.weights = None
+    self.stopped = False
+    self.ended = False
 
 # %% ../../nbs/library/450_callback.stop.ipynb #59336739
 @patch
 def state_dict(self:EarlyStop)->dict: # Tensors and plain values
-    "Everything needed to go on"
+    "Collect everything needed to go on"
     return {k:getattr(self, k) for k in ("best", "best_epoch", "bad", "weights", "stopped", "ended")}
 
 @patch

@@ -22,12 +22,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from ..core import atomic_write, settings
-from .augment import Pipeline, Transform, transforms
+from .dataset import ImageDataset
+from .holdout import Split
 from .image import UnreadableImage, readers, widen
-from .loader import ImageDataset, ImageLoaders, image_loaders
+from .loader import ImageLoaders, image_loaders
 from .sample import stack_images
 from .stats import BandStats
-from .table import ImageSet, Split
+from .table import ImageSet
+from .transform import Pipeline, Transform, transforms
 from ..device import to_device
 
 # %% ../../nbs/library/172_data.companion.ipynb #9aaf4d7a
@@ -184,7 +186,8 @@ def survey_companions(
     if missing and (not optional or not there):
         more = ", or with spectral='optional'"*bool(there)
         raise ValueError(f"{len(missing):,} of {len(every):,} images of {image_set.name} have no spectral file, such "
-            f"as {missing[0]} (looked for {companion_path(missing[0]).name} beside it); add them, load without spectral "
+            f"as {missing[0]} (looked for {companion_path(missing[0]).name} beside it); "
+            "add them, load without spectral "
             f"images{more}")
     return Companions(**_survey(there), missing=missing)
 
@@ -223,14 +226,14 @@ class CompanionSource:
         self.channels = channels
 
     @property
-    def at_hand(self)->bool: return isinstance(self.items, np.ndarray)
+    def is_cheap(self)->bool: return isinstance(self.items, np.ndarray)
 
     def one(self,
         i:int, # Position in the split
         size:tuple, # (height, width) of its image as it is loaded
     )->Tensor|None: # `float32` (S,H,W); None if there is none
         "One spectral image, of the size that its image has in the cache"
-        if self.at_hand: array = np.array(self.items[i], np.float32)
+        if self.is_cheap: array = np.array(self.items[i], np.float32)
         elif self.items[i].is_file(): array = read_companion(self.items[i])
         else: return None
         spectral = torch.from_numpy(array)
@@ -258,7 +261,7 @@ class CompanionDataset(ImageDataset):
         self.optional = optional
 
     @property
-    def at_hand(self)->bool: return self.images.at_hand and self.companions.at_hand
+    def is_cheap(self)->bool: return self.images.is_cheap and self.companions.is_cheap
 
     def read(self, idx, draws=None):
         fields = self.images.read(idx, draws)

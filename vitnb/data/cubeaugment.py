@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['normalizers', 'cube_augments', 'CubeNormalizer', 'make_normalizer', 'KeepReflectance', 'LogScale', 'ZScore',
            'CubeFlip', 'CubeAffine', 'CubeGain', 'CubeNormalize', 'CubeNoise', 'BandDropout', 'BandModulation',
-           'cube_pipeline', 'interpolate_bands']
+           'cube_pipeline']
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #b9a75723
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Registry, nearest
-from .augment import Draws, Pipeline, Transform, check_fill, mirror, transforms, unknown_value
+from ..core import Registry, check_options, moved_names
+from .augment import Draws, Pipeline, Transform, transforms
+from .geometry import mirror
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
+from .transform import check_fill, unknown_value
+from .transform import Pipeline, Transform, check_fill, transforms, unknown_value
 from ..device import to_device
 from ..task import Task
 
@@ -27,17 +30,20 @@ normalizers = Registry("normalizer")
 class CubeNormalizer:
     "Reflectance to model units and back; (B,C,H,W) or (C,H,W), on any device"
     kind = "" # name in `normalizers`
+    lo = 0. # what reflectance 0, or the least that is told apart, becomes
+    hi = 1. # what reflectance 1 becomes
     def normalize(self, x:Tensor)->Tensor: raise NotImplementedError
     def denormalize(self, y:Tensor)->Tensor: raise NotImplementedError
-    def state_dict(self): return dict(kind=self.kind, **{k:v for k,v in vars(self).items() if k[0] != "_"})
-    def __eq__(self, o): return isinstance(o, CubeNormalizer) and self.state_dict() == o.state_dict()
-    def __repr__(self): return f"{type(self).__name__}({', '.join(k for k in vars(self))})"
+    def _options(self): return {name:value for name, value in vars(self).items() if not name.startswith("_")}
+    def state_dict(self): return dict(kind=self.kind, **self._options())
+    def __eq__(self, other): return isinstance(other, CubeNormalizer) and self.state_dict() == other.state_dict()
+    def __repr__(self): return f"{type(self).__name__}({', '.join(vars(self))})"
 
 def make_normalizer(
     kind:str, # none, log or zscore
     **kw, # What it needs: `floor` and `top` for log, `mean` and `std` for zscore
 )->CubeNormalizer: # The normaliser
-    "A normaliser by name; `make_normalizer(**state_dict)` makes it again"
+    "Make a normaliser by name; `make_normalizer(**state_dict)` makes it again"
     return normalizers[kind](**kw)
 
 @normalizers.register("none")
@@ -46,11 +52,8 @@ class KeepReflectance(CubeNormalizer):
     kind = "none"
     def normalize(self, x): return x.float()
     def denormalize(self, y): return y.float()
-    @property
-    def lo(self)->float: return 0.
-    @property
-    def hi(self)->float: return 1.
 
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #1c276614
 @normalizers.register("log")
 class LogScale(CubeNormalizer):
     "log10 between two reflectances: `floor` becomes 0 and `top` becomes 1"
@@ -62,19 +65,22 @@ class LogScale(CubeNormalizer):
     ):
         if not 0 < least <= floor < top:
             raise ValueError(f"least={least}, floor={floor}, top={top} must ascend from above 0; the usual ones are "
-                "1e-6, 1e-3 and 1")
-        self.floor,self.top,self.least = float(floor),float(top),float(least)
-    def normalize(self, x):
-        a,b = np.log10(self.floor),np.log10(self.top)
-        return (x.float().clamp(min=self.least).log10() - a)/(b - a)
-    def denormalize(self, y):
-        a,b = np.log10(self.floor),np.log10(self.top)
-        return torch.pow(10., y.float()*(b - a) + a)
-    @property
-    def lo(self)->float: return 0.
-    @property
-    def hi(self)->float: return 1.
+                             "1e-6, 1e-3 and 1")
+        self.floor = float(floor)
+        self.top = float(top)
+        self.least = float(least)
 
+    def _ends(self): return np.log10(self.floor), np.log10(self.top)
+
+    def normalize(self, x):
+        low, high = self._ends()
+        return (x.float().clamp(min=self.least).log10() - low)/(high - low)
+
+    def denormalize(self, y):
+        low, high = self._ends()
+        return torch.pow(10., y.float()*(high - low) + low)
+
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #76f06038
 @normalizers.register("zscore")
 class ZScore(CubeNormalizer):
     "(x-mean)/std of each band"
@@ -83,29 +89,40 @@ class ZScore(CubeNormalizer):
         mean:Sequence[float], # Of each band, reflectance
         std:Sequence[float], # Of each band; a band that never varies must be left out
     ):
-        self.mean,self.std = [float(o) for o in mean],[float(o) for o in std]
-        dead = [i for i,s in enumerate(self.std) if not s > 0]
+        self.mean = [float(value) for value in mean]
+        self.std = [float(value) for value in std]
+        dead = [band for band, value in enumerate(self.std) if not value > 0]
         if len(self.mean) != len(self.std) or dead:
             raise ValueError(f"mean has {len(self.mean)} bands, std {len(self.std)}, and bands {dead[:8]} do not vary; "
-                "leave those out with keep_bands")
-    def _of(self, x):
+                             "leave those out with keep_bands")
+
+    def _moments(self, x):
+        "Mean and deviation beside the bands of `x`"
         if x.shape[-3] != len(self.mean):
             raise ValueError(f"a cube of {x.shape[-3]} bands met the statistics of {len(self.mean)}; use the "
-                "normaliser of its own sensor")
-        return (to_device(torch.tensor(o, dtype=torch.float32), x.device).view(-1,1,1) for o in (self.mean, self.std))
+                             "normaliser of its own sensor")
+        return [to_device(torch.tensor(values, dtype=torch.float32), x.device).view(-1,1,1)
+                for values in (self.mean, self.std)]
+
     def normalize(self, x):
-        m,s = self._of(x)
-        return (x.float() - m)/s
+        mean, std = self._moments(x)
+        return (x.float() - mean)/std
+
     def denormalize(self, y):
-        m,s = self._of(y)
-        return y.float()*s + m
+        mean, std = self._moments(y)
+        return y.float()*std + mean
+
     @property
     def lo(self)->Tensor: return self.normalize(torch.zeros(len(self.mean),1,1))
     @property
     def hi(self)->Tensor: return self.normalize(torch.ones(len(self.mean),1,1))
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #5acf552d
-def _rows(b, x): return to_device(b, x.device).view(-1, *[1]*(x.ndim-1)) # one number a sample, beside its values
+def _beside(numbers, x):
+    "One number a sample, beside its values"
+    return to_device(numbers, x.device).view(-1, *[1]*(x.ndim-1))
+
+def _pixel_fields(samples): return {name:samples[name] for name in PIXEL_FIELDS if samples.get(name) is not None}
 
 @transforms.register()
 class CubeFlip(Transform):
@@ -116,9 +133,9 @@ class CubeFlip(Transform):
     ): self.p = p
 
     def samples(self, samples, draws):
-        for axis,view in ((-1, "hflip"), (-2, "vflip")):
+        for axis, view in ((-1, "hflip"), (-2, "vflip")):
             hit = draws.uniform() < self.p
-            moved = {k:mirror(samples[k], hit, axis) for k in PIXEL_FIELDS if samples.get(k) is not None}
+            moved = {name:mirror(field, hit, axis) for name, field in _pixel_fields(samples).items()}
             samples = mirror_targets({**samples, **moved}, view, hit)
         return samples
 
@@ -135,36 +152,43 @@ class CubeAffine(Transform):
     ):
         if not (0 <= shift < 1 and 0 <= scale < 1 and 0 <= p <= 1):
             raise ValueError(f"shift={shift}, scale={scale} must lie in [0,1), p={p} in [0,1]")
-        self.shift,self.rotate,self.scale,self.p = shift,rotate,scale,p
+        self.shift = shift
+        self.rotate = rotate
+        self.scale = scale
+        self.p = p
 
     def matrices(self,
         draws:Draws, # Draws of the batch
     )->tuple: # Affine matrices (B,2,3) as `F.affine_grid` takes them, and which windows are moved (B,)
-        "What is done to each window"
-        hit,a = draws.uniform() < self.p,draws.uniform(-self.rotate, self.rotate)*np.pi/180
-        s = 1/draws.uniform(1-self.scale, 1+self.scale)
-        tx,ty = (draws.uniform(-2*self.shift, 2*self.shift) for _ in range(2))
-        rows = [torch.stack([s*a.cos(), -s*a.sin(), tx], 1), torch.stack([s*a.sin(), s*a.cos(), ty], 1)]
+        "Draw what is done to each window"
+        hit = draws.uniform() < self.p
+        angle = draws.uniform(-self.rotate, self.rotate)*np.pi/180
+        size = 1/draws.uniform(1-self.scale, 1+self.scale)
+        right, down = (draws.uniform(-2*self.shift, 2*self.shift) for _ in range(2))
+        rows = [torch.stack([size*angle.cos(), -size*angle.sin(), right], 1),
+                torch.stack([size*angle.sin(), size*angle.cos(), down], 1)]
         return torch.stack(rows, 1).float(), hit
 
     def samples(self, samples, draws):
-        matrices,hit = self.matrices(draws)
+        matrices, hit = self.matrices(draws)
         if not hit.any(): return samples
-        device = samples["image"].device
-        rows = hit.nonzero()[:,0].to(device)
-        some = {k:samples[k][rows] for k in PIXEL_FIELDS if samples.get(k) is not None}
-        grid = _grid(matrices[hit].to(device), some["image"])
+        rows = hit.nonzero()[:,0].to(samples["image"].device)
+        some = {name:field[rows] for name, field in _pixel_fields(samples).items()}
+        grid = _grid(matrices[hit].to(rows.device), some["image"])
         moved = _resampled(some, grid)
-        valid = moved["mask"][:,0]
-        put = lambda whole, part: whole.index_copy(0, rows, part)
-        samples = {**samples, **{k:put(samples[k], v) for k,v in moved.items()}}
-        return map_targets(lambda task,y: put(y, _resampled_map(task, y[rows], grid, valid)) if is_map(y) else y, samples)
+        def put(whole, part): return whole.index_copy(0, rows, part)
+        def move(task, target):
+            if not is_map(target): return target
+            return put(target, _resampled_map(task, target[rows], grid, moved["mask"][:,0]))
+        fields = {name:put(samples[name], field) for name, field in moved.items()}
+        return map_targets(move, {**samples, **fields})
 
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #9405f6bf
 def _grid(matrices, x):
     "Where each pixel comes from; pixels are square, also where the window is not"
-    h,w = x.shape[-2:]
-    matrices = matrices*to_device(torch.tensor([[1, h/w, 1], [w/h, 1, 1]]), x.device)
-    return F.affine_grid(matrices, (len(x),1,h,w), align_corners=False)
+    height, width = x.shape[-2:]
+    aspect = torch.tensor([[1, height/width, 1], [width/height, 1, 1]])
+    return F.affine_grid(matrices*to_device(aspect, x.device), (len(x),1,height,width), align_corners=False)
 
 def _resampled(samples, grid):
     "Image, mask and companion image: bilinear over valid pixels"
@@ -175,12 +199,12 @@ def _resampled(samples, grid):
     if samples.get("rgb") is not None: moved["rgb"] = F.grid_sample(samples["rgb"], grid, align_corners=False)
     return moved
 
-def _resampled_map(task, y, grid, valid):
+def _resampled_map(task, target, grid, valid):
     "The class of the nearest pixel, and none where nothing is valid"
     none = check_fill("CubeAffine", unknown_value(task))
-    shifted = (y[:,None] - none).float() # what lies outside becomes 0, which is `none` afterwards
-    near = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[:,0]
-    return torch.where(valid, near.round().to(y.dtype) + none, none)
+    shifted = (target[:,None] - none).float() # what lies outside becomes 0, which is `none` afterwards
+    nearest_class = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[:,0]
+    return torch.where(valid, nearest_class.round().to(target.dtype) + none, none)
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #39fb7377
 @transforms.register()
@@ -189,13 +213,15 @@ class CubeGain(Transform):
     def __init__(self,
         gain:float=.1, # Gain drawn from 1-gain to 1+gain
         offset:float=.005, # Offset drawn from -offset to offset, reflectance
-    ): self.gain,self.offset = gain,offset
+    ):
+        self.gain = gain
+        self.offset = offset
 
     def samples(self, samples, draws):
-        x = samples["image"]
-        gain = _rows(draws.uniform(1-self.gain, 1+self.gain).float(), x)
-        offset = _rows(draws.uniform(-self.offset, self.offset).float(), x)
-        return {**samples, "image":torch.where(samples["mask"], (x*gain + offset).clamp(min=0), x)}
+        image = samples["image"]
+        gain = _beside(draws.uniform(1-self.gain, 1+self.gain).float(), image)
+        offset = _beside(draws.uniform(-self.offset, self.offset).float(), image)
+        return {**samples, "image":torch.where(samples["mask"], (image*gain + offset).clamp(min=0), image)}
 
 @transforms.register()
 class CubeNormalize(Transform):
@@ -212,9 +238,10 @@ class CubeNormalize(Transform):
 
     def undo(self, x:Tensor)->Tensor: return self.normalizer.denormalize(x)
     def samples(self, samples, draws):
-        y,mask = self.normalizer.normalize(samples["image"]),samples["mask"]
-        return {**samples, "image":torch.where(mask, y, self.background)}
+        normalized = self.normalizer.normalize(samples["image"])
+        return {**samples, "image":torch.where(samples["mask"], normalized, self.background)}
 
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #87ad1086
 @transforms.register()
 class CubeNoise(Transform):
     "Normal noise in model units, after `CubeNormalize`: a logarithm of noise below 0 would be NaN"
@@ -223,8 +250,9 @@ class CubeNoise(Transform):
     ): self.std = std
 
     def samples(self, samples, draws):
-        x = samples["image"]
-        return {**samples, "image":torch.where(samples["mask"], x + self.std*draws.normal(*x.shape[1:]).to(x), x)}
+        image = samples["image"]
+        noisy = image + self.std*draws.normal(*image.shape[1:]).to(image)
+        return {**samples, "image":torch.where(samples["mask"], noisy, image)}
 
 @transforms.register()
 class BandDropout(Transform):
@@ -234,11 +262,12 @@ class BandDropout(Transform):
         value:float=0., # What is written, model units
     ):
         if not 0 <= p < 1: raise ValueError(f"p={p!r} must lie in [0,1): the share of the bands that are lost")
-        self.p,self.value = p,value
+        self.p = p
+        self.value = value
 
     def batch(self, x, draws):
-        u = torch.stack([draws.uniform() for _ in range(x.shape[1])], 1) # (B,C)
-        lost = (u < self.p) & (u != u.max(1, keepdim=True).values)
+        noise = torch.stack([draws.uniform() for _ in range(x.shape[1])], 1) # (B,C)
+        lost = (noise < self.p) & (noise != noise.max(1, keepdim=True).values)
         return torch.where(to_device(lost, x.device)[:,:,None,None], self.value, x)
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #6794c296
@@ -253,25 +282,31 @@ class BandModulation(Transform):
     ):
         if not 0 < shortest <= longest or waves < 1:
             raise ValueError(f"shortest={shortest}, longest={longest} must ascend from above 0, and waves={waves} be "
-                "at least 1")
-        self.wavelengths,self.shortest,self.longest,self.waves = [float(o) for o in wavelengths],float(shortest),float(longest),waves
+                             "at least 1")
+        self.wavelengths = [float(nm) for nm in wavelengths]
+        self.shortest = float(shortest)
+        self.longest = float(longest)
+        self.waves = waves
 
     def curves(self,
         draws:Draws, # Draws of the batch
     )->Tensor: # One factor a band, (B,C); mean square 1
-        "The curve of each window"
-        nm,total = torch.tensor(self.wavelengths, dtype=torch.float64),0.
+        "Draw the curve of each window"
+        nm = torch.tensor(self.wavelengths, dtype=torch.float64)
+        total = 0.
         for _ in range(self.waves):
             period = self.shortest*(self.longest/self.shortest)**draws.uniform()[:,None]
-            total = total + draws.normal(1).double()*torch.cos(2*np.pi*(nm/period + draws.uniform()[:,None]))
+            height = draws.normal(1).double()
+            total = total + height*torch.cos(2*np.pi*(nm/period + draws.uniform()[:,None]))
         return (total*(2/self.waves)**.5).float()
 
     def samples(self, samples, draws):
-        x = samples["image"]
-        c = to_device(self.curves(draws), x.device)
-        if c.shape[1] != x.shape[1]:
-            raise ValueError(f"{c.shape[1]} wavelengths met cubes of {x.shape[1]} bands; give those of this sensor")
-        return {**samples, "image":torch.where(samples["mask"], x*c[:,:,None,None], x)}
+        image = samples["image"]
+        curves = to_device(self.curves(draws), image.device)
+        if curves.shape[1] != image.shape[1]:
+            raise ValueError(f"{curves.shape[1]} wavelengths met cubes of {image.shape[1]} bands; give those of this "
+                             "sensor")
+        return {**samples, "image":torch.where(samples["mask"], image*curves[:,:,None,None], image)}
 
 # %% ../../nbs/library/156_data.cubeaugment.ipynb #bb29cae4
 cube_augments = Registry("augmentation of cubes")
@@ -287,7 +322,7 @@ def _basic(shift=.1, rotate=15., scale=.1, p=.5, gain=.05, offset=.002, noise=.0
     return [CubeFlip(), CubeAffine(shift, rotate, scale, p), CubeGain(gain, offset), CubeNormalize, CubeNoise(noise)]
 
 @cube_augments.register("guide")
-def _guide(shift=.3, rotate=30., scale=.5, p=.5, noise=.02): # the guide's retina recipe; its noise came before the logarithm, here it comes after
+def _guide(shift=.3, rotate=30., scale=.5, p=.5, noise=.02): # of retinas; its noise came before the logarithm
     return [CubeFlip(), CubeAffine(shift, rotate, scale, p), CubeNormalize, CubeNoise(noise)]
 
 @cube_augments.register("missing_bands")
@@ -295,10 +330,11 @@ def _missing_bands(drop=.2, flip=.5): # for fine-tuning an encoder that shall wo
     return [CubeFlip(flip), CubeNormalize, BandDropout(drop)]
 
 @cube_augments.register("modulated")
-def _modulated(wavelengths=None, shortest=150., longest=3000., flip=.5): # for pre-training that shall carry over to other sensors
+def _modulated(wavelengths=None, shortest=150., longest=3000., flip=.5): # for pre-training that serves other sensors
     if wavelengths is None: raise ValueError("augment 'modulated' needs aug_kw=dict(wavelengths=cube_set.wavelengths)")
     return [CubeFlip(flip), CubeNormalize, BandModulation(wavelengths, shortest, longest)]
 
+# %% ../../nbs/library/156_data.cubeaugment.ipynb #5c8cf466
 def cube_pipeline(
     name:str, # One of `cube_augments`: none flip basic guide missing_bands modulated
     normalizer:CubeNormalizer, # From reflectance to model units
@@ -306,28 +342,11 @@ def cube_pipeline(
     tasks:Task|Mapping|None=None, # What the targets mean, where there are any
     **options, # What the recipe may be told, such as `rotate=30.`
 )->Pipeline: # From reflectance to model units
-    "The augmentation recipe `name`"
-    make = cube_augments[name]
-    known = list(make.__code__.co_varnames[:make.__code__.co_argcount])
-    for k in options:
-        if k not in known: raise ValueError(f"augment {name!r} has no option {k!r}: {nearest(k, known)}")
-    return Pipeline([CubeNormalize(normalizer, background) if t is CubeNormalize else t for t in make(**options)], tasks)
+    "Make the augmentation recipe `name`"
+    recipe = cube_augments[name]
+    known = recipe.__code__.co_varnames[:recipe.__code__.co_argcount]
+    check_options(f"augment {name!r}", options, known)
+    normalize = CubeNormalize(normalizer, background)
+    return Pipeline([normalize if step is CubeNormalize else step for step in recipe(**options)], tasks)
 
-# %% ../../nbs/library/156_data.cubeaugment.ipynb #b28235bc
-def interpolate_bands(
-    x:Tensor, # Cubes, (B,C,H,W)
-    missing:Tensor, # Which values are missing, `bool` (B,C,H,W)
-    wavelengths:Sequence, # Centre of each band, nm, in any order
-    otherwise:float=0., # Value of a pixel of which no band is there
-)->Tensor: # The cubes, missing values interpolated
-    "Straight lines between bands; beyond the last band that is there its value goes on"
-    nm,order = torch.as_tensor(wavelengths, dtype=torch.float32).sort()
-    y,seen = x[:,order],~missing[:,order]
-    i = torch.arange(len(nm)).view(1,-1,1,1)
-    before = torch.where(seen, i, -1).cummax(1).values
-    after = torch.where(seen, i, len(nm)).flip(1).cummin(1).values.flip(1)
-    a,b = torch.where(before < 0, after, before).clamp(max=len(nm)-1),torch.where(after == len(nm), before, after).clamp(min=0)
-    t = (nm[i] - nm[a])/(nm[b] - nm[a]).clamp(min=1e-6)
-    line = torch.where(a < b, y.gather(1, a)*(1-t) + y.gather(1, b)*t, y.gather(1, a))
-    line = torch.where(seen.any(1, keepdim=True), line, otherwise)
-    return torch.where(missing, line[:,order.argsort()], x)
+__getattr__ = moved_names(__name__, {"vitnb.data.interpolate": "interpolate_bands"})

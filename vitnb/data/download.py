@@ -23,62 +23,97 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
-from ..core import progress_bar
+from ..progress import progress_bar
 
 # %% ../../nbs/library/102_data.download.ipynb #00186ea5
-def _wrong(path, md5, sha256):
-    "What is wrong with the checksum of `path`; empty if nothing"
-    for kind,want in (("md5", md5), ("sha256", sha256)):
-        if not want: continue
-        h = hashlib.new(kind, usedforsecurity=False)
-        with open(path, "rb") as f:
-            while b := f.read(1 << 20): h.update(b)
-        if h.hexdigest() != want.lower(): return f"its {kind} is {h.hexdigest()} and should be {want}"
+def _checksum_fault(path, md5, sha256):
+    "Say what is wrong with the checksum of `path`; empty if nothing"
+    for kind,expected in (("md5", md5), ("sha256", sha256)):
+        if not expected: continue
+        digest = hashlib.new(kind, usedforsecurity=False)
+        with open(path, "rb") as file:
+            for piece in iter(partial(file.read, 1 << 20), b""): digest.update(piece)
+        found = digest.hexdigest()
+        if found != expected.lower(): return f"its {kind} is {found} and should be {expected}"
     return ""
 
-def _ask(url, part, tag, timeout):
-    "Ask for what `part` lacks of `url`; the answer, and the byte it starts at"
+# %% ../../nbs/library/102_data.download.ipynb #c8bb470c
+_PARTIAL = 206 # answer to `Range`: the rest follows
+_NOTHING_LEFT = 416 # the file ends there
+
+def _request(url, part, tag, timeout):
+    "Ask for what `part` lacks of `url`; give the answer, and the byte it starts at"
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
-    ask = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
-    r = requests.get(url, headers={"Accept-Encoding": "identity", **ask}, stream=True, timeout=timeout)
-    part_of = r.headers.get("Content-Range", "")
-    if r.status_code == 416 and part_of != f"bytes */{have}": tag.unlink(missing_ok=True) # not this file: the next try starts over
-    if r.status_code == 206 and not part_of.startswith(f"bytes {have}-"):
+    headers = {"Accept-Encoding": "identity"}
+    if have: headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    response = requests.get(url, headers=headers, stream=True, timeout=timeout)
+    sent = response.headers.get("Content-Range", "")
+    if response.status_code == _NOTHING_LEFT and sent != f"bytes */{have}":
+        tag.unlink(missing_ok=True) # not this file: the next try starts over
+    if response.status_code == _PARTIAL and not sent.startswith(f"bytes {have}-"):
         tag.unlink(missing_ok=True)
-        raise requests.ConnectionError(f"asked for bytes from {have}, the server sent {part_of!r}")
-    return r, have if r.status_code in (206, 416) else 0
+        raise requests.ConnectionError(f"asked for bytes from {have}, the server sent {sent!r}")
+    if response.status_code not in (_PARTIAL, _NOTHING_LEFT): have = 0 # the whole file
+    return response, have
+
+def _version(response):
+    "Read what tells this version of a file from another: a strong tag, else the time of its last change"
+    etag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
 
 def _fetch(url, part, tag, timeout):
-    "Bring `part` up to the whole of `url`; a broken transfer is one of requests' errors"
-    r,start = _ask(url, part, tag, timeout)
-    with r:
-        if r.status_code == 416 and tag.is_file(): return # everything was there
-        r.raise_for_status()
-        total = start + int(r.headers["Content-Length"]) if "Content-Length" in r.headers else None
+    "Complete `part` from `url`; a broken transfer is one of requests' errors"
+    response,start = _request(url, part, tag, timeout)
+    with response:
+        if response.status_code == _NOTHING_LEFT and tag.is_file(): return # everything was there
+        response.raise_for_status()
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
         if not start: tag.unlink(missing_ok=True)
-        with part.open("ab" if start else "wb") as f, progress_bar(total, f"downloading {part.stem}", "B") as bar:
-            etag = r.headers.get("ETag", "W/")
-            if mark := r.headers.get("Last-Modified") if etag.startswith("W/") else etag: tag.write_text(mark)
+        with part.open("ab" if start else "wb") as file, progress_bar(total, f"downloading {part.stem}", "B") as bar:
+            version = _version(response)
+            if version: tag.write_text(version)
             bar.update(start)
-            for b in r.iter_content(1 << 14): f.write(b); bar.update(len(b)) # a break loses the piece it falls in, so pieces are small
-    if total and part.stat().st_size != total: raise requests.ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes arrived")
+            for piece in response.iter_content(1 << 14): # a break loses the piece it falls in, so pieces are small
+                file.write(piece)
+                bar.update(len(piece))
+    arrived = part.stat().st_size
+    if total and arrived != total: raise requests.ConnectionError(f"{arrived:,} of {total:,} bytes arrived")
 
 # %% ../../nbs/library/102_data.download.ipynb #c70a9c61
-def _cause(e):
-    "The innermost error, which says what happened"
-    while e.__context__: e = e.__context__
-    return str(e) or type(e).__name__
+def _cause(error):
+    "Find the innermost error, which says what happened"
+    while error.__context__: error = error.__context__
+    return str(error) or type(error).__name__
+
+def _is_final(error):
+    "Whether another try would end in the same way: a wrong address, or a server that refuses"
+    status = getattr(error.response, "status_code", None) or 0
+    refused = 400 <= status < 500 and status not in (408, _NOTHING_LEFT, 429) # too slow, started over, too many
+    return refused or isinstance(error, ValueError)
 
 def _fetch_patiently(url, part, tag, tries, timeout, wait):
-    "`_fetch`, again after an interruption; only tries that bring nothing new count"
-    left,most = tries,0
+    "Repeat `_fetch` after interruptions; only tries that bring nothing new count"
+    left = tries
+    most = 0
     while True:
         try: return _fetch(url, part, tag, timeout)
-        except requests.RequestException as e:
-            status,size = getattr(e.response, "status_code", None) or 0,part.stat().st_size if part.is_file() else 0
-            left,most = (tries, size) if size > most else (left-1, most)
-            if left < 1 or isinstance(e, ValueError) or (400 <= status < 500 and status not in (408, 416, 429)): raise
+        except requests.RequestException as error:
+            size = part.stat().st_size if part.is_file() else 0
+            left = tries if size > most else left - 1
+            most = max(most, size)
+            if left < 1 or _is_final(error): raise
         time.sleep(wait*2**(tries-left))
+
+# %% ../../nbs/library/102_data.download.ipynb #e8670a8b
+def _fetch_or_say(url, path, part, tag, **patience):
+    "Fetch `url` to `part`, or say what arrived and what else can be done"
+    try: _fetch_patiently(url, part, tag, **patience)
+    except requests.RequestException as error:
+        why = _cause(error)
+        if part.is_file(): why += f" (the {part.stat().st_size:,} bytes that arrived are kept)"
+        raise ConnectionError(f"{path.name} could not be fetched from {url}: {why}. Try again later, or fetch it "
+            f"elsewhere and put it at {path}") from error
 
 def download(
     url:str, # Where the file is
@@ -89,66 +124,98 @@ def download(
     timeout:float=30., # Seconds without an answer after which an attempt has failed
     wait:float=1., # Seconds before the second attempt; doubles each time
 )->Path: # `path`
-    "Fetch `url` to `path`: resumed after a break, checked, and there whole or not at all"
+    "Fetch `url` to `path`: resume after a break, check, and give the name to a complete file only"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part,tag = path.with_name(path.name + ".part"),path.with_name(path.name + ".tag")
+    part = path.with_name(path.name + ".part")
+    tag = path.with_name(path.name + ".tag")
     with FileLock(path.with_name(f".{path.name}.lock")): # processes that want the same file wait for the first
         if path.is_file():
-            if wrong := _wrong(path, md5, sha256):
-                raise ValueError(f"{path} is not the file that was expected: {wrong}. Remove it and try again")
+            fault = _checksum_fault(path, md5, sha256)
+            if fault: raise ValueError(f"{path} is not the file that was expected: {fault}. Remove it and try again")
             return path
-        try: _fetch_patiently(url, part, tag, tries, timeout, wait)
-        except requests.RequestException as e:
-            why = _cause(e) + (f" (the {part.stat().st_size:,} bytes that arrived are kept)" if part.is_file() else "")
-            raise ConnectionError(f"{path.name} could not be fetched from {url}: {why}. Try again later, or fetch it "
-                f"elsewhere and put it at {path}") from e
+        _fetch_or_say(url, path, part, tag, tries=tries, timeout=timeout, wait=wait)
         tag.unlink(missing_ok=True)
-        if wrong := _wrong(part, md5, sha256):
+        fault = _checksum_fault(part, md5, sha256)
+        if fault:
             part.unlink()
-            raise ValueError(f"{url} did not send the file that was expected: {wrong}. Try again, or fetch the file "
+            raise ValueError(f"{url} did not send the file that was expected: {fault}. Try again, or fetch the file "
                 f"elsewhere and put it at {path}")
-        with part.open("rb+") as f: os.fsync(f.fileno())
+        with part.open("rb+") as file: os.fsync(file.fileno())
         os.replace(part, path)
     return path
 
 # %% ../../nbs/library/102_data.download.ipynb #67c9da3a
-_broken = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, RuntimeError)
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, RuntimeError)
+
+def _zip_kind(member):
+    "Name the kind of a member of a zip file: file, folder or link"
+    if stat.S_ISLNK(member.external_attr >> 16): return "link"
+    return "folder" if member.is_dir() else "file"
+
+def _tar_kind(member):
+    "Name the kind of a member of a tar file: file, folder, or link for everything else"
+    if member.isfile(): return "file"
+    return "folder" if member.isdir() else "link"
 
 def _members(archive):
-    "Name, kind (file, folder or link) and opener of each member of a zip or tar file"
+    "Yield name, kind and opener of each member of a zip or tar file"
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as z:
-            for m in z.infolist():
-                yield m.filename, "link" if stat.S_ISLNK(m.external_attr >> 16) else "folder" if m.is_dir() else "file", partial(z.open, m)
+        with zipfile.ZipFile(archive) as file:
+            for member in file.infolist(): yield member.filename, _zip_kind(member), partial(file.open, member)
     else:
-        with tarfile.open(archive) as t:
-            for m in t: yield m.name, "file" if m.isfile() else "folder" if m.isdir() else "link", partial(t.extractfile, m)
-            while t.fileobj.read(1 << 20): pass # gzip's checksum comes last, and tarfile stops before it
+        with tarfile.open(archive) as file:
+            for member in file: yield member.name, _tar_kind(member), partial(file.extractfile, member)
+            while file.fileobj.read(1 << 20): pass # gzip's checksum comes last, and tarfile stops before it
 
 def _write_members(archive, folder):
     "Write all members below `folder`; a name that leads out of it, a link or a device is a `ValueError`"
     with progress_bar(None, f"unpacking {archive.name}", "files") as bar:
         for name,kind,opener in _members(archive):
-            out = (folder/name).resolve()
-            if not out.is_relative_to(folder):
+            path = (folder/name).resolve()
+            if not path.is_relative_to(folder):
                 raise ValueError(f"{archive.name} holds {name!r}, which leads out of the folder; do not use it")
             if kind == "link":
                 raise ValueError(f"{archive.name} holds {name!r}, which is a link or a device; images need neither, so "
                     "it is refused")
-            (out if kind == "folder" else out.parent).mkdir(parents=True, exist_ok=True)
+            parent = path if kind == "folder" else path.parent
+            parent.mkdir(parents=True, exist_ok=True)
             if kind == "file":
-                with opener() as src, out.open("wb") as dst: shutil.copyfileobj(src, dst, 1 << 20)
+                with opener() as source, path.open("wb") as target: shutil.copyfileobj(source, target, 1 << 20)
             bar.update()
 
-SPLIT_NAMES = dict(train="train", training="train", valid="valid", val="valid", validation="valid", test="test", testing="test")
+# %% ../../nbs/library/102_data.download.ipynb #7697b480
+SPLIT_NAMES = dict(
+    train="train", training="train",
+    valid="valid", val="valid", validation="valid",
+    test="test", testing="test")
 
 def unwrap_folder(
-    d:Path, # A folder
+    folder:Path, # A folder
 )->Path: # It, or a folder in it
-    "Go down while `d` holds nothing but one folder, as archives often do"
-    inner = [o for o in d.iterdir() if not o.name.startswith((".", "__"))]
-    return unwrap_folder(inner[0]) if len(inner) == 1 and inner[0].is_dir() and inner[0].name.lower() not in SPLIT_NAMES else d
+    "Descend while `folder` holds nothing but one folder, as archives often do"
+    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+    if len(inside) != 1: return folder
+    only = inside[0]
+    is_wrapped = only.is_dir() and only.name.lower() not in SPLIT_NAMES
+    return unwrap_folder(only) if is_wrapped else folder
+
+# %% ../../nbs/library/102_data.download.ipynb #baefabf0
+def _fingerprint(archive):
+    "Length and hash of the end of an archive, where zip keeps its directory and gzip its checksum"
+    with open(archive, "rb") as file:
+        file.seek(max(0, os.path.getsize(archive) - (1 << 16)))
+        return f"{os.path.getsize(archive)} {hashlib.sha256(file.read()).hexdigest()}"
+
+def _unpack_into(archive, folder, temporary, unwrap):
+    "Write the contents of `archive` below `temporary`, and rename them to `folder` when they are complete"
+    inside = temporary/"in"
+    inside.mkdir()
+    _write_members(archive, inside)
+    if not any(inside.iterdir()): raise ValueError(f"{archive} is empty; fetch it again")
+    if unwrap: inside = unwrap_folder(inside)
+    (inside/".archive").write_text(_fingerprint(archive))
+    os.replace(inside, folder)
 
 def unpack(
     archive:str|Path, # A zip or tar file, compressed or not
@@ -156,41 +223,30 @@ def unpack(
     unwrap:bool=True, # Leave out a single folder around everything else
 )->Path: # `folder`
     "Unpack `archive` beside `folder`, then rename; nothing is ever written outside"
-    archive,folder = Path(archive),Path(folder).resolve()
+    archive = Path(archive)
+    folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; remove it to unpack {archive.name} into it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
-    try:
-        (tmp/"in").mkdir()
-        _write_members(archive, tmp/"in")
-        if not any((tmp/"in").iterdir()): raise ValueError(f"{archive} is empty; fetch it again")
-        inside = unwrap_folder(tmp/"in") if unwrap else tmp/"in"
-        (inside/".archive").write_text(_mark(archive))
-        os.replace(inside, folder)
-    except _broken as e:
-        why = (str(e) or type(e).__name__).splitlines()[0]
-        raise ValueError(f"{archive} is not a whole zip or tar file ({why}); remove it and fetch it again") from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
+    try: _unpack_into(archive, folder, temporary, unwrap)
+    except _BROKEN as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{archive} is not a whole zip or tar file ({why}); remove it and fetch it again") from error
+    finally: shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
-# %% ../../nbs/library/102_data.download.ipynb #6415fa0c
-def _mark(archive):
-    "Length and hash of the end of an archive, where zip keeps its directory and gzip its checksum"
-    with open(archive, "rb") as f:
-        f.seek(max(0, os.path.getsize(archive) - (1 << 16)))
-        return f"{os.path.getsize(archive)} {hashlib.sha256(f.read()).hexdigest()}"
-
+# %% ../../nbs/library/102_data.download.ipynb #ec296289
 def unpack_once(
     archive:Path, # A zip or tar file
     folder:Path, # Where its contents shall be
 )->Path: # `folder`
-    "`folder` with the contents of `archive`, unpacked now if it was not before"
+    "Unpack `archive` to `folder` unless that was done before"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir() or not any(folder.iterdir()): return unpack(archive, folder)
-        mark = folder/".archive"
-        if not mark.is_file() or mark.read_text() != _mark(archive):
+        note = folder/".archive"
+        if not note.is_file() or note.read_text() != _fingerprint(archive):
             raise ValueError(f"{folder} was not unpacked from this {archive.name}; remove or rename the folder, or "
                 "pass the folder itself")
         return folder

@@ -174,6 +174,7 @@ def _pairs_among(hashes, distance, block):
     pairs = close_pairs(np.stack([hashes[row] for row in there]), distance, block)
     return np.column_stack([there[pairs[:,:2]], pairs[:,2]])
 
+# %% ../../nbs/library/178_data.duplicates.ipynb #fdfce36b
 class _Hashed(NamedTuple):
     "Images with their hashes"
     names:list

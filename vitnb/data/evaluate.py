@@ -14,60 +14,62 @@ import numpy as np
 import torch
 
 from ..core import nearest, one_of
-from .augment import Draws, Pipeline, make_transform
 from .companion import read_pair # noqa: F401, registers the reader and the normaliser of spectral images
 from .cube import CubeSet # with it come the reader and the transforms of cubes
+from .draws import Draws
 from .image import readers, widen
-from .sample import Batch, as_batch
-from .sample import stack_samples
+from .sample import Batch, as_batch, stack_samples
 from .table import read_array
+from .transform import Pipeline, make_transform
 
 # %% ../../nbs/library/175_data.evaluate.ipynb #db88ebd3
 _PARTS = ("reader", "transforms", "normalize")
 
-def _fields(o):
-    "What a reader gives, as fields of one sample: tensors (C,H,W)"
-    if isinstance(o, Mapping): return {k:torch.from_numpy(np.ascontiguousarray(v)) for k,v in o.items()}
-    return dict(image=torch.from_numpy(widen(o)).permute(2,0,1).contiguous())
+def _fields(found):
+    "Convert what a reader gives to the fields of one sample: tensors (C,H,W)"
+    if not isinstance(found, Mapping): return dict(image=torch.from_numpy(widen(found)).permute(2,0,1).contiguous())
+    return {name:torch.from_numpy(np.ascontiguousarray(field)) for name,field in found.items()}
 
 class EvalReader:
-    "Reads images or cubes and prepares them as evaluation does, each alike whatever goes with it"
+    "Read images or cubes and prepare them as evaluation does, each alike whatever goes with it"
     def __init__(self,
         read:object, # Function of a path or an array that gives `(H,W,C)`, or a dictionary of fields
         pipeline:Pipeline, # Evaluation transforms, the normaliser last
-    ): self._read,self.pipeline = read,pipeline
+    ):
+        self._read = read
+        self.pipeline = pipeline
 
     def sample(self, item:object)->dict:
-        "The fields of a path or an array as they are stored, (C,H,W)"
+        "Read the fields of a path or an array as they are stored, (C,H,W)"
         return _fields(self._read(item))
 
     def read(self, items:Sequence)->Batch:
-        "Paths or arrays as one batch"
+        "Read paths or arrays as one batch"
         items = [items] if isinstance(items, (str, Path)) else list(items)
         if not items: raise ValueError("there is nothing to read; give paths or arrays")
-        samples = [self.sample(o) for o in items]
-        fields = stack_samples(samples)
+        fields = stack_samples([self.sample(item) for item in items])
         index = np.arange(len(items))
         return as_batch({**self.pipeline(fields, Draws(0, 0, index)), "index":index})
 
     def batches(self, items:Sequence, bs:int=64)->Iterator:
-        "Paths or arrays in batches, in their order; `index` counts on"
+        "Read paths or arrays in batches, in their order; `index` counts on"
         items = list(items)
         for start in range(0, len(items), bs):
-            b = self.read(items[start:start+bs])
-            yield b.replace(index=b["index"] + start)
+            batch = self.read(items[start:start+bs])
+            yield batch.replace(index=batch["index"] + start)
 
-def _read_any(o, name, options):
-    "A path by its reader, an array as that would give it"
-    if name in ("rgb", "grey", "native") and isinstance(o, np.ndarray): return read_array(o, name)
-    return readers[name](o, **options)
+# %% ../../nbs/library/175_data.evaluate.ipynb #fab6c989
+def _read_any(item, name, options):
+    "Read a path by its reader, an array as that would give it"
+    if name in ("rgb", "grey", "native") and isinstance(item, np.ndarray): return read_array(item, name)
+    return readers[name](item, **options)
 
 def eval_reader(
     config:Mapping, # From `dls.config()`: reader, transforms and normalize
 )->EvalReader: # Ready to read
-    "What reads new images as a run's validation did"
-    for k in config: one_of(k, _PARTS, "part of a reader's configuration")
-    missing = [k for k in _PARTS if k not in config]
+    "Make what reads new images as a run's validation did"
+    for part in config: one_of(part, _PARTS, "part of a reader's configuration")
+    missing = [part for part in _PARTS if part not in config]
     if missing:
         raise ValueError(f"the configuration has no {missing[0]!r}; it comes from dls.config() and has "
             f"{', '.join(_PARTS)}")
@@ -76,5 +78,5 @@ def eval_reader(
     if name not in readers:
         raise ValueError(f"unknown reader {name!r}: {nearest(name, readers)}; if it is yours, import the module that "
             "registers it")
-    steps = [make_transform(o) for o in (*config["transforms"], config["normalize"])]
+    steps = [make_transform(step) for step in (*config["transforms"], config["normalize"])]
     return EvalReader(partial(_read_any, name=name, options=options), Pipeline(steps))

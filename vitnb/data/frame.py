@@ -15,8 +15,9 @@ import pandas as pd
 
 from ..core import nearest
 from .download import SPLIT_NAMES
+from .holdout import Split
 from .split import shared_groups
-from .table import ImageSet, Split
+from .table import ImageSet
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/114_data.frame.ipynb #7aeed040
@@ -24,178 +25,187 @@ def read_frame(
     path:str|Path, # A csv file; the separator is the one of , ; | and tab that its first line has most of
 )->pd.DataFrame: # All columns as text; an empty cell is ""
     "Read a csv file"
-    with open(path, encoding="utf-8-sig", newline="") as f: head = f.readline()
+    with open(path, encoding="utf-8-sig", newline="") as file: head = file.readline()
     if not head.strip(): raise ValueError(f"{path} has no first line with the names of its columns")
     separator = max(",;\t|", key=head.count)
     as_text = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     try: return pd.read_csv(path, sep=separator, **as_text).rename(columns=str.strip)
-    except (pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not a csv in UTF-8 with {separator!r} between its columns: {e}") from e
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a csv in UTF-8 with {separator!r} between its columns: {error}") from error
 
-def _is_empty(v): return v is None or v != v or str(v).strip() == ""
+def _is_empty(cell): return cell is None or cell != cell or str(cell).strip() == ""
+
+def _place(row, column): return f"row {row+1} of the table, column {column!r}"
 
 def _cells(frame, column, what):
-    "The values of a column"
+    "Get the values of a column"
     if column not in frame:
         raise ValueError(f"there is no column {column!r} for {what}: {nearest(column, frame.columns)}")
     return frame[column].tolist()
 
-def _place(i, column): return f"row {i+1} of the table, column {column!r}"
-
 def _full_cells(frame, column, what):
-    "The values of a column as text, each there"
-    values = _cells(frame, column, what)
-    for i,v in enumerate(values):
-        if _is_empty(v):
-            raise ValueError(f"{_place(i, column)} is empty, and each image needs a {what}; fill it in or remove the "
+    "Get the values of a column as text; an empty cell is a `ValueError`"
+    cells = _cells(frame, column, what)
+    for row,cell in enumerate(cells):
+        if _is_empty(cell):
+            raise ValueError(f"{_place(row, column)} is empty, and each image needs a {what}; fill it in or remove the "
                 "row")
-    return [str(v).strip() for v in values]
+    return [str(cell).strip() for cell in cells]
 
 def _path_cells(frame, column, what):
-    "The values of a column as paths; tables are often written on Windows"
-    return [o.replace("\\", "/") for o in _full_cells(frame, column, what)]
+    "Get the values of a column as paths; tables are often written on Windows"
+    return [path.replace("\\", "/") for path in _full_cells(frame, column, what)]
 
 _IMAGE_COLUMNS = ("image", "file", "path", "filename")
 
 def _image_column(frame, given):
-    "The column of paths: the one given, or one that is called so"
+    "Find the column of paths: the one given, or one that is called so"
     if given is not None: return given
-    found = [c for c in frame.columns if str(c).lower() in _IMAGE_COLUMNS]
+    found = [column for column in frame.columns if str(column).lower() in _IMAGE_COLUMNS]
     if len(found) != 1:
         raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(_IMAGE_COLUMNS)}; the "
             f"columns are {', '.join(map(str, frame.columns))}: give image='...'")
     return found[0]
 
 # %% ../../nbs/library/114_data.frame.ipynb #389c04fb
-def _number(v):
-    "A cell as a number; None if it is none"
-    try: return float(v)
+def _as_number(text):
+    "Read a number; None if it is none"
+    try: return float(text)
     except ValueError: return None
 
-def _class_names(values):
-    "Distinct values as names, numbers in the order of numbers"
-    names = sorted({str(v).strip() for v in values if not _is_empty(v)})
-    numbers = [_number(o) for o in names]
+def _class_names(cells):
+    "Sort distinct values, numbers in the order of numbers"
+    names = sorted({str(cell).strip() for cell in cells if not _is_empty(cell)})
+    numbers = [_as_number(name) for name in names]
     return names if None in numbers else [name for _,name in sorted(zip(numbers, names))]
 
-def _unknown(task, i, column):
-    "What stands for an empty cell"
+def _unknown(task, row, column):
+    "Find what stands for an empty cell"
     if task.unknown is None:
-        raise ValueError(f"{_place(i, column)} is empty; fill it in, remove the row, or give the task unknown=..., a "
+        raise ValueError(f"{_place(row, column)} is empty; fill it in, remove the row, or give the task unknown=..., a "
             "number that stands for unknown entries")
     return np.nan if task.decimal else task.unknown
 
-def _class_indices(task, values, column):
-    "Cells that name classes, as indices"
-    index = {name:i for i,name in enumerate(task.names)}
-    out = []
-    for i,v in enumerate(values):
-        name = str(v).strip()
-        if not _is_empty(v) and name not in index:
-            raise ValueError(f"{_place(i, column)}: {name!r} is no class of the task: {nearest(name, index)}")
-        out.append(_unknown(task, i, column) if _is_empty(v) else index[name])
-    return np.array(out, dtype=np.int64)
+def _class_indices(task, cells, column):
+    "Convert cells that name classes to indices"
+    index = {name:number for number,name in enumerate(task.names)}
+    def convert(row, cell):
+        if _is_empty(cell): return _unknown(task, row, column)
+        name = str(cell).strip()
+        if name not in index:
+            raise ValueError(f"{_place(row, column)}: {name!r} is no class of the task: {nearest(name, index)}")
+        return index[name]
+    return np.array([convert(row, cell) for row,cell in enumerate(cells)], dtype=np.int64)
 
-def _numbers(task, values, column):
-    "Cells that hold numbers"
-    out = []
-    for i,v in enumerate(values):
-        number = None if _is_empty(v) else _number(v)
-        if number is None and not _is_empty(v): raise ValueError(f"{_place(i, column)}: {v!r} is not a number")
-        if number is not None and not task.decimal and number != int(number):
-            raise ValueError(f"{_place(i, column)}: {v!r} is not a whole number")
-        out.append(_unknown(task, i, column) if number is None else number)
-    return np.array(out, dtype=np.float32 if task.decimal else np.int64)
+def _numbers(task, cells, column):
+    "Convert cells that hold numbers"
+    def convert(row, cell):
+        if _is_empty(cell): return _unknown(task, row, column)
+        number = _as_number(cell)
+        if number is None: raise ValueError(f"{_place(row, column)}: {cell!r} is not a number")
+        if not task.decimal and number != int(number):
+            raise ValueError(f"{_place(row, column)}: {cell!r} is not a whole number")
+        return number
+    numbers = [convert(row, cell) for row,cell in enumerate(cells)]
+    return np.array(numbers, dtype=np.float32 if task.decimal else np.int64)
 
 # %% ../../nbs/library/114_data.frame.ipynb #3cea0eb6
 def _target(frame, task, columns):
-    "A task, complete with names, and its targets from one column or several"
-    if isinstance(columns, str): columns,several = [columns],False
-    else: columns,several = list(columns),True
-    cells = [_cells(frame, c, "the label") for c in columns]
+    "Complete a task with names, and read its targets from one column or several"
+    is_single = isinstance(columns, str)
+    columns = [columns] if is_single else list(columns)
+    cells = [_cells(frame, column, "the label") for column in columns]
     if task is None:
         if len(columns) > 1:
             raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
                 "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
-        task,several = OneClass(tuple(_class_names(cells[0]))),False
+        task = OneClass(tuple(_class_names(cells[0])))
     if isinstance(task, (OneClass, ClassMap)) and len(columns) > 1:
         raise ValueError(f"a task of kind {task.kind!r} has one column, not {len(columns)}; give several tasks by "
             "name, label=dict(a=..., b=...)")
     if isinstance(task, ClassMap): return task, _path_cells(frame, columns[0], "label map")
     if isinstance(task, OneClass): return task, _class_indices(task, cells[0], columns[0])
-    if several and not task.names: task = replace(task, names=tuple(columns))
-    found = [_numbers(task, o, c) for o,c in zip(cells, columns)]
-    return task, np.stack(found, 1) if several else found[0]
+    if is_single: return task, _numbers(task, cells[0], columns[0])
+    if not task.names: task = replace(task, names=tuple(columns))
+    return task, np.stack([_numbers(task, found, column) for found,column in zip(cells, columns)], 1)
 
-def _wanted(label, task, tasks):
-    "Name of each task to (task or None, columns)"
+# %% ../../nbs/library/114_data.frame.ipynb #7e430734
+def _tasks_by_name(label, task):
+    "Pair columns of several tasks with what these mean"
+    meaning = task or {}
+    if not isinstance(meaning, Mapping):
+        raise ValueError(f"label names {len(label)} tasks; give task=dict(name=...) for those that are not one class")
+    for name in meaning:
+        if name not in label: raise ValueError(f"task {name!r} has no columns: {nearest(name, label)}")
+    return {name:(meaning.get(name), columns) for name,columns in label.items()}
+
+def _requested_tasks(label, task, tasks):
+    "Give the name of each task with (task or None, columns)"
     if tasks is not None:
         if label is not None or task is not None:
             raise ValueError("give either tasks={name: (task, columns)}, or label=... with task=...")
         return dict(tasks)
-    if label is None:
-        if task is not None:
-            raise ValueError("task=... says what labels mean, and label=... is missing: name the column or columns")
-        return {}
-    if not isinstance(label, Mapping): return {"":(task, label)}
-    given = task or {}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"label names {len(label)} tasks; give task=dict(name=...) for those that are not one class")
-    for k in given:
-        if k not in label: raise ValueError(f"task {k!r} has no columns: {nearest(k, label)}")
-    return {k:(given.get(k), columns) for k,columns in label.items()}
+    if label is not None: return _tasks_by_name(label, task) if isinstance(label, Mapping) else {"":(task, label)}
+    if task is not None:
+        raise ValueError("task=... says what labels mean, and label=... is missing: name the column or columns")
+    return {}
 
 # %% ../../nbs/library/114_data.frame.ipynb #f0a21f04
-def _paths(frame, column, root):
-    "Paths of a column, each there"
-    paths = _path_cells(frame, column, "path")
-    _there(paths, root, column)
-    return paths
-
-def _there(paths, root, column):
-    "Refuse files that are not there"
-    missing = [i for i,p in enumerate(paths) if not (root/p).is_file()]
+def _check_files(paths, root, column):
+    "Refuse files that do not exist"
+    missing = [row for row,path in enumerate(paths) if not (root/path).is_file()]
     if missing:
         first = missing[0]
-        raise ValueError(f"{_place(first, column)}: there is no file {root/paths[first]} ({len(missing)} of {len(paths)} "
-            "are missing); paths start at the folder of the table, or at root=...")
+        raise ValueError(f"{_place(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
+            f"{len(paths)} are missing); paths start at the folder of the table, or at root=...")
+
+def _split_names(frame, column):
+    "Read the split of each row, by our names for them"
+    cells = [cell.lower() for cell in _full_cells(frame, column, "split")]
+    for row,cell in enumerate(cells):
+        if cell not in SPLIT_NAMES:
+            raise ValueError(f"{_place(row, column)}: {cell!r} is no split: {nearest(cell, SPLIT_NAMES)}")
+    names = [SPLIT_NAMES[cell] for cell in cells]
+    if "train" not in names:
+        raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(cells)))}")
+    return np.array(names)
 
 def _divide(table, frame, column):
-    "The splits that a column names"
+    "Divide a table into the splits that a column names"
     if column is None: return dict(train=table)
-    said = [o.lower() for o in _full_cells(frame, column, "split")]
-    for i,o in enumerate(said):
-        if o not in SPLIT_NAMES: raise ValueError(f"{_place(i, column)}: {o!r} is no split: {nearest(o, SPLIT_NAMES)}")
-    where = np.array([SPLIT_NAMES[o] for o in said])
-    parts = {k:np.flatnonzero(where == k) for k in ("train", "valid", "test") if (where == k).any()}
-    if "train" not in parts:
-        raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(said)))}")
-    if table.groups is not None:
-        for (a,b),both in shared_groups(parts, table.groups).items():
-            raise ValueError(f"group {both[0]!r} is in {a} and in {b} ({len(both)} such groups); put each group into "
-                "one split, or leave split=... out")
-    return {k:table.take(i) for k,i in parts.items()}
+    names = _split_names(frame, column)
+    parts = {name:np.flatnonzero(names == name) for name in ("train", "valid", "test") if name in names}
+    shared = {} if table.groups is None else shared_groups(parts, table.groups)
+    for (one,other),both in shared.items():
+        raise ValueError(f"group {both[0]!r} is in {one} and in {other} ({len(both)} such groups); put each group into "
+            "one split, or leave split=... out")
+    return {name:table.take(part) for name,part in parts.items()}
 
+# %% ../../nbs/library/114_data.frame.ipynb #e1b3e832
 def frame_set(
     frame:pd.DataFrame, # A row an image
     name:str, # Short name of the set, used for cache folders
     root:Path, # Folder that the paths start at
     image:str|None=None, # Column of paths; None: the one that is called image, file, path or filename
-    label:str|Sequence|Mapping|None=None, # Column of the label, columns of several entries, or task to these; None: no targets
-    task:Task|Mapping|None=None, # What the label means, or task to that; None: one class, named by the values of the column
+    label:str|Sequence|Mapping|None=None, # Column of the label, columns of several entries, or task to these
+    task:Task|Mapping|None=None, # What the label means, or task to that; None: one class, named by the column's values
     tasks:Mapping|None=None, # In place of both: name to (task, columns)
     group:str|None=None, # Column of what must not be divided among splits: patient, plant, scene
     split:str|None=None, # Column of train, valid and test
     weight:str|None=None, # Column of how often a sample is drawn in training, in proportion
     reader:str|None=None, # How an image is read, one of `vitnb.data.image.readers`
 )->ImageSet: # With the splits that the table names; all in train if it names none
-    "An image set from named columns"
+    "Make an image set from named columns"
     if not len(frame): raise ValueError(f"the table of {name} has no row")
-    items = _paths(frame, _image_column(frame, image), root)
-    found = {k:_target(frame, t, columns) for k,(t,columns) in _wanted(label, task, tasks).items()}
-    for k,(t,y) in found.items():
-        if isinstance(t, ClassMap): _there(y, root, k or label)
+    image = _image_column(frame, image)
+    items = _path_cells(frame, image, "path")
+    _check_files(items, root, image)
+    meaning = {}
+    targets = {}
+    for key,(given,columns) in _requested_tasks(label, task, tasks).items():
+        meaning[key],targets[key] = _target(frame, given, columns)
+        if isinstance(meaning[key], ClassMap): _check_files(targets[key], root, key or label)
     groups = None if group is None else _full_cells(frame, group, "group")
     weights = None if weight is None else _numbers(Value(), _cells(frame, weight, "the weight"), weight)
-    table = Split(items, {k:y for k,(_,y) in found.items()}, groups, weights)
-    return ImageSet(name, Tasks({k:t for k,(t,_) in found.items()}), _divide(table, frame, split), root, reader=reader)
+    splits = _divide(Split(items, targets, groups, weights), frame, split)
+    return ImageSet(name, Tasks(meaning), splits, root, reader=reader)

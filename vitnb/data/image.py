@@ -7,7 +7,6 @@ __all__ = ['readers', 'as_rgb', 'UnreadableImage', 'read_image', 'read_native', 
 
 # %% ../../nbs/library/100_data.image.ipynb #083bbfd9
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +15,27 @@ from PIL import Image, ImageOps
 from ..core import Registry
 
 # %% ../../nbs/library/100_data.image.ipynb #75e0fa7d
-def _grey(
-    a:np.ndarray, # Whole or floating-point values, `(H,W)`
+def _scale_to_8_bits(
+    values:np.ndarray, # Grey values, whole or floating-point, `(H,W)`
     white:float, # The value that means white
 )->Image.Image: # 8-bit greyscale
     "Scale deep grey values to 8 bits; values outside 0 to `white` are a `ValueError`"
-    if not (a.min() >= 0 and a.max() <= white):
-        raise ValueError(f"values from {a.min()} to {a.max()} do not lie in 0 to {white}, so white is unknown")
-    return Image.fromarray(np.rint(a*(255/white)).astype(np.uint8))
+    if not (values.min() >= 0 and values.max() <= white):
+        found = f"values from {values.min()} to {values.max()}"
+        raise ValueError(f"{found} do not lie in 0 to {white}, so white is unknown")
+    return Image.fromarray(np.rint(values*(255/white)).astype(np.uint8))
 
 def as_rgb(
-    img:Image.Image, # Any image that Pillow opens
+    image:Image.Image, # Any image that Pillow opens
 )->np.ndarray: # `uint8`, `(H,W,3)`, writable
-    "An upright RGB array: deep greys scaled, transparency laid on white"
-    ImageOps.exif_transpose(img, in_place=True)
-    if img.mode[0] == "I": img = _grey(np.asarray(img), 65535)
-    elif img.mode == "F": img = _grey(np.asarray(img), 1.)
-    if img.mode != "RGB" and img.has_transparency_data:
-        img = img.convert("RGBA")
-        img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img)
-    return np.array(img.convert("RGB"))
+    "Convert to an upright RGB array: deep greys scaled, transparency laid on white"
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode[0] == "I": image = _scale_to_8_bits(np.asarray(image), 65535)
+    elif image.mode == "F": image = _scale_to_8_bits(np.asarray(image), 1.)
+    if image.mode != "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 # %% ../../nbs/library/100_data.image.ipynb #d3c59767
 class UnreadableImage(ValueError):
@@ -49,14 +49,18 @@ class UnreadableImage(ValueError):
         self.reason = reason
     def __str__(self): return f"{self.path}: {self.reason}" if self.reason else str(self.path)
 
+def _why_unreadable(path, error):
+    "Name the reason of a failed decoding"
+    if os.path.isfile(path) and not os.path.getsize(path): return "the file is empty"
+    return str(error) or type(error).__name__
+
 def _decode(path, read):
-    "What `read` makes of the opened image; whatever goes wrong is an `UnreadableImage`"
+    "Open an image and apply `read` to it; whatever goes wrong is an `UnreadableImage`"
     try:
-        with Image.open(path) as img: return read(img)
+        with Image.open(path) as image: return read(image)
     except MemoryError: raise
-    except Exception as e: # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        reason = "the file is empty" if os.path.isfile(path) and not os.path.getsize(path) else str(e) or type(e).__name__
-        raise UnreadableImage(path, reason) from e
+    except Exception as error: # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise UnreadableImage(path, _why_unreadable(path, error)) from error
 
 def read_image(
     path:str|Path, # Image file
@@ -68,19 +72,23 @@ def read_image(
 readers = Registry("reader") # name -> function of a path that gives `(H,W,C)`, or a dictionary of fields
 readers["rgb"] = read_image
 
-def _upright(img):
-    "The pixels of an image as the file has them, turned as it says"
-    ImageOps.exif_transpose(img, in_place=True)
-    if img.mode in ("P", "1"): img = img.convert("RGB" if img.mode == "P" else "L") # a palette's numbers are no values
-    a = np.array(img)
-    return a if a.ndim == 3 else a[...,None]
+def _with_channels(array):
+    "Add an axis of channels where there is none"
+    return array if array.ndim == 3 else array[...,None]
+
+def _upright(image):
+    "Keep the pixels of an image as the file has them, turned as it says"
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "P": image = image.convert("RGB") # a palette's numbers are no values
+    elif image.mode == "1": image = image.convert("L")
+    return _with_channels(np.array(image))
 
 def _load_npy(path):
-    "An array from a `.npy`"
-    try: a = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e: raise UnreadableImage(path, str(e)) from e
-    if a.dtype.kind not in "biuf": raise UnreadableImage(path, f"its values are {a.dtype}, not numbers")
-    return a
+    "Read an array of numbers from a `.npy`"
+    try: array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error: raise UnreadableImage(path, str(error)) from error
+    if array.dtype.kind not in "biuf": raise UnreadableImage(path, f"its values are {array.dtype}, not numbers")
+    return array
 
 @readers.register("native")
 def read_native(
@@ -88,39 +96,42 @@ def read_native(
 )->np.ndarray: # `(H,W,C)`, in the file's own depth
     "Read all channels of a file, unscaled"
     if Path(path).suffix.lower() != ".npy": return _decode(path, _upright)
-    a = _load_npy(path)
-    if a.ndim not in (2, 3): raise UnreadableImage(path, f"an array of shape {a.shape} is no image; store (H,W) or (H,W,C)")
-    return a if a.ndim == 3 else a[...,None]
+    array = _load_npy(path)
+    if array.ndim not in (2, 3):
+        raise UnreadableImage(path, f"an array of shape {array.shape} is no image; store (H,W) or (H,W,C)")
+    return _with_channels(array)
 
 @readers.register("grey")
 def read_grey(
     path:str|Path, # Image file
 )->np.ndarray: # `(H,W,1)`, 16 bits where the file has them
     "Read one channel: brightness of a colour image, a grey one as it is"
-    def read(img):
-        grey = img.mode[0] in "IFL" and img.mode != "LA"
-        return _upright(img if grey else Image.fromarray(as_rgb(img)).convert("L"))
+    def read(image):
+        is_grey = image.mode[0] in "IFL" and image.mode != "LA"
+        if not is_grey: image = Image.fromarray(as_rgb(image)).convert("L")
+        return _upright(image)
     return _decode(path, read)
 
 # %% ../../nbs/library/100_data.image.ipynb #f496b5ca
 _WIDER = {"uint16":np.int32, "uint32":np.int64, "float16":np.float32, "bool":np.uint8}
 
 def widen(
-    a:np.ndarray, # Any numbers
+    array:np.ndarray, # Any numbers
 )->np.ndarray: # The same numbers, in a type that torch calculates with; without a copy where it is one
-    "Values in a type that torch has operations for"
-    if a.dtype == np.uint8: return np.ascontiguousarray(a) # the usual case, at no cost
-    if a.dtype.name == "uint64":
+    "Convert values to a type that torch has operations for"
+    if array.dtype == np.uint8: return np.ascontiguousarray(array) # the usual case, at no cost
+    if array.dtype.name == "uint64":
         raise ValueError("values of uint64 fit no type of torch; store them as int64 or float32")
-    return np.ascontiguousarray(a, dtype=_WIDER.get(a.dtype.name, a.dtype.newbyteorder("=")))
+    return np.ascontiguousarray(array, dtype=_WIDER.get(array.dtype.name, array.dtype.newbyteorder("=")))
 
 # %% ../../nbs/library/100_data.image.ipynb #5a42138d
 def read_map(
     path:str|Path, # `.npy` (H,W), or an image file with one number a pixel
 )->np.ndarray: # `int64` (H,W), class of each pixel
     "Read a label map; colours are refused, for they are no classes"
-    if Path(path).suffix.lower() == ".npy": a = _load_npy(path)
-    else: a = _decode(path, np.array)
-    if a.ndim != 2 or a.dtype.kind not in "biu":
-        raise UnreadableImage(path, f"a label map has one whole number a pixel, and this is {a.dtype} of shape {a.shape}; store (H,W) of class numbers")
-    return a.astype(np.int64)
+    is_npy = Path(path).suffix.lower() == ".npy"
+    array = _load_npy(path) if is_npy else _decode(path, np.array)
+    if array.ndim != 2 or array.dtype.kind not in "biu":
+        raise UnreadableImage(path, f"a label map has one whole number a pixel, and this is {array.dtype} of shape "
+            f"{array.shape}; store (H,W) of class numbers")
+    return array.astype(np.int64)

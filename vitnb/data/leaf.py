@@ -19,11 +19,12 @@ from ..core import nearest, one_of, repo_root, settings
 from .companion import CompanionSplit, companion_loaders
 from .download import unpack_once, unwrap_folder
 from .duplicates import find_duplicates, group_duplicates, identical_files, merge_groups
+from .holdout import Split, limit_split
 from .leafmodel import LEAF_CLASSES, synthetic_leaves
 from .loader import ImageLoaders, image_loaders
 from .sets import folder_set, layouts, sets
 from .split import shared_groups
-from .table import ImageSet, Split, hold_out_missing, limit_split
+from .table import ImageSet, hold_out_missing
 
 # %% ../../nbs/library/180_data.leaf.ipynb #10bbaab6
 class LeafSet(ImageSet):

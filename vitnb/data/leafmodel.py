@@ -56,6 +56,7 @@ class _Leaf(NamedTuple):
     pigments:dict
     scatter:np.ndarray
 
+# %% ../../nbs/library/179_data.leafmodel.ipynb #7e8e8a57
 def _outline(rng, x, y, narrow, ripple):
     "Distance from the middle as a share of the outline's, for each pixel"
     angle = np.arctan2(x*narrow, -y)
@@ -180,6 +181,7 @@ def _one(seed, i, size):
     where = leaf_diseases[name](leaf, plant, visible, hidden)
     return _photograph(photo, leaf, size), where*leaf.inside, early
 
+# %% ../../nbs/library/179_data.leafmodel.ipynb #8afdf4df
 def synthetic_leaves(
     n:int=280, # Photographs; two a plant, plants in the order of the classes
     size:int=64, # Height and width, pixels

@@ -19,35 +19,36 @@ from ..task import Tasks
 
 # %% ../../nbs/library/105_data.sample.ipynb #0fca7a0a
 def map_tensors(
-    f:Callable, # Function of what is found
-    o:object, # Tensors in dictionaries, lists and tuples, in any nesting
-    kind:type=Tensor, # What `f` is applied to; everything else stays
+    function:Callable, # Function of what is found
+    nested:object, # Tensors in dictionaries, lists and tuples, in any nesting
+    kind:type=Tensor, # What `function` is applied to; everything else stays
 )->object: # The same nesting
-    "Apply `f` to each tensor of a nesting"
-    if isinstance(o, kind): return f(o)
-    if isinstance(o, dict): return {k:map_tensors(f, v, kind) for k,v in o.items()}
-    if isinstance(o, list): return [map_tensors(f, v, kind) for v in o]
-    if isinstance(o, tuple): return tuple(map_tensors(f, v, kind) for v in o)
-    return o
+    "Apply `function` to each tensor of a nesting"
+    if isinstance(nested, kind): return function(nested)
+    if isinstance(nested, dict): return {name:map_tensors(function, part, kind) for name,part in nested.items()}
+    if isinstance(nested, list): return [map_tensors(function, part, kind) for part in nested]
+    if isinstance(nested, tuple): return tuple(map_tensors(function, part, kind) for part in nested)
+    return nested
 
 # %% ../../nbs/library/105_data.sample.ipynb #90a35c74
 def stack_images(
     images:list, # (C,H,W) each
 )->Tensor|list: # One tensor (B,C,H,W) where the sizes allow it
     "Stack images of one size, leave others in a list"
-    return torch.stack(images) if len({o.shape for o in images}) == 1 else images
+    sizes = {image.shape for image in images}
+    return torch.stack(images) if len(sizes) == 1 else images
 
 def stack_samples(
     samples:list, # Fields of each sample, images and masks (C,H,W)
 )->dict: # Fields of the batch
     "Stack the fields of samples, those of one size"
-    return {name:stack_images([o[name] for o in samples]) for name in samples[0]}
+    return {name:stack_images([sample[name] for sample in samples]) for name in samples[0]}
 
 # %% ../../nbs/library/105_data.sample.ipynb #d94c9775
 class Batch(tuple):
     "Fields of a batch by name; as a tuple its inputs and its target"
     def __new__(cls,
-        fields:Mapping|Sequence, # Name to what the batch has of it: `image` (B,C,H,W), `target`, `mask`, `index` ...; a plain sequence is read by `Batch.of`
+        fields:Mapping|Sequence, # Name to `image` (B,C,H,W), `target`, `mask`, `index` ...; a plain tuple goes to `of`
         n_inp:int=1, # How many fields, from the first, are inputs of the model
     ):
         if not isinstance(fields, (dict, Mapping)): return cls.of(fields, n_inp)
@@ -56,34 +57,38 @@ class Batch(tuple):
         if not 0 < n_inp <= len(fields) or "target" in inputs:
             raise ValueError(f"n_inp={n_inp}: the first {n_inp} of the fields {', '.join(fields)} must be inputs; put "
                 "inputs first and the target after them")
-        batch = super().__new__(cls, [fields[k] for k in (*inputs, *_target_names(fields))])
-        batch.fields,batch.inputs,batch.n_inp = fields,inputs,n_inp
+        batch = super().__new__(cls, [fields[name] for name in (*inputs, *_target_names(fields))])
+        batch.fields = fields
+        batch.inputs = inputs
+        batch.n_inp = n_inp
         return batch
 
     @classmethod
     def of(cls, batch:Sequence, n_inp:int=1)->"Batch":
-        "A batch from the plain tuple of a loader that is not ours"
+        "Name the parts of the plain tuple of a loader that is not ours"
         if isinstance(batch, Batch): return batch
-        inputs = ["image", *(f"input_{i}" for i in range(1, n_inp))]
-        targets = ["target", *(f"target_{i}" for i in range(1, len(batch)-n_inp))]
+        inputs = ["image", *(f"input_{number}" for number in range(1, n_inp))]
+        targets = ["target", *(f"target_{number}" for number in range(1, len(batch)-n_inp))]
         return cls(dict(zip(inputs + targets, batch)), n_inp)
 
-    def __getitem__(self, k:str|int|slice)->object:
-        if not isinstance(k, str): return super().__getitem__(k)
-        if k not in self.fields: raise KeyError(f"the batch has no field {k!r}: {nearest(k, self.fields)}")
-        return self.fields[k]
+    def __getitem__(self, key:str|int|slice)->object:
+        if not isinstance(key, str): return super().__getitem__(key)
+        if key not in self.fields: raise KeyError(f"the batch has no field {key!r}: {nearest(key, self.fields)}")
+        return self.fields[key]
 
     def __reduce__(self): return Batch, (self.fields, self.n_inp)
-    def __repr__(self): return f"Batch({', '.join(f'{k} {_shape(v)}' for k,v in self.fields.items())})"
+    def __repr__(self):
+        return f"Batch({', '.join(f'{name} {_shape(field)}' for name,field in self.fields.items())})"
 
 def _target_names(fields):
-    "Targets by position: the one called so, and what else a foreign loader gave"
-    return [k for k in fields if k == "target" or k.startswith("target_")]
+    "Find the targets by position: the one called so, and what else a foreign loader gave"
+    return [name for name in fields if name == "target" or name.startswith("target_")]
 
-def _shape(o):
-    "A short description of a field"
-    if isinstance(o, (Tensor, np.ndarray)): return tuple(o.shape)
-    return {k:_shape(v) for k,v in o.items()} if isinstance(o, dict) else type(o).__name__
+def _shape(field):
+    "Describe a field shortly"
+    if isinstance(field, (Tensor, np.ndarray)): return tuple(field.shape)
+    if isinstance(field, dict): return {name:_shape(part) for name,part in field.items()}
+    return type(field).__name__
 
 # %% ../../nbs/library/105_data.sample.ipynb #c5dae982
 @patch
@@ -91,22 +96,23 @@ def get(self:Batch,
     name:str, # Name of a field
     default:object=None, # What there is instead
 )->object: # Its tensors
-    "A field, or `default` where the batch has none of that name"
+    "Get a field, or `default` where the batch has none of that name"
     return self.fields.get(name, default)
 
 @patch
 def replace(self:Batch,
     **fields, # Name to a new value; None takes the field out
 )->Batch: # With the same number of inputs
-    "A new batch in which these fields are others"
-    return Batch({k:v for k,v in {**self.fields, **fields}.items() if v is not None}, self.n_inp)
+    "Copy the batch with other values of these fields"
+    fields = {**self.fields, **fields}
+    return Batch({name:field for name,field in fields.items() if field is not None}, self.n_inp)
 
 @patch
 def map(self:Batch,
-    f:Callable, # Function of a tensor
+    function:Callable, # Function of a tensor
 )->Batch: # With the same number of inputs
-    "A new batch with `f` of each tensor of all fields"
-    return Batch(map_tensors(f, self.fields), self.n_inp)
+    "Apply `function` to each tensor of all fields"
+    return Batch(map_tensors(function, self.fields), self.n_inp)
 
 # %% ../../nbs/library/105_data.sample.ipynb #f34e6a44
 INPUT_FIELDS = ("image", "spectral") # what a model is given, as far as the samples have it
@@ -114,12 +120,12 @@ INPUT_FIELDS = ("image", "spectral") # what a model is given, as far as the samp
 def as_batch(
     fields:Mapping, # Fields of the samples, in any order
 )->Batch: # Inputs of the model first
-    "The fields of samples as a batch, with as many inputs as they have"
-    inputs = [k for k in INPUT_FIELDS if k in fields]
-    return Batch({k:fields[k] for k in (*inputs, *fields)}, len(inputs))
+    "Make a batch of the fields of samples, with as many inputs as they have"
+    inputs = [name for name in INPUT_FIELDS if name in fields]
+    return Batch({name:fields[name] for name in (*inputs, *fields)}, len(inputs))
 
 # %% ../../nbs/library/105_data.sample.ipynb #6adf091d
-PIXEL_FIELDS = ("image", "mask", "rgb", "spectral") # the image, its valid pixels (B,1,H,W), and companion images of the same size
+PIXEL_FIELDS = ("image", "mask", "rgb", "spectral") # the image, its valid pixels (B,1,H,W), and companion images
 
 def is_map(
     target:Tensor|list, # Targets of a batch; a list where images differ in size
@@ -133,27 +139,28 @@ def has_maps(
 )->bool: # Whether any of them lies on the pixels
     "Whether a transform that moves pixels has targets to move"
     parts = target.values() if isinstance(target, dict) else [target]
-    return any(is_map(o) for o in parts if o is not None)
+    return any(is_map(part) for part in parts if part is not None)
 
 def map_targets(
-    f:Callable, # Function of a task and its targets
+    function:Callable, # Function of a task and its targets
     sample:dict, # Fields of a batch of samples, with their `tasks`
 )->dict: # The fields, with other targets
-    "Apply `f(task, target)` to the targets of each task"
+    "Apply `function(task, target)` to the targets of each task"
     target = sample.get("target")
     if target is None: return sample
     tasks = sample.get("tasks")
     if not tasks:
-        raise ValueError("the samples have a target and no tasks, so nobody knows how it moves; give the pipeline its "
+        raise ValueError("the samples have a target and no tasks, so it is unknown how it moves; give the pipeline its "
             "tasks: Pipeline(transforms, tasks)")
-    return {**sample, "target":tasks.map(f, target)}
+    return {**sample, "target":tasks.map(function, target)}
 
 def map_names(
     sample:dict, # Fields of a batch of samples, with their `tasks`
 )->list: # Such as `["mask", "target"]`
-    "Names of what lies on the pixels beside the image"
-    found = [k for k in PIXEL_FIELDS[1:] if sample.get(k) is not None]
-    return found + ["target"]*has_maps(sample.get("target"))
+    "List what lies on the pixels beside the image"
+    found = [name for name in PIXEL_FIELDS[1:] if sample.get(name) is not None]
+    if has_maps(sample.get("target")): found.append("target")
+    return found
 
 # %% ../../nbs/library/105_data.sample.ipynb #66d0dce1
 def mirror_targets(
@@ -165,9 +172,10 @@ def mirror_targets(
     return map_targets(lambda task,target: _mirrored(task, target, view, where), sample)
 
 def _mirrored(task, target, view, where):
-    "Targets of a task, moved where their images are"
+    "Move the targets of a task where their images are moved"
     if isinstance(target, list):
-        return [task.move(o[None], view)[0] if hit else o for o,hit in zip(target, where.tolist())]
+        return [task.move(one[None], view)[0] if is_moved else one for one,is_moved in zip(target, where.tolist())]
     moved = task.move(target, view)
     if moved is target: return target # nothing of it moves
-    return torch.where(where.to(target.device).view(-1, *[1]*(target.ndim-1)), moved, target)
+    where = where.to(target.device).view(-1, *[1]*(target.ndim-1))
+    return torch.where(where, moved, target)

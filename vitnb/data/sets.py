@@ -19,8 +19,9 @@ from sklearn.datasets import load_digits
 from ..core import Registry, nearest, repo_root, settings
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
 from .frame import frame_set, read_frame
-from .stats import STATS
-from .table import ImageSet, Split, carve, hold_out_missing, limit_split
+from .holdout import Split, limit_split
+from .scan import scan_set # with it come `ImageSet.check` and `ImageSet.stats`
+from .table import ImageSet, hold_out_missing
 from ..task import Task
 
 # %% ../../nbs/library/115_data.sets.ipynb #864e9298
@@ -29,87 +30,116 @@ sets = Registry("data set")
 @sets.register("digits")
 def _digits(root=None, download=True):
     "scikit-learn's digits: 1,797 greyscale images of 8×8 pixels"
-    d = load_digits()
-    return ImageSet("digits", [str(o) for o in d.target_names], dict(train=Split(np.rint(d.images*(255/16)).astype(np.uint8), d.target)))
+    digits = load_digits()
+    images = np.rint(digits.images*(255/16)).astype(np.uint8)
+    return ImageSet("digits", list(map(str, digits.target_names)), dict(train=Split(images, digits.target)))
 
 # %% ../../nbs/library/115_data.sets.ipynb #3a525df6
-IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"}
+IMAGE_TYPES = {
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp",
+    ".gif", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"}
 
-def _folders(d):
-    "Visible folders in `d`, sorted by name"
-    return sorted((o for o in Path(d).iterdir() if o.is_dir() and not o.name.startswith((".", "__"))), key=lambda o: o.name)
+def _folders(parent):
+    "List visible folders in `parent`, sorted by name"
+    folders = [path for path in Path(parent).iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    return sorted(folders, key=lambda path: path.name)
 
-def _images(d, root):
-    "Image files anywhere below `d`, as paths relative to `root`, sorted"
-    found = [Path(p)/f for p,_,fs in os.walk(d, followlinks=True) for f in fs if not f.startswith(".") and Path(f).suffix.lower() in IMAGE_TYPES]
-    return sorted(o.relative_to(root).as_posix() for o in found)
+def _is_image(name): return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_TYPES
 
-def _class_split(d, root, classes):
-    "The `Split` of `d/<class>/*`"
-    if extra := [o.name for o in _folders(d) if o.name not in classes and _images(o, root)]:
-        raise ValueError(f"{d} has class folders that train does not have: {', '.join(extra[:5])}; a model cannot have "
-            "learnt them, so move or remove them")
-    items,labels = [],[]
-    for i,c in enumerate(classes):
-        here = _images(d/c, root) if (d/c).is_dir() else []
-        if (d/c).is_dir() and not here:
-            raise ValueError(f"class folder {d/c} holds no image (looked for {' '.join(sorted(IMAGE_TYPES))}); add "
-                "images or remove the folder")
-        items += here; labels += [i]*len(here)
+def _images(folder, root):
+    "List image files anywhere below `folder`, as paths relative to `root`, sorted"
+    walk = os.walk(folder, followlinks=True)
+    found = [Path(parent)/name for parent,_,names in walk for name in filter(_is_image, names)]
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+def _class_images(folder, root):
+    "List the images of a class; a folder without any is a `ValueError`"
+    if not folder.is_dir(): return []
+    images = _images(folder, root)
+    if not images:
+        raise ValueError(f"class folder {folder} holds no image (looked for {' '.join(sorted(IMAGE_TYPES))}); add "
+            "images or remove the folder")
+    return images
+
+def _class_split(folder, root, classes):
+    "Read the `Split` of `folder/<class>/*`"
+    extra = [path.name for path in _folders(folder) if path.name not in classes and _images(path, root)]
+    if extra:
+        raise ValueError(f"{folder} has class folders that train does not have: {', '.join(extra[:5])}; a model cannot "
+            "have learnt them, so move or remove them")
+    items = []
+    labels = []
+    for label,name in enumerate(classes):
+        images = _class_images(folder/name, root)
+        items += images
+        labels += [label]*len(images)
     if not items:
-        raise ValueError(f"{d} holds no image in a class folder; put each into {d.name}/<class>/, or remove {d.name}")
+        raise ValueError(f"{folder} holds no image in a class folder; put each into {folder.name}/<class>/, or remove "
+            f"{folder.name}")
     return Split(items, labels)
 
 # %% ../../nbs/library/115_data.sets.ipynb #a6e13d40
 def _split_folders(root):
-    "Which folders of `root` are splits, by our names for them"
+    "Find the folders of `root` that are splits, by our names for them"
     found = {}
-    for o in _folders(root):
-        if k := SPLIT_NAMES.get(o.name.lower()):
-            if k in found:
-                raise ValueError(f"{root} has both {found[k].name} and {o.name}, which mean the same; keep one")
-            found[k] = o
+    for folder in _folders(root):
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None: continue
+        if split in found:
+            raise ValueError(f"{root} has both {found[split].name} and {folder.name}, which mean the same; keep one")
+        found[split] = folder
     if found and "train" not in found:
-        raise ValueError(f"{root} has {', '.join(o.name for o in found.values())} but no train folder; add one with "
-            "the classes in it")
+        raise ValueError(f"{root} has {', '.join(folder.name for folder in found.values())} but no train folder; add "
+            "one with the classes in it")
     if set(found) == {"train", "valid"}: found["test"] = found.pop("valid")
     return found
 
 def folder_set(
     root:str|Path, # `root/<class>/*`, or `root/{train,valid,test}/<class>/*`
     name:str|None=None, # Name of the set; the folder's name if None
-    splits:dict|None=None, # Split to folder name, such as `dict(train="train", test="val")`; found by their names if None
+    splits:dict|None=None, # Split to folder name, such as `dict(train="train", test="val")`; None: by their names
 )->ImageSet: # With the splits that the folder has
     "Read a class folder; an empty class, a class unknown to train and a folder without classes are a `ValueError`"
     root = Path(root).resolve()
-    found = {k:root/v for k,v in splits.items()} if splits else _split_folders(root) or dict(train=root)
-    classes = [o.name for o in _folders(found["train"])]
+    if splits: folders = {split:root/folder for split,folder in splits.items()}
+    else: folders = _split_folders(root) or dict(train=root)
+    classes = [path.name for path in _folders(folders["train"])]
     if len(classes) < 2:
         loose = " and loose images" if _images(root, root) else ""
-        raise ValueError(f"{found['train']} has {len(classes)} class folders{loose}; put each class into a folder of "
+        raise ValueError(f"{folders['train']} has {len(classes)} class folders{loose}; put each class into a folder of "
             "its own, two at least")
-    return ImageSet(name or root.name, classes, {k:_class_split(d, root, classes) for k,d in found.items()}, root)
+    found = {split:_class_split(folder, root, classes) for split,folder in folders.items()}
+    return ImageSet(name or root.name, classes, found, root)
 
 # %% ../../nbs/library/115_data.sets.ipynb #28b471cc
-_cs,_cifar_url = "http://cs231n.stanford.edu/","https://www.cs.toronto.edu/~kriz/"
+_stanford = "http://cs231n.stanford.edu/"
+_toronto = "https://www.cs.toronto.edu/~kriz/"
 _sources = dict( # set: folder, archive, where it is, md5
-    cifar10       = ("cifar-10-batches-py", "cifar-10-python.tar.gz",  _cifar_url, "c58f30108f718f92721af3b95e74349a"),
-    cifar100      = ("cifar-100-python",    "cifar-100-python.tar.gz", _cifar_url, "eb9058c3a382ffc7106e4002c42a8d85"),
-    tiny_imagenet = ("tiny-imagenet-200",   "tiny-imagenet-200.zip",   _cs,        "90528d7ca1a48142e341f4ef8d21d0de"))
+    cifar10       = ("cifar-10-batches-py", "cifar-10-python.tar.gz",  _toronto,  "c58f30108f718f92721af3b95e74349a"),
+    cifar100      = ("cifar-100-python",    "cifar-100-python.tar.gz", _toronto,  "eb9058c3a382ffc7106e4002c42a8d85"),
+    tiny_imagenet = ("tiny-imagenet-200",   "tiny-imagenet-200.zip",   _stanford, "90528d7ca1a48142e341f4ef8d21d0de"))
 
 layouts = dict( # how a folder shows that it is one of these sets
-    cifar10       = lambda d: (d/"batches.meta").is_file(),
-    cifar100      = lambda d: (d/"meta").is_file() and (d/"train").is_file(),
-    tiny_imagenet = lambda d: (d/"wnids.txt").is_file() and (d/"train").is_dir())
+    cifar10       = lambda folder: (folder/"batches.meta").is_file(),
+    cifar100      = lambda folder: (folder/"meta").is_file() and (folder/"train").is_file(),
+    tiny_imagenet = lambda folder: (folder/"wnids.txt").is_file() and (folder/"train").is_dir())
 
 def _root(root): return repo_root()/Path(root).expanduser() if root else settings().data_path
 
-def _place(name, root, fetch):
-    "The folder of the named set: there already, or unpacked, or downloaded"
-    (folder,file,url,md5),root = _sources[name],_root(root)
+def _open_folder(path):
+    "Find the folder of `path`; an archive is unpacked into `data_path` first"
+    if not path.is_dir():
+        stem = re.sub(r"(\.tar)?\.\w+$", "", path.name)
+        path = unpack_once(path, settings().data_path/stem)
+    return unwrap_folder(path)
+
+def _named_folder(name, root, fetch):
+    "Find the folder of the named set: there already, or unpacked, or downloaded"
+    folder,file,url,md5 = _sources[name]
+    root = _root(root)
     if root.is_file(): root = _open_folder(root)
-    for d in (root, root/folder):
-        if d.is_dir() and layouts[name](unwrap_folder(d)): return unwrap_folder(d)
+    for path in (root, root/folder):
+        if path.is_dir() and layouts[name](unwrap_folder(path)): return unwrap_folder(path)
     archive = root/file
     if not archive.is_file() and not fetch:
         raise ValueError(f"{name} is not at {root}: put {file} (from {url}{file}) there, or load it with download=True")
@@ -117,157 +147,171 @@ def _place(name, root, fetch):
 
 # %% ../../nbs/library/115_data.sets.ipynb #e529c53b
 def _latin1(text, encoding):
-    "What `_codecs.encode` is in pickled arrays, and nothing else that it could be"
+    "Encode as `_codecs.encode` does in pickled arrays, and in no other way"
     if encoding != "latin1": raise pickle.UnpicklingError(f"encoding {encoding!r} is not needed for an array")
     return text.encode("latin1")
 
 _array_names = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1}
-for _core in ("numpy.core", "numpy._core"): # numpy 1 and 2 keep the makers of arrays in different places
+for _core in ("numpy.core", "numpy._core"): # numpy 1 and 2 keep the constructors of arrays in different places
     _array_names[f"{_core}.multiarray","_reconstruct"] = np.empty(0).__reduce__()[0]
     _array_names[f"{_core}.numeric","_frombuffer"] = np.empty(0).__reduce_ex__(5)[0]
 
 class _ArraysOnly(pickle.Unpickler):
-    "Unpickles numbers, text, lists, dicts and numpy arrays; everything else is refused"
+    "Unpickle numbers, text, lists, dicts and numpy arrays; refuse everything else"
     def find_class(self, module, name):
         if (module,name) not in _array_names: raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
         return _array_names[module,name]
 
-def _again(folder): return f"remove {folder} and unpack or fetch the archive again"
+def _remedy(folder): return f"remove {folder} and unpack or fetch the archive again"
 
 def load_pickle(
     path:str|Path, # A CIFAR batch
 )->dict: # Its contents; text of Python 2 is read as latin-1
     "Read a pickle that holds arrays and plain values; anything else in it is a `ValueError`"
     try:
-        with open(path, "rb") as f: return _ArraysOnly(f, encoding="latin1").load()
-    except FileNotFoundError: raise ValueError(f"{path} is missing; {_again(Path(path).parent)}") from None
+        with open(path, "rb") as file: return _ArraysOnly(file, encoding="latin1").load()
+    except FileNotFoundError: raise ValueError(f"{path} is missing; {_remedy(Path(path).parent)}") from None
     except (MemoryError, PermissionError): raise
-    except Exception as e: # a damaged pickle raises whatever the damage leads to
-        raise ValueError(f"{path} is not a CIFAR batch ({e}); {_again(Path(path).parent)}") from e
+    except Exception as error: # a damaged pickle raises whatever the damage leads to
+        raise ValueError(f"{path} is not a CIFAR batch ({error}); {_remedy(Path(path).parent)}") from error
 
 # %% ../../nbs/library/115_data.sets.ipynb #1d6b6550
+def _cifar_batch(path, key, n_classes):
+    "Read pixels and labels of a batch file: rows of 3,072 bytes, red plane first"
+    batch = load_pickle(path)
+    if not isinstance(batch, dict): batch = {}
+    rows = np.asarray(batch.get("data", []))
+    labels = np.asarray(batch.get(key, []))
+    is_whole = len(labels) and rows.shape == (len(labels), 3072) and rows.dtype == np.uint8
+    if not is_whole or not 0 <= labels.min() <= labels.max() < n_classes:
+        raise ValueError(f"{path} does not hold rows of 3,072 bytes with {key!r} from 0 to {n_classes-1}; "
+            f"{_remedy(path.parent)}")
+    return rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
 def _cifar_split(folder, files, key, n_classes):
-    "The images of several batch files: rows of 3,072 bytes, red plane first"
-    items,labels = [],[]
-    for f in files:
-        b = load_pickle(folder/f)
-        data,here = (np.asarray(b.get(k, [])) for k in ("data", key)) if isinstance(b, dict) else ([], [])
-        if np.shape(data) != (len(here), 3072) or not len(here) or data.dtype != np.uint8 or not 0 <= here.min() <= here.max() < n_classes:
-            raise ValueError(f"{folder/f} does not hold rows of 3,072 bytes with {key!r} from 0 to {n_classes-1}; "
-                f"{_again(folder)}")
-        items.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)); labels.append(here)
-    return Split(np.ascontiguousarray(np.concatenate(items)), np.concatenate(labels))
+    "Read the images of several batch files"
+    images,labels = zip(*[_cifar_batch(folder/file, key, n_classes) for file in files])
+    return Split(np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels))
 
-def _cifar(name, root, download, train, test, meta, names, key):
-    "One of the two CIFAR sets"
-    folder = _place(name, root, download)
-    head = load_pickle(folder/meta)
-    classes = head.get(names) if isinstance(head, dict) else None
+def _cifar_classes(path, key):
+    "Read the names of the classes"
+    head = load_pickle(path)
+    classes = head.get(key) if isinstance(head, dict) else None
     if not classes:
-        raise ValueError(f"{folder/meta} does not hold the names of the classes under {names!r}; {_again(folder)}")
-    return ImageSet(name, classes, dict(train=_cifar_split(folder, train, key, len(classes)), test=_cifar_split(folder, test, key, len(classes))))
+        raise ValueError(f"{path} does not hold the names of the classes under {key!r}; {_remedy(path.parent)}")
+    return classes
 
-_batches = [f"data_batch_{i}" for i in range(1, 6)]
-sets["cifar10"] = lambda root=None, download=True: _cifar("cifar10", root, download, _batches, ["test_batch"], "batches.meta", "label_names", "labels")
-sets["cifar100"] = lambda root=None, download=True: _cifar("cifar100", root, download, ["train"], ["test"], "meta", "fine_label_names", "fine_labels")
+def _cifar(name, root, download, files, meta, names, key):
+    "Load one of the two CIFAR sets"
+    folder = _named_folder(name, root, download)
+    classes = _cifar_classes(folder/meta, names)
+    splits = {split:_cifar_split(folder, batches, key, len(classes)) for split,batches in files.items()}
+    return ImageSet(name, classes, splits)
+
+@sets.register("cifar10")
+def _cifar10(root=None, download=True):
+    "CIFAR-10: 50,000 and 10,000 images of 32×32 pixels in 10 classes"
+    files = dict(train=[f"data_batch_{number}" for number in range(1, 6)], test=["test_batch"])
+    return _cifar("cifar10", root, download, files, "batches.meta", "label_names", "labels")
+
+@sets.register("cifar100")
+def _cifar100(root=None, download=True):
+    "CIFAR-100: 50,000 and 10,000 images of 32×32 pixels in 100 classes"
+    files = dict(train=["train"], test=["test"])
+    return _cifar("cifar100", root, download, files, "meta", "fine_label_names", "fine_labels")
 
 # %% ../../nbs/library/115_data.sets.ipynb #5cad53ae
 def _val_labels(file, classes):
-    "Image name to class index from `val_annotations.txt`: file, wnid and a box, separated by tabs, no header"
+    "Read image name and class index from `val_annotations.txt`: file, wnid and a box, separated by tabs, no header"
     if not file.is_file():
-        raise ValueError(f"{file} is missing, so the images beside it have no labels; {_again(file.parents[1])}")
-    index,out = {c:i for i,c in enumerate(classes)},{}
-    for n,line in enumerate(file.read_text().splitlines(), 1):
-        cols = line.split("\t")
-        if len(cols) != 6 or cols[1] not in index:
-            raise ValueError(f"{file} line {n}: {line!r} is not a file, a wnid of wnids.txt and four numbers, "
+        raise ValueError(f"{file} is missing, so the images beside it have no labels; {_remedy(file.parents[1])}")
+    index = {wnid:label for label,wnid in enumerate(classes)}
+    labels = {}
+    for number,line in enumerate(file.read_text().splitlines(), 1):
+        columns = line.split("\t")
+        if len(columns) != 6 or columns[1] not in index:
+            raise ValueError(f"{file} line {number}: {line!r} is not a file, a wnid of wnids.txt and four numbers, "
                 "separated by tabs")
-        if out.setdefault(cols[0], index[cols[1]]) != index[cols[1]]:
-            raise ValueError(f"{file} line {n}: {cols[0]} has another label above; keep one")
-    return out
+        image,wnid = columns[:2]
+        if labels.setdefault(image, index[wnid]) != index[wnid]:
+            raise ValueError(f"{file} line {number}: {image} has another label above; keep one")
+    return labels
 
 def _tiny_val(root, classes):
-    "The labelled validation images, in either layout"
-    files = _images(root/"val"/"images", root) if (root/"val"/"images").is_dir() else []
-    if not files: return _class_split(root/"val", root, classes)
-    known = _val_labels(root/"val"/"val_annotations.txt", classes)
-    if odd := sorted(set(known) ^ {Path(f).name for f in files}):
-        what = "has no file in val/images" if odd[0] in known else "is not in val_annotations.txt"
+    "Read the labelled validation images, in either layout"
+    folder = root/"val"
+    files = _images(folder/"images", root) if (folder/"images").is_dir() else []
+    if not files: return _class_split(folder, root, classes)
+    labels = _val_labels(folder/"val_annotations.txt", classes)
+    names = [Path(file).name for file in files]
+    odd = sorted(set(labels).symmetric_difference(names))
+    if odd:
+        what = "has no file in val/images" if odd[0] in labels else "is not in val_annotations.txt"
         raise ValueError(f"{root}: {odd[0]} {what} ({len(odd)} such); unpack the archive again, or make the two agree")
-    return Split(files, [known[Path(f).name] for f in files])
+    return Split(files, [labels[name] for name in names])
 
 # %% ../../nbs/library/115_data.sets.ipynb #93b79702
+def _wnids(root):
+    "Read the classes, and check that they are the folders of train"
+    classes = sorted(set((root/"wnids.txt").read_text().split()))
+    folders = [path.name for path in _folders(root/"train")]
+    odd = sorted(set(classes).symmetric_difference(folders))
+    if odd:
+        only = "train" if odd[0] in folders else "wnids.txt"
+        raise ValueError(f"{root}: {odd[0]} is in {only} only ({len(odd)} such); wnids.txt must list the folders of "
+            "train")
+    return classes
+
+def _titles(root, classes):
+    "Read the first readable name of each class; its code where `words.txt` has none"
+    file = root/"words.txt"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return [words.get(wnid, wnid).split(",")[0] for wnid in classes]
+
 @sets.register("tiny_imagenet")
 def _tiny_imagenet(root=None, download=True):
     "Tiny-ImageNet: 200 classes of 500 and 50 images, 64×64 pixels; cuts with fewer classes load too"
-    root = _place("tiny_imagenet", root, download).resolve()
-    classes,here = sorted(set((root/"wnids.txt").read_text().split())),{o.name for o in _folders(root/"train")}
-    if odd := sorted(here ^ set(classes)):
-        only = "train" if odd[0] in here else "wnids.txt"
-        raise ValueError(f"{root}: {odd[0]} is in {only} only ({len(odd)} such); wnids.txt must list the folders of "
-            "train")
-    words = dict(o.split("\t", 1) for o in (root/"words.txt").read_text().splitlines() if "\t" in o) if (root/"words.txt").is_file() else {}
-    titles = [words.get(c, c).split(",")[0] for c in classes]
-    return ImageSet("tiny_imagenet", classes, dict(train=_class_split(root/"train", root, classes), test=_tiny_val(root, classes)), root, titles)
+    root = _named_folder("tiny_imagenet", root, download).resolve()
+    classes = _wnids(root)
+    splits = dict(train=_class_split(root/"train", root, classes), test=_tiny_val(root, classes))
+    return ImageSet("tiny_imagenet", classes, splits, root, _titles(root, classes))
 
 @sets.register("imagenet")
 def _imagenet(root=None, download=True):
-    "ImageNet-1k as class folders `train/<wnid>` and `val/<wnid>`; its licence does not allow a download without an account"
+    "ImageNet-1k as class folders `train/<wnid>` and `val/<wnid>`; its licence allows no download without an account"
     root = _root(root)
-    for d in (root, root/"imagenet"):
-        if (d/"train").is_dir() and (d/"val").is_dir(): return folder_set(d, "imagenet", dict(train="train", test="val"))
+    for folder in (root, root/"imagenet"):
+        if (folder/"train").is_dir() and (folder/"val").is_dir():
+            return folder_set(folder, "imagenet", dict(train="train", test="val"))
     raise ValueError(f"imagenet is not at {root/'imagenet'}: get ILSVRC2012 from image-net.org and sort it into "
         "train/<wnid>/ and val/<wnid>/ there")
 
 # %% ../../nbs/library/115_data.sets.ipynb #263f473d
 def _resolve(path, root=None):
-    "The folder or file that `path` means: absolute, or in `root`, `data_path` or the workspace"
+    "Find the folder or file that `path` means: absolute, or in `root`, `data_path` or the workspace"
     path = Path(path).expanduser()
-    places = [path] if path.is_absolute() else [Path(p)/path for p in ([root] if root else [settings().data_path, repo_root()])]
-    for o in places:
-        if o.exists(): return o.resolve()
-    own = f"a set of your own is a class folder, an archive or a csv, and there is none at {' or '.join(map(str, places))}"
-    raise ValueError(f"unknown data set {str(path)!r}: {nearest(path.name, sets)}; {own}")
-
-def _open_folder(path):
-    "The folder of `path`; an archive is unpacked into `data_path` first"
-    return unwrap_folder(path if path.is_dir() else unpack_once(path, settings().data_path/re.sub(r"(\.tar)?\.\w+$", "", path.name)))
+    parents = [root] if root else [settings().data_path, repo_root()]
+    places = [path] if path.is_absolute() else [Path(parent)/path for parent in parents]
+    for place in places:
+        if place.exists(): return place.resolve()
+    searched = " or ".join(map(str, places))
+    raise ValueError(f"unknown data set {str(path)!r}: {nearest(path.name, sets)}; a set of your own is a class "
+        f"folder, an archive or a csv, and there is none at {searched}")
 
 def _from_path(path, root=None):
-    "An `ImageSet` from a class folder, an archive, or a folder in a layout that `sets` knows"
-    d = _open_folder(_resolve(path, root))
-    for known,fits in layouts.items():
-        if fits(d): return sets[known](d, False)
-    return folder_set(d)
-
-# %% ../../nbs/library/115_data.sets.ipynb #5fc175dc
-def load_set(
-    name:str|Path|pd.DataFrame="digits", # A name in `sets`; a class folder, an archive or a csv: absolute, in the workspace or in `data_path`; or a table
-    root:str|Path|None=None, # Folder (or archive) where a named set lies, or where the paths of a table start; `data_path`, or the folder of the csv, if None
-    valid:float|int|None=None, # Share or count of train that becomes validation; None takes a tenth, at most 10,000
-    split_seed:int=0, # Decides what is carved; apart from the training seed, so that the test never moves
-    download:bool=True, # Fetch what is missing, where the set can be fetched
-    max_bad:float=0.01, # Share of unreadable files above which `ImageSet.check` is an error
-    limit:int|None=None, # At most so many images of a class in each split, for quick looks
-    reader:str|None=None, # How an image is read: "rgb", "grey", "native" (all channels, full depth) or another of `vitnb.data.image.readers`
-    **columns, # Of a table: `image`, `label`, `task`, `tasks`, `group`, `split`, `weight`, as `vitnb.data.frame.frame_set` has them
-)->ImageSet: # With splits train, valid and test
-    "Load a data set by name, by path or from a table"
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit={limit!r} must be a whole number from 1, or None for all images")
-    if not 0 <= max_bad <= 1: raise ValueError(f"max_bad={max_bad!r} must be a share from 0 to 1; for example 0.01")
-    s = _find_set(name, root, download, reader, columns)
-    s.max_bad = max_bad
-    hold_out_missing(s, valid, split_seed)
-    if limit: s.splits = {k:limit_split(v, limit, split_seed, s.tasks) for k,v in s.splits.items()}
-    return s
+    "Read an `ImageSet` from a class folder, an archive, or a folder in a layout that `sets` knows"
+    folder = _open_folder(_resolve(path, root))
+    for name,fits in layouts.items():
+        if fits(folder): return sets[name](folder, False)
+    return folder_set(folder)
 
 _COLUMNS = ("image", "label", "task", "tasks", "group", "split", "weight")
 
 def _find_set(name, root, download, reader, columns):
-    "The set as it is found, with the splits that it has"
-    for k in columns:
-        if k not in _COLUMNS: raise ValueError(f"load_set has no option {k!r}: {nearest(k, _COLUMNS)}")
+    "Find the set, with the splits that it has"
+    for option in columns:
+        if option not in _COLUMNS: raise ValueError(f"load_set has no option {option!r}: {nearest(option, _COLUMNS)}")
     if isinstance(name, pd.DataFrame): return frame_set(name, "table", _root(root), reader=reader, **columns)
     table = None if name in sets else _resolve(name, root)
     if table is not None and table.is_file() and table.suffix.lower() in (".csv", ".tsv"):
@@ -276,5 +320,31 @@ def _find_set(name, root, download, reader, columns):
     if columns:
         raise ValueError(f"{next(iter(columns))}=... names a column, and {name} is no table; leave it out, or give a "
             "csv or a DataFrame")
-    s = sets[name](root, download) if name in sets else _from_path(name, root)
-    return s if reader is None else type(s)(s.name, s.tasks, s.splits, s.root, s.titles, reader=reader)
+    found = sets[name](root, download) if name in sets else _from_path(name, root)
+    if reader is None: return found
+    return type(found)(found.name, found.tasks, found.splits, found.root, found.titles, reader=reader)
+
+# %% ../../nbs/library/115_data.sets.ipynb #5fc175dc
+def load_set(
+    name:str|Path|pd.DataFrame="digits", # A name in `sets`, a DataFrame, or the path of a class folder, archive or csv
+    root:str|Path|None=None, # Where a named set lies or paths start; None: `data_path`, or the csv's folder
+    valid:float|int|None=None, # Share or count of train that becomes validation; None takes a tenth, at most 10,000
+    split_seed:int=0, # Decides what is held out; apart from the training seed, so that the test never moves
+    download:bool=True, # Fetch what is missing, where the set can be fetched
+    max_bad:float=0.01, # Share of unreadable files above which `ImageSet.check` is an error
+    limit:int|None=None, # At most so many images of a class in each split, for quick looks
+    reader:str|None=None, # "rgb", "grey", "native" (all channels, full depth) or another of `vitnb.data.image.readers`
+    **columns, # Of a table: `image`, `label`, `task`, `tasks`, `group`, `split`, `weight`, as for `frame_set`
+)->ImageSet: # With splits train, valid and test
+    "Load a data set by name, by path or from a table"
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit={limit!r} must be a whole number from 1, or None for all images")
+    if not 0 <= max_bad <= 1: raise ValueError(f"max_bad={max_bad!r} must be a share from 0 to 1; for example 0.01")
+    image_set = _find_set(name, root, download, reader, columns)
+    image_set.max_bad = max_bad
+    hold_out_missing(image_set, valid, split_seed)
+    if limit:
+        tasks = image_set.tasks
+        limited = {name:limit_split(split, limit, split_seed, tasks) for name,split in image_set.splits.items()}
+        image_set.replace_splits(limited)
+    return image_set

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
-from .augment import (ColorJitter, Draws, Flip, Geometric, Normalize, RandomResizedCrop, Transform, augments,
-    check_fill, op_magnitude, transforms)
+from .augment import Normalize, augments
+from .draws import Draws
+from .geometry import Flip, RandomResizedCrop
+from .randaugment import ColorJitter, op_magnitude
 from .sample import INPUT_FIELDS
+from .transform import Geometric, Transform, check_fill, transforms
 from ..device import to_device
 
 # %% ../../nbs/library/123_data.severity.ipynb #bbccc8a0
@@ -308,6 +311,7 @@ class GaussianBlur(OnInputs):
         if not x.is_floating_point(): soft = soft.round()
         return x.index_copy(0, rows, soft.to(x.dtype))
 
+# %% ../../nbs/library/123_data.severity.ipynb #413d5dd1
 @transforms.register()
 class Cutout(OnInputs):
     "Write 0 into one rectangle of a share `p` of the samples, after `Normalize`"

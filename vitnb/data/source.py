@@ -18,41 +18,47 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..core import atomic_write, progress_bar, settings
+import vitnb.data.scan # gives `ImageSet` its `check`
+from ..core import atomic_write, settings
+from .geometry import Resize
 from .image import widen
 from .sample import stack_images
 from .table import ImageSet, read_array
+from ..progress import progress_bar
+from ..progress import progress_bar
 
 # %% ../../nbs/library/125_data.source.ipynb #36483f27
 class ImageSource:
     "Where the images of a split come from; `size` is the (height, width) of all, None if they differ"
     size = None
-    at_hand = False # to read an image costs next to nothing, so those of later batches may be read along
+    is_cheap = False # reading an image costs next to nothing, so those of later batches may be read along
     item_bytes = 0 # of an image as it is stored, where all are of one size
 
     def read(self,
         idx:np.ndarray, # Positions, (B,)
     )->Tensor|list: # One tensor (B,C,H,W), or a list of (C,H,W) where sizes differ
-        "The images at `idx`"
+        "Read the images at `idx`"
         raise NotImplementedError(f"{type(self).__name__} has no `read`")
 
 class ArraySource(ImageSource):
     "Images that are an array in memory"
-    at_hand = True
+    is_cheap = True
     def __init__(self,
         items:np.ndarray, # (N,H,W) or (N,H,W,C), of any numbers
         reader:str="rgb", # How they are read: under "rgb" 8-bit grey becomes three channels
     ):
-        items = items if items.ndim == 4 else items[...,None]
-        if reader == "grey" and items.shape[3] == 3: items = np.stack([read_array(o, "grey") for o in items])
-        self.items,self.size = items,tuple(items.shape[1:3])
+        if items.ndim == 3: items = items[...,None]
+        if reader == "grey" and items.shape[3] == 3: items = np.stack([read_array(item, "grey") for item in items])
+        self.items = items
+        self.size = tuple(items.shape[1:3])
         self.repeat = 3 if reader == "rgb" and items.shape[3] == 1 else 1
         self.item_bytes = self.repeat*int(np.prod(items.shape[1:]))*items.itemsize
 
     def __len__(self): return len(self.items)
     def read(self, idx):
         x = torch.from_numpy(widen(self.items[idx])).permute(0,3,1,2) # B,C,H,W
-        return (x.expand(-1, self.repeat, -1, -1) if self.repeat > 1 else x).contiguous()
+        if self.repeat > 1: x = x.expand(-1, self.repeat, -1, -1)
+        return x.contiguous()
 
 class SubsetSource(ImageSource):
     "Some of the images of another source"
@@ -60,17 +66,20 @@ class SubsetSource(ImageSource):
         source:ImageSource, # The other source
         rows:np.ndarray, # Positions in it, (N,)
     ):
-        self.source,self.rows = source,np.asarray(rows)
-        self.size,self.at_hand,self.item_bytes = source.size,source.at_hand,source.item_bytes
+        self.source = source
+        self.rows = np.asarray(rows)
+        self.size = source.size
+        self.is_cheap = source.is_cheap
+        self.item_bytes = source.item_bytes
     def __len__(self): return len(self.rows)
     def read(self, idx): return self.source.read(self.rows[idx])
 
 # %% ../../nbs/library/125_data.source.ipynb #26c87f4a
-def _shrink(a, size):
-    "A decoded image as (C,H,W) in its own depth, its shorter side at most `size` pixels if that is given"
-    if not size or min(a.shape[:2]) <= size: return np.ascontiguousarray(a.transpose(2,0,1))
-    x = torch.from_numpy(widen(a)).permute(2,0,1)
-    return F.resize(x, [size], antialias=True).contiguous().numpy().astype(a.dtype, copy=False)
+def _planes(image, size):
+    "Lay out a decoded image as (C,H,W) in its own depth, its shorter side at most `size` pixels if that is given"
+    if not size or min(image.shape[:2]) <= size: return np.ascontiguousarray(image.transpose(2,0,1))
+    x = torch.from_numpy(widen(image)).permute(2,0,1)
+    return F.resize(x, [size], antialias=True).contiguous().numpy().astype(image.dtype, copy=False)
 
 class FileSource(ImageSource):
     "Images that are decoded at each reading"
@@ -78,14 +87,15 @@ class FileSource(ImageSource):
         image_set:ImageSet, # The set
         split:str, # One of its splits
     ):
-        self.image_set,self.split = image_set,split
+        self.image_set = image_set
+        self.split = split
         sizes = {image_set.read(split, i).shape[:2] for i in range(min(len(self), 32))}
         self.size = sizes.pop() if len(sizes) == 1 else None # judged by the first images, good enough for a default
 
     def __len__(self): return len(self.image_set.split(self.split))
     def read(self, idx):
-        images = [_shrink(self.image_set.read(self.split, int(i)), None) for i in idx]
-        return stack_images([torch.from_numpy(widen(o)) for o in images])
+        images = [_planes(self.image_set.read(self.split, int(i)), None) for i in idx]
+        return stack_images([torch.from_numpy(widen(image)) for image in images])
 
 class MapSource:
     "Label maps that are decoded at each reading"
@@ -94,46 +104,53 @@ class MapSource:
         split:str, # One of its splits
         task:str, # Name of the task
         size:int|None=None, # Shorter side of the images in the cache; maps follow, by the nearest pixel
-    ): self.image_set,self.split,self.task,self.size = image_set,split,task,size
+    ):
+        self.image_set = image_set
+        self.split = split
+        self.task = task
+        self.size = size
 
     def __len__(self): return len(self.image_set.split(self.split))
     def read(self,
         idx:np.ndarray, # Positions, (B,)
     )->Tensor|list: # `int64` (B,H,W), or a list where sizes differ
-        "The label maps at `idx`"
-        maps = [self.image_set.label_map(self.split, self.task, int(i)) for i in idx]
-        return stack_images([torch.from_numpy(_shrink_map(o, self.size)) for o in maps])
+        "Read the label maps at `idx`"
+        return stack_images([self._read_one(int(i)) for i in idx])
 
-def _shrink_map(a, size):
-    "A label map, its shorter side at most `size` pixels: the class of the nearest pixel"
-    h,w = a.shape
-    if not size or min(h, w) <= size: return a
-    to = (size, int(size*w/h)) if h <= w else (int(size*h/w), size)
-    rows,cols = ((2*np.arange(n) + 1)*old//(2*n) for n,old in zip(to, (h, w)))
-    return np.ascontiguousarray(a[rows[:,None],cols])
+    def _read_one(self, i):
+        "Read a label map, its shorter side at most `size` pixels: the class of the nearest pixel"
+        label_map = torch.from_numpy(self.image_set.label_map(self.split, self.task, i))
+        if not self.size or min(label_map.shape) <= self.size: return label_map
+        return Resize(self.size, shorter=True).apply(label_map, None, exact=True)
 
 # %% ../../nbs/library/125_data.source.ipynb #3a4bde85
 class CacheSource(ImageSource):
     "Images in a memory-mapped file, as `build_cache` wrote them"
-    at_hand = True
+    is_cheap = True
     def __init__(self,
         folder:Path, # Folder of the cache
         split:str, # "train", "valid" or "test"
     ):
-        self.folder,self.split,self._map = Path(folder),split,None
+        self.folder = Path(folder)
+        self.split = split
+        self._map = None
         meta = json.loads((self.folder/"meta.json").read_text())
-        self.channels,self.dtype = meta["channels"],np.dtype(meta["dtype"])
+        self.channels = meta["channels"]
+        self.dtype = np.dtype(meta["dtype"])
         self.shapes = np.load(self.folder/f"{split}.npy") # height and width, (N,2)
         self.ends = (self.channels*self.shapes.astype(np.int64).prod(1)).cumsum() # in values
-        self.size = tuple(map(int, self.shapes[0])) if len(self) and (self.shapes == self.shapes[0]).all() else None
-        if self.size: self.item_bytes = int(self.ends[0])*self.dtype.itemsize
+        if len(self) and (self.shapes == self.shapes[0]).all():
+            self.size = tuple(map(int, self.shapes[0]))
+            self.item_bytes = int(self.ends[0])*self.dtype.itemsize
 
     def __len__(self): return len(self.shapes)
-    def __getstate__(self): return {**vars(self), "_map":None} # a worker maps the file again; pickling the map would copy it
+
+    def __getstate__(self): # a worker maps the file again; pickling the map would copy it
+        return {**vars(self), "_map":None}
 
     @property
     def map(self)->np.ndarray: # All values of the split; (N,C,H,W) where the images have one size
-        "The file, mapped at the first use"
+        "Map the file, at the first use"
         if self._map is None:
             flat = np.asarray(np.memmap(self.folder/f"{self.split}.bin", self.dtype, "r"))
             self._map = flat.reshape(len(self), self.channels, *self.size) if self.size else flat
@@ -141,66 +158,80 @@ class CacheSource(ImageSource):
 
     def read(self, idx):
         if self.size: return torch.from_numpy(widen(self.map[idx]))
-        c = self.channels
-        cut = [self.map[e-c*h*w:e].reshape(c, h, w) for e,(h,w) in zip(self.ends[idx].tolist(), self.shapes[idx].tolist())]
-        return stack_images([torch.from_numpy(np.array(widen(o))) for o in cut])
+        return stack_images([self._read_one(i) for i in idx])
+
+    def _read_one(self, i):
+        "Cut one image out of the map"
+        height,width = self.shapes[i].tolist()
+        end = int(self.ends[i])
+        image = self.map[end - self.channels*height*width:end].reshape(self.channels, height, width)
+        return torch.from_numpy(np.array(widen(image)))
 
 # %% ../../nbs/library/125_data.source.ipynb #a0fb8805
-def _ready(folder, want):
-    "Whether `folder` holds the cache that `want` describes, with files as long as they should be"
+def _is_whole(source):
+    "Whether the file of a split is as long as its index says"
+    return (source.folder/f"{source.split}.bin").stat().st_size == source.ends[-1]*source.dtype.itemsize
+
+def _is_ready(folder, wanted):
+    "Whether `folder` holds the cache that `wanted` describes, with files as long as they should be"
     try:
         meta = json.loads((folder/"meta.json").read_text())
-        if {k:meta.get(k) for k in want} != want: return False
-        sources = [CacheSource(folder, k) for k in want["counts"]]
-        return all((folder/f"{o.split}.bin").stat().st_size == o.ends[-1]*o.dtype.itemsize for o in sources)
+        if {key:meta.get(key) for key in wanted} != wanted: return False
+        return all(_is_whole(CacheSource(folder, split)) for split in wanted["counts"])
     except (OSError, ValueError, KeyError): return False # a file is missing or is not what it was: build again
 
-def _check_disk(image_set, size, where):
+def _check_disk(image_set, size, folder):
     "Refuse to start when the disk cannot hold the result, judged by the first images"
-    n,few = sum(map(len, image_set.splits.values())),min(len(image_set.splits["train"]), 16)
-    needed = n*np.mean([_shrink(image_set.read("train", i), size).nbytes for i in range(few)])
-    free = shutil.disk_usage(where).free
+    total = sum(map(len, image_set.splits.values()))
+    few = min(len(image_set.splits["train"]), 16)
+    needed = total*np.mean([_planes(image_set.read("train", i), size).nbytes for i in range(few)])
+    free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(f"a cache of {image_set.name} needs about {needed/2**30:.1f} GiB, but {where} has {free/2**30:.1f} GiB free; "
-            "give cache_size=256 (shorter side), another cache_path, or cache=False")
+        raise ValueError(f"a cache of {image_set.name} needs about {needed/2**30:.1f} GiB, but {folder} has "
+            f"{free/2**30:.1f} GiB free; give cache_size=256 (shorter side), another cache_path, or cache=False")
 
-def _check_alike(a, kind, image_set, split, i):
+def _check_alike(image, kind, image_set, split, i):
     "Refuse an image of other channels or depth than the first"
-    if (a.shape[0], a.dtype.name) != kind:
-        raise ValueError(f"{image_set.path(split, i)} has {a.shape[0]} channels of {a.dtype}, the first image "
+    if (image.shape[0], image.dtype.name) != kind:
+        raise ValueError(f"{image_set.path(split, i)} has {image.shape[0]} channels of {image.dtype}, the first image "
             f"{kind[0]} of {kind[1]}; choose a reader that makes them alike, such as reader='rgb'")
 
 # %% ../../nbs/library/125_data.source.ipynb #a948c9c4
 def _write_split(image_set, split, size, folder, bar, kind, chunk=256):
     "Decode one split into `folder`; threads, because Pillow's decoders release the interpreter"
-    n,shapes = len(image_set.split(split)),[]
-    with ThreadPool(min(os.cpu_count() or 1, 16)) as pool, open(folder/f"{split}.bin", "wb") as f:
-        for start in range(0, n, chunk): # a bounded number of images is in memory
-            done = pool.map(lambda i: _shrink(image_set.read(split, i), size), range(start, min(start+chunk, n)))
-            for i,a in enumerate(done, start):
-                _check_alike(a, kind, image_set, split, i)
-                f.write(a.data)
-                shapes.append(a.shape[1:])
-            bar.update(len(done))
-        f.flush()
-        os.fsync(f.fileno())
-    with atomic_write(folder/f"{split}.npy") as tmp, tmp.open("wb") as f: np.save(f, np.array(shapes, dtype=np.int32))
+    total = len(image_set.split(split))
+    shapes = []
+    def decode(i): return _planes(image_set.read(split, i), size)
+    with ThreadPool(min(os.cpu_count() or 1, 16)) as pool, open(folder/f"{split}.bin", "wb") as file:
+        for start in range(0, total, chunk): # a bounded number of images is in memory
+            images = pool.map(decode, range(start, min(start+chunk, total)))
+            for i,image in enumerate(images, start):
+                _check_alike(image, kind, image_set, split, i)
+                file.write(image.data)
+                shapes.append(image.shape[1:])
+            bar.update(len(images))
+        file.flush()
+        os.fsync(file.fileno())
+    with atomic_write(folder/f"{split}.npy") as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(shapes, dtype=np.int32))
 
-def _build(image_set, size, tmp, want):
-    "Write a whole cache into the new folder `tmp`"
-    _check_disk(image_set, size, tmp.parent)
-    tmp.mkdir()
+def _build(image_set, size, folder, wanted):
+    "Write a whole cache into the new `folder`"
+    _check_disk(image_set, size, folder.parent)
+    folder.mkdir()
     first = image_set.read("train", 0)
-    kind = first.shape[2],first.dtype.name
-    with progress_bar(sum(want["counts"].values()), f"caching {image_set.name}", "images") as bar:
-        for split in want["counts"]: _write_split(image_set, split, size, tmp, bar, kind)
-    with atomic_write(tmp/"meta.json") as f: f.write_text(json.dumps(want | dict(channels=kind[0], dtype=kind[1])))
+    channels = first.shape[2]
+    dtype = first.dtype.name
+    with progress_bar(sum(wanted["counts"].values()), f"caching {image_set.name}", "images") as bar:
+        for split in wanted["counts"]: _write_split(image_set, split, size, folder, bar, (channels, dtype))
+    meta = json.dumps(wanted | dict(channels=channels, dtype=dtype))
+    with atomic_write(folder/"meta.json") as temporary: temporary.write_text(meta)
 
-def _want(image_set, size):
-    "What a cache of `image_set` must say of itself"
-    counts = {k:len(v) for k,v in image_set.splits.items()}
-    who = dict(fingerprint=image_set.fingerprint, stamp=image_set.stamp, reader=image_set.reader)
-    return dict(version=2, **who, size=size, counts=counts)
+def _identity(image_set, size):
+    "List what a cache of `image_set` must say of itself"
+    counts = {name:len(split) for name,split in image_set.splits.items()}
+    version = dict(version=2, fingerprint=image_set.fingerprint, stamp=image_set.stamp)
+    return version | dict(reader=image_set.reader, size=size, counts=counts)
 
 # %% ../../nbs/library/125_data.source.ipynb #b85f94eb
 def build_cache(
@@ -208,15 +239,17 @@ def build_cache(
     size:int|None=None, # Shorter side in the cache, for images that are larger; None keeps all as they are
     path:str|Path|None=None, # Folder of caches; the setting `cache_path` if None
 )->Path: # Folder of the cache, ready for `CacheSource`
-    "The cache of `image_set`: the one that is there if it still holds, else a new one"
+    "Find the cache of `image_set` if it still holds, else build a new one"
     image_set.check() # first, for the files it leaves out change the fingerprint
     folder = Path(path or settings().cache_path)/f"{image_set.name}-{image_set.fingerprint[:8]}-{size or 'full'}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new,old = (folder.with_name(f".{folder.name}.{o}") for o in ("new", "old"))
+    new = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if _ready(folder, _want(image_set, size)): return folder
-        for d in (new, old): shutil.rmtree(d, ignore_errors=True) # what a killed process left; nobody else is here
-        try: _build(image_set, size, new, _want(image_set, size))
+        wanted = _identity(image_set, size)
+        if _is_ready(folder, wanted): return folder
+        for left in (new, old): shutil.rmtree(left, ignore_errors=True) # by a killed process; the lock is ours
+        try: _build(image_set, size, new, wanted)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise

@@ -12,19 +12,21 @@ from ..core import Registry
 
 # %% ../../nbs/library/104_data.stats.ipynb #34c51e51
 def channel_counts(
-    a:np.ndarray, # `uint8`, `(...,C)`
+    image:np.ndarray, # `uint8`, `(...,C)`
 )->np.ndarray: # How often each value occurs in each channel, `(256,C)`
-    "Histogram of each channel; adds up over images exactly"
-    return np.stack([np.bincount(a[...,c].ravel(), minlength=256) for c in range(a.shape[-1])], axis=1)
+    "Count the values of each channel; counts of several images add up exactly"
+    channels = np.moveaxis(image, -1, 0)
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels], axis=1)
 
 def moments(
     counts:np.ndarray, # From `channel_counts`, `(256,C)`
 )->tuple: # Mean and standard deviation, lists of C numbers
-    "Mean and standard deviation of each channel in [0,1], over all pixels"
+    "Compute mean and standard deviation of each channel in [0,1], over all pixels"
     values = np.arange(256)[:,None]/255
-    n = counts.sum(0)
-    mean = (values*counts).sum(0)/n
-    return mean.tolist(), np.sqrt(((values-mean)**2*counts).sum(0)/n).tolist()
+    total = counts.sum(0)
+    mean = (values*counts).sum(0)/total
+    variance = ((values-mean)**2*counts).sum(0)/total
+    return mean.tolist(), np.sqrt(variance).tolist()
 
 # %% ../../nbs/library/104_data.stats.ipynb #764adb79
 class BandStats:
@@ -33,38 +35,45 @@ class BandStats:
         bands:int, # Number of bands
     ):
         self.n = 0
-        self.mean,self.m2 = np.zeros(bands),np.zeros(bands)
-        self.min,self.max = np.full(bands, np.inf),np.full(bands, -np.inf)
+        self.mean = np.zeros(bands)
+        self.m2 = np.zeros(bands) # sum of squared differences from the mean
+        self.min = np.full(bands, np.inf)
+        self.max = np.full(bands, -np.inf)
 
     def add(self,
-        x:np.ndarray, # Spectra, (bands,N)
+        spectra:np.ndarray, # (bands,N)
     )->"BandStats":
-        "Take in more pixels"
-        if x.shape[1]:
-            x = x.astype(np.float64)
-            mean = x.mean(1)
-            self._merge(x.shape[1], mean, ((x - mean[:,None])**2).sum(1), x.min(1), x.max(1))
-        return self
+        "Add more pixels"
+        count = spectra.shape[1]
+        if not count: return self
+        spectra = spectra.astype(np.float64)
+        mean = spectra.mean(1)
+        m2 = ((spectra - mean[:,None])**2).sum(1)
+        return self._merge(count, mean, m2, spectra.min(1), spectra.max(1))
 
     def merge(self,
         other:"BandStats", # Of the same bands
     )->"BandStats":
-        "Take in what another one has seen"
-        if other.n: self._merge(other.n, other.mean, other.m2, other.min, other.max)
-        return self
+        "Add the pixels of another one"
+        return self._merge(other.n, other.mean, other.m2, other.min, other.max) if other.n else self
 
-    def _merge(self, n, mean, m2, lo, hi):
-        total,delta = self.n + n,mean - self.mean
-        self.mean = self.mean + delta*n/total
-        self.m2 = self.m2 + m2 + delta**2*self.n*n/total # eq. 2.1 of Chan et al.
-        self.n,self.min,self.max = total,np.minimum(self.min, lo),np.maximum(self.max, hi)
+    def _merge(self, count, mean, m2, lowest, highest):
+        "Combine two sets of pixels, eq. 2.1 of Chan et al."
+        total = self.n + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta*count/total
+        self.m2 = self.m2 + m2 + delta**2*self.n*count/total
+        self.n = total
+        self.min = np.minimum(self.min, lowest)
+        self.max = np.maximum(self.max, highest)
+        return self
 
     @property
     def std(self)->np.ndarray: return np.sqrt(self.m2/max(self.n, 1)) # over all pixels, not an estimate for more
 
 # %% ../../nbs/library/104_data.stats.ipynb #2f2aa1b5
 STATS = Registry("statistics") # published (mean, std) of each channel in [0,1]
-_t = """
+_PUBLISHED = """
 imagenet             .485  .456  .406    .229  .224  .225
 inception            .5    .5    .5      .5    .5    .5
 cifar10              .4914 .4822 .4465   .2470 .2435 .2616
@@ -74,14 +83,14 @@ cifar100_legacy      .5071 .4867 .4408   .2675 .2565 .2761
 tiny_imagenet        .4802 .4481 .3975   .2770 .2691 .2821
 tiny_imagenet_guide  .4802 .4481 .3975   .2302 .2265 .2262
 """
-for _name,*_v in map(str.split, _t.strip().splitlines()):
-    STATS[_name] = ([float(o) for o in _v[:3]], [float(o) for o in _v[3:]])
+for _name,*_numbers in map(str.split, _PUBLISHED.strip().splitlines()):
+    STATS[_name] = (list(map(float, _numbers[:3])), list(map(float, _numbers[3:])))
 
 def published_stats(
     name:str, # One of `STATS`
     channels:int, # Channels of the images
 )->tuple: # Mean and standard deviation, lists of three in [0,1]
-    "Published statistics, for images of as many channels"
+    "Look up published statistics, for images of as many channels"
     mean,std = STATS[name]
     if len(mean) != channels:
         raise ValueError(f"stats={name!r} are of {len(mean)} channels and the images have {channels}; use "

@@ -31,8 +31,22 @@ class _At(NamedTuple):
 class _Packed(NamedTuple):
     "A batch in shared memory"
     spot: int # Which place
-    made: object # The batch, with an `_At` for each tensor
+    batch: object # The batch, with an `_At` for each tensor
 
+def _lay_out(batch):
+    "Give each tensor of a batch its place; the places and tensors, the batch with the places, and the bytes in all"
+    tensors = []
+    end = 0
+    def place(tensor):
+        nonlocal end
+        at = _At(end, tensor.shape, tensor.dtype)
+        tensors.append((at, tensor))
+        end += -(-tensor.nbytes//64)*64 # each begins at a cache line
+        return at
+    placed = map_tensors(place, batch)
+    return tensors, placed, end
+
+# %% ../../nbs/library/127_data.workers.ipynb #16f2711c
 class Slots:
     "Places in shared memory, lent to one batch after the other"
     def __init__(self,
@@ -45,51 +59,45 @@ class Slots:
         self.lent = deque() # for each key that is on its way, its place
 
     def lend(self)->int|None:
-        "A free place for the next key, if there is one"
+        "Lend a free place to the next key, if there is one"
         self.lent.append(self.free.popleft() if self.free else None)
         return self.lent[-1]
 
     def collect(self)->None:
-        "Take back what was lent to a pass that somebody left"
-        self.free.extend(k for k in self.lent if k is not None)
+        "Take back what was lent to a pass that was left early"
+        self.free.extend(spot for spot in self.lent if spot is not None)
         self.lent.clear()
 
-    def put(self, spot:int, made:object)->object:
+    def put(self, spot:int, batch:object)->object:
         "Worker: move a batch to its place; one that is too large goes the way of torch"
-        tensors = []
-        end = 0
-        def lay(t):
-            nonlocal end
-            tensors.append((_At(end, t.shape, t.dtype), t))
-            end += -(-t.nbytes//64)*64 # each begins at a cache line
-            return tensors[-1][0]
-        packed = map_tensors(lay, made)
-        if end > self.memory.shape[1]: return made
-        for at,t in tensors: at.of(self.memory[spot]).copy_(t)
-        return _Packed(spot, packed)
+        tensors,placed,end = _lay_out(batch)
+        if end > self.memory.shape[1]: return batch
+        for at,tensor in tensors: at.of(self.memory[spot]).copy_(tensor)
+        return _Packed(spot, placed)
 
-    def take(self, made:object)->object:
-        "Main process: the batch; its place is free again when nobody holds any of its tensors"
+    def take(self, batch:object)->object:
+        "Main process: unpack the batch; its place is free again when none of its tensors is held"
         spot = self.lent.popleft()
-        if not isinstance(made, _Packed):
+        if not isinstance(batch, _Packed):
             if spot is not None: self.free.append(spot)
-            return made
+            return batch
         own = self.memory.numpy()[spot] # torch keeps this view as long as any tensor uses its bytes
         finalize(own, self.free.append, spot).atexit = False
-        return map_tensors(partial(_At.of, memory=torch.from_numpy(own)), made.made, _At)
-
-class _SharedWork:
-    "What a worker does: make the batch of a key, and put it where it shall lie"
-    def __init__(self, work, slots): self.work,self.slots = work,slots
-    def __getitem__(self, key):
-        key,spot = key
-        made = self.work[key]
-        return made if spot is None else self.slots.put(spot, made)
-
-_AHEAD = 2 # batches that each worker makes ahead
+        return map_tensors(partial(_At.of, memory=torch.from_numpy(own)), batch.batch, _At)
 
 # %% ../../nbs/library/127_data.workers.ipynb #7ca669be
-def _unchanged(o): return o
+class _SharedWork:
+    "Make the batch of a key in a worker process, and put it where it shall lie"
+    def __init__(self, work, slots):
+        self.work = work
+        self.slots = slots
+
+    def __getitem__(self, key_and_spot):
+        key,spot = key_and_spot
+        batch = self.work[key]
+        return batch if spot is None else self.slots.put(spot, batch)
+
+def _unchanged(batch): return batch
 
 class _Keys(list):
     "A sampler whose keys change with each pass; each goes with the place that its batch shall lie in"
@@ -97,6 +105,9 @@ class _Keys(list):
     def __iter__(self):
         self.slots.collect() # torch asks for the first key when the workers have done with the last pass
         for key in super().__iter__(): yield key, self.slots.lend()
+
+_PREFETCH = 2 # batches that each worker makes ahead
+_inherited = [] # torch complains when a worker process collects its parent's workers
 
 class WorkerPasses:
     "torch's loader over the keys of a pass, and the processes behind it"
@@ -106,14 +117,18 @@ class WorkerPasses:
         workers:int, # Processes
         pin:bool, # Pin the memory of batches, for copies that wait for nobody
     ):
-        self.slots = Slots(0 if pin else _AHEAD*workers + 2, work.room(bs)) # two more than are on their way: the batch in use and the next
-        self.keys,self.busy = _Keys(self.slots),False
-        self.pin,self.pid = pin,os.getpid()
-        self.loader = TorchLoader(_SharedWork(work, self.slots), batch_size=None, sampler=self.keys, num_workers=workers, prefetch_factor=_AHEAD,
-                                  collate_fn=_unchanged, pin_memory=pin, generator=torch.Generator(), persistent_workers=True)
+        places = 0 if pin else _PREFETCH*workers + 2 # beside those on their way the batch in use and the next
+        self.slots = Slots(places, work.room(bs))
+        self.keys = _Keys(self.slots)
+        self.busy = False
+        self.pin = pin
+        self.pid = os.getpid()
+        self.loader = TorchLoader(
+            _SharedWork(work, self.slots), batch_size=None, sampler=self.keys, num_workers=workers,
+            prefetch_factor=_PREFETCH, collate_fn=_unchanged, pin_memory=pin, generator=torch.Generator(),
+            persistent_workers=True)
+
     def close(self)->None:
         "Stop the processes, at once; a forked copy of this object has none to stop"
         if os.getpid() == self.pid: self.loader = None # no cycle leads here, so this ends them before their queues
         else: _inherited.append(self.loader)
-
-_inherited = [] # torch complains when a worker process collects its parent's workers

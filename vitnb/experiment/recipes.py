@@ -14,7 +14,9 @@ from pathlib import Path
 
 from fastcore.basics import AttrDict
 
-from ..core import Registry, check_params, nearest, upgrade
+from ..core import Registry, nearest
+from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
+from ..renamed import upgrade
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #cc7c857e
 FIELDS = dict(
@@ -80,17 +82,18 @@ def _check_advice(family):
 
 def _fields(name, own, without):
     "All fields of a family"
-    unknown = [k for k in without if k not in FIELDS]
+    unknown = [k for k in without if k not in {**FIELDS, **RUN_FIELDS}]
     if unknown: raise ValueError(f"without={unknown[0]!r} is no common field: {nearest(unknown[0], FIELDS)}")
     return {k:v for k,v in FIELDS.items() if k not in without} | dict(own or {}) | dict(family=name)
 
-def _keep(family, named, replace):
-    "Enter a family and its recipes"
+def _keep(family, named, run, replace):
+    "Enter a family, its recipes and what its notebooks can be asked"
     known = families.get(family.name)
     changed = known is not None and (known != family or recipes[family.name] != named)
     if changed and not replace:
         raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
     families[family.name] = family
+    askable[family.name] = Askable(family.fields, run)
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
 
@@ -98,7 +101,7 @@ def register_family(
     name:str, # Such as "swin"
     recipes:Mapping, # Name of a recipe to those of its fields that differ from the family's
     fields:Mapping|None=None, # Fields of its own, and other defaults of common ones
-    without:Sequence=(), # Common fields that mean nothing to it
+    without:Sequence=(), # Common fields, and parameters of every run, that mean nothing to it
     loaders:Sequence=(), # Its own fields for the loaders
     model:Sequence|Mapping=(), # Its own fields for `model_kw`; a dict gives the name of the model's argument
     pretext:str="", # Name of its pretext, such as "masked"; empty: it trains the tasks of its data
@@ -111,12 +114,13 @@ def register_family(
     have = _fields(name, fields, without)
     own_model = model if isinstance(model, Mapping) else {k:k for k in model}
     to_model = {k:v for k,v in _MODEL.items() if k in have} | dict(own_model)
-    to_loaders = (*(k for k in _LOADERS if k in have), *loaders)
+    to_loaders = (*(k for k in _LOADERS if k in have and k not in other), *loaders)
     given = None if advice is None else dict(advice)
     family = Family(name, have, to_loaders, to_model, pretext, tuple(pretext_fields), tuple(other), given)
     _check_places(family)
     _check_advice(family)
-    _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, replace)
+    run = tuple(k for k in RUN_FIELDS if k not in without)
+    _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, run, replace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #543c0fe2
 _swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100,
@@ -181,7 +185,7 @@ register_family("densenet", fields=dict(arch="densenet_micro"), advice=_densenet
 # %% ../../nbs/library/660_experiment.recipes.ipynb #baa9e19d
 _labels_only = ("loss", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling",
                 "tta", "use")
-_images_only = ("img_size", "eval_resize", "stats", "cache", "overfit_batches")
+_images_only = ("img_size", "eval_resize", "stats", "cache")
 _masked_loss = dict(mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0.,
                     norm_target=False)
 _windows = dict(window=None, stride=None, jitter=0, normalize="log")
@@ -191,7 +195,7 @@ register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
     fields=dict(data=None, data_kw=None, arch="spectral_mae_micro", epochs=40, bs=6, beta2=.95, warmup_epochs=2.,
                 warmup_lr=1e-6, patience=10, **_windows, **_tokens, **_masked_loss),
     loaders=(*_windows, "patch_size"), model=tuple(_tokens), pretext="masked", pretext_fields=tuple(_masked_loss),
-    other=("data_kw",),
+    other=("data_kw", "overfit_batches"),
     recipes=dict(
         synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3,
                          precision="fp32"),
@@ -201,17 +205,6 @@ register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #d8a919e9
-def _asked(given, base):
-    "The fields of a recipe that were asked for, one by one or in `more`"
-    given = upgrade({k:v for k,v in given.items() if v is not None}, inside=("more",))
-    own = {k:v for k,v in given.items() if k in base and k != "family"}
-    more = given.get("more", {})
-    if "family" in more:
-        raise ValueError(f"more has family={more['family']!r}, but this is a recipe of {base['family']}; leave it out")
-    twice = own.keys() & more.keys()
-    if twice: raise ValueError(f"{min(twice)!r} is given as a parameter and in more; give it once")
-    return check_params(base, own | more)
-
 def resolve(
     family:str, # "swin", "densenet", "spectral", or one of your own
     name:str, # Name of the recipe
@@ -219,11 +212,12 @@ def resolve(
 )->AttrDict: # All fields, readable as attributes
     "The recipe `name`, with the parameters that were given in place of its own"
     base = recipes[family][name]
-    own = _asked(given, base)
+    own = asked_fields(given, base)
     r = AttrDict({**base, **own})
-    if r.data is None: raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
-    cut_short = r.epochs <= r.warmup_epochs
-    if cut_short and "warmup_epochs" not in own: r.warmup_epochs *= r.epochs/base["epochs"] # the same share
+    if "data" in r and r.data is None:
+        raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
+    shortened = "warmup_epochs" in r and r.epochs <= r.warmup_epochs
+    if shortened and "warmup_epochs" not in own: r.warmup_epochs *= r.epochs/base["epochs"] # the same share
     return r
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #56afe53c

@@ -9,9 +9,9 @@ __all__ = ['upgrade_config']
 import re
 from collections.abc import Mapping
 
-from ..core import rename, upgrade
 from ..data.retina import retina_wavelengths
 from ..models.protocol import list_models, models
+from ..renamed import rename, upgrade
 from ..task import ClassMap, OneClass, Tasks
 
 # %% ../../nbs/library/505_learner.config.ipynb #b20dd3ba

@@ -21,19 +21,20 @@ from torch import nn
 from ..callback.accumulate import Accumulate
 from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
 from ..callback.ema import EMACallback
+from ..callback.history import EventLog, History
 from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
 from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext
 from ..callback.stop import EarlyStop
-from ..callback.track import EventLog, History, make_tracker
+from ..callback.track import make_tracker
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
 from .resume import Resume # noqa: F401, lets a Learner go on from a state
-from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools: predict, test_dl, interpretation, or a refusal that names ours
+from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools, or a refusal that names ours
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
@@ -41,49 +42,55 @@ from ..models.protocol import check_model, create_model, list_models, model_info
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
-_must_fit = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data
+_MUST_FIT = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data
 
 def _model_kw(dls, arch, tasks, pretext, given):
     "Arguments of the model: what the data says and the model asks for, under what the caller says"
     list_models() # with it all families are registered
-    own = {k:v for k,v in dls.model_kw.items() if k in _must_fit or models[arch].takes(k)}
-    if pretext is not None: own.pop("num_classes", None)
-    elif tasks: own["num_classes"] = tasks.outputs
+    from_data = {k:v for k,v in dls.model_kw.items() if k in _MUST_FIT or models[arch].takes(k)}
+    if pretext is not None: from_data.pop("num_classes", None)
+    elif tasks: from_data["num_classes"] = tasks.outputs
     hints = {**dls.model_hints, **(tasks.only.hints if tasks.only else {})} # for a model that has a use for them
-    return {**own, **{k:v for k,v in hints.items() if k in models[arch].options()}, **(given or {})}
+    hints = {k:v for k,v in hints.items() if k in models[arch].options()}
+    return {**from_data, **hints, **(given or {})}
 
 def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
-    found = {k:dict(weight=count_weights(dls.train.dataset.class_counts(k), t.never)) for k,t in tasks.items()}
-    own = {"":given} if tasks.only else given
-    for k in found:
-        twice = own.get(k, {}).keys() & {"weight", "alpha"}
-        if twice: raise ValueError(f"class_weights=True and loss_kw with {twice.pop()!r} weigh the classes twice; give one")
-    return found[""] if tasks.only else found
+    counted = {name:dict(weight=count_weights(dls.train.dataset.class_counts(name), task.never))
+               for name,task in tasks.items()}
+    given = {"":given} if tasks.only else given
+    for name in counted:
+        twice = given.get(name, {}).keys() & {"weight", "alpha"}
+        if twice:
+            raise ValueError(f"class_weights=True and loss_kw with {twice.pop()!r} weigh the classes twice; give one")
+    return counted[""] if tasks.only else counted
 
-def _merge(a, b, nested):
+def _merge(first, second, nested):
     "Arguments of losses, by task where there are several"
-    return {k:{**a.get(k, {}), **b.get(k, {})} for k in {**a, **b}} if nested else {**a, **b}
+    if not nested: return {**first, **second}
+    return {name:{**first.get(name, {}), **second.get(name, {})} for name in {**first, **second}}
 
 # %% ../../nbs/library/510_learner.core.ipynb #11fb1d6d
 def _facts(dls):
     "What a run must have in common with the run it goes on from"
     train = dls.train
+    balanced = getattr(train, "sample_weights", None) is not None
     return dict(data=dls.image_set.fingerprint, bs=train.bs, augment=repr(train.pipeline), images=len(train.dataset),
-                balanced=getattr(train, "sample_weights", None) is not None)
+                balanced=balanced)
 
 def _config(dls, arch, model_kw, tasks, pretext, training):
     "What checkpoints say: enough to build model and reader again (format 2)"
-    return dict(format=2, arch=arch, model_kw=model_kw, tasks=tasks.config(), pretext=None if pretext is None else pretext.config(),
-                **dls.config(), training={**training, **_facts(dls)})
+    pretext = None if pretext is None else pretext.config()
+    return dict(format=2, arch=arch, model_kw=model_kw, tasks=tasks.config(), pretext=pretext, **dls.config(),
+                training={**training, **_facts(dls)})
 
 # %% ../../nbs/library/510_learner.core.ipynb #89d2a53f
 def vit_learner(
-    dls:DataLoaders, # Loaders of `vitnb.data`, which say what is predicted: `image_loaders`, `cube_loaders`, `data.loaders()`
+    dls:DataLoaders, # Loaders of `vitnb.data`, such as `data.loaders()`; they say what is predicted
     arch:str, # Name in `list_models()`
     model_kw:dict|None=None, # Arguments of the model, such as `dict(drop_path_rate=.1)`
     pretrained:bool|str=False, # Hub weights, or a file
-    pretext:Pretext|dict|str|None=None, # A task without labels in place of the set's own, such as `"masked"` or `Masked(sam_weight=.2)`
+    pretext:Pretext|dict|str|None=None, # A task without labels in place of the set's own, such as `"masked"`
     loss:str|dict|None=None, # Name of the loss, or task name -> name; the tasks' own if None
     label_smoothing:float=0., # Training only
     loss_kw:dict|None=None, # Further arguments of the loss; of several tasks: task name -> arguments
@@ -109,16 +116,17 @@ def vit_learner(
     model_kw = _model_kw(dls, arch, tasks, pretext, model_kw)
     seed = settings().seed if kw.get("seed") is None else kw["seed"]
     model = _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing)
-    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights, optimizer=optimizer, lr=_plain_rate(lr),
-                    weight_decay=weight_decay,
-                    opt_kw=opt_kw or {}, clip=clip, schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
-    if pretext is not None: objective = _pretext_objective(pretext, dls, model, training, loss_kw)
-    else: objective = _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights)
+    training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights,
+                    optimizer=optimizer, lr=_plain_rate(lr), weight_decay=weight_decay, opt_kw=opt_kw or {}, clip=clip,
+                    schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
+    objective = _objective(tasks, pretext, dls, model, training, loss_kw or {})
     if metrics is None: metrics = make_task_metrics(tasks) if pretext is None else pretext.metrics()
-    opt_kw = {"name":optimizer, "weight_decay":weight_decay, **_usual_opt_kw(pretext, optimizer), **(opt_kw or {})}
-    learn = VitLearner(_loaders(dls, pretext).to(device), model, objective.to(device), tasks, pretext, partial(make_optimizer, **opt_kw), lr=lr,
-                       schedule=dict(name=schedule, **(schedule_kw or {})), metrics=metrics,
-                       config=_config(dls, arch, model_kw, tasks, pretext, training), cbs=[*L(cbs), *([GradClip(clip)] if clip else [])], **kw)
+    clipping = [GradClip(clip)] if clip else []
+    learn = VitLearner(
+        _loaders(dls, pretext).to(device), model, objective.to(device), tasks, pretext,
+        opt_func=partial(make_optimizer, **_optimizer_kw(training, pretext)), lr=lr,
+        schedule=dict(name=schedule, **(schedule_kw or {})), metrics=metrics,
+        config=_config(dls, arch, model_kw, tasks, pretext, training), cbs=[*L(cbs), *clipping], **kw)
     learn.schedule_callback() # an unknown schedule, optimiser or option is an error here and not at the first batch
     learn.create_opt()
     return learn
@@ -139,20 +147,27 @@ def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
 
 def _loaders(dls, pretext):
     "The loaders, with the views that the pretext task asks for"
-    return dls if pretext is None or pretext.views == 1 else dls.with_views(pretext.views)
+    if pretext is None or pretext.views == 1: return dls
+    return dls.with_views(pretext.views)
 
-def _usual_opt_kw(pretext, optimizer):
-    "Options of the optimiser that suit the pretext task"
-    return {} if pretext is None or optimizer not in ("adam", "adamw") else pretext.opt_kw
+def _optimizer_kw(training, pretext):
+    "Arguments of `make_optimizer`: what the pretext task suggests, under what the caller says"
+    name = training["optimizer"]
+    suggested = pretext.opt_kw if pretext is not None and name in ("adam", "adamw") else {}
+    return {"name":name, "weight_decay":training["weight_decay"], **suggested, **training["opt_kw"]}
 
-def _task_objective(tasks, dls, loss, label_smoothing, loss_kw, task_weights, class_weights):
-    "The objective of the set's own tasks"
-    weights = _class_weights(tasks, dls, loss_kw or {}) if class_weights else {}
-    return make_objective(tasks, loss, task_weights, label_smoothing or None, _merge(loss_kw or {}, weights, not tasks.only))
+# %% ../../nbs/library/510_learner.core.ipynb #ed682a4a
+def _objective(tasks, pretext, dls, model, training, loss_kw):
+    "What is minimised: the set's own tasks, or the pretext task"
+    if pretext is not None: return _pretext_objective(pretext, dls, model, training, loss_kw)
+    if training["class_weights"]: loss_kw = _merge(loss_kw, _class_weights(tasks, dls, loss_kw), not tasks.only)
+    smoothing = training["label_smoothing"] or None # the loss's own default
+    return make_objective(tasks, training["loss"], training["task_weights"], smoothing, loss_kw)
 
 def _pretext_objective(pretext, dls, model, training, loss_kw):
     "The pretext task, once what belongs to labels is refused"
-    given = [k for k in ("loss", "label_smoothing", "task_weights", "class_weights") if training[k]] + (["loss_kw"] if loss_kw else [])
+    of_labels = {k:training[k] for k in ("loss", "label_smoothing", "task_weights", "class_weights")}
+    given = [k for k,v in {**of_labels, "loss_kw":loss_kw}.items() if v]
     if given:
         raise ValueError(f"{given[0]} belongs to targets, and the pretext task {pretext.name!r} has none; "
                          f"give it options of its own: pretext=dict(name={pretext.name!r}, ...)")
@@ -170,17 +185,19 @@ def train_callbacks(
     early_stop:int=0, # Epochs without a better validation loss that are tolerated; 0: train to the end
     anomaly:bool=False, # Let autograd name the operation behind a NaN in the backward pass; several times slower
 )->list: # Callbacks for `vit_learner(cbs=...)`
-    "The parts of the engine that a recipe may switch on"
-    cbs = [MixCallback(mixup=mixup or None, cutmix=cutmix or None, mode=mix_mode)] if mixup or cutmix else []
+    "Make the parts of the engine that a recipe may switch on"
+    cbs = []
+    if mixup or cutmix: cbs.append(MixCallback(mixup=mixup or None, cutmix=cutmix or None, mode=mix_mode))
     if ema_decay or ema_half_life: cbs.append(EMACallback(decay=ema_decay or None, half_life=ema_half_life or None))
     if accumulate != 1: cbs.append(Accumulate(accumulate))
     if anomaly: cbs.append(Anomaly())
-    return cbs + ([EarlyStop(patience=early_stop)] if early_stop else [])
+    if early_stop: cbs.append(EarlyStop(patience=early_stop))
+    return cbs
 
 # %% ../../nbs/library/510_learner.core.ipynb #cbe318f2
 @patch
 def summary_table(self:VitLearner): # Parameters, multiply-adds, token grid; printable
-    "What the model is, at the loaders' image size"
+    "Describe the model, at the loaders' image size"
     return model_info(self.model, getattr(self.dls, "img_size", None))
 
 # %% ../../nbs/library/510_learner.core.ipynb #d23bb335
@@ -188,18 +205,20 @@ def run_callbacks(
     folder:str|Path, # The run's folder
     monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None
     mode:str|None=None, # "min" or "max"; None: as the column is declared
-    every:int=0, # Also keep a checkpoint every so many epochs
-    steps:int=0, # Also write `last_model.pth` every so many optimiser steps
+    every_n_epochs:int=0, # Also keep a checkpoint every so many epochs
+    every_n_steps:int=0, # Also write `last_model.pth` every so many optimiser steps
     max_hours:float|None=None, # Stop in time, over all resumes; None: no limit
     tracker:str|None=None, # "tensorboard", "mlflow", "wandb" or "none"; the setting `tracker` if None
-    keep:int=0, # Also keep the weights of so many best epochs
+    keep_top_k:int=0, # Also keep the weights of so many best epochs
     tags:dict|None=None, # Words about the run for the tracker, by name
 )->list: # Callbacks for `fit(cbs=...)`
-    "History, event stream, tracker and checkpoints of a run, and what may stop it"
+    "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
     folder = Path(folder)
-    return [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
-            Checkpoints(folder/"checkpoints", monitor, mode, every, steps, keep),
-            NaNWatch(), StopOnSignal(), *([TimeLimit(max_hours)] if max_hours else [])]
+    checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
+    cbs = [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
+           checkpoints, NaNWatch(), StopOnSignal()]
+    if max_hours: cbs.append(TimeLimit(max_hours))
+    return cbs
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
 def _check_arch(name):
@@ -215,13 +234,15 @@ def load_model(
     recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
 )->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
     "Build the model a checkpoint describes and fill it"
-    ck = load_checkpoint(path, device)
-    if not isinstance(ck.get("config"), Mapping) or "arch" not in ck["config"]:
-        keys = ', '.join(map(str, list(ck)[:5]))
-        raise ValueError(f"{path} has no config with an architecture (keys: {keys}); build the model yourself and call load_weights")
-    config = upgrade_config(ck["config"], recipe)
+    checkpoint = load_checkpoint(path, device)
+    config = checkpoint.get("config")
+    if not isinstance(config, Mapping) or "arch" not in config:
+        keys = ", ".join(map(str, list(checkpoint)[:5]))
+        raise ValueError(f"{path} has no config with an architecture (keys: {keys}); "
+                         "build the model yourself and call load_weights")
+    config = upgrade_config(config, recipe)
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
-    restore_weights(model, ck)
+    restore_weights(model, checkpoint)
     model.config = config
     return model.eval()

@@ -43,17 +43,22 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from ..callback.base import TrainCallback
 from ..callback.checkpoint import load_checkpoint
 from ..callback.ema import EMACallback
+from ..callback.history import EventLog
 from ..callback.limit import Stopper, TrainingStopped
 from ..callback.live import LiveFigure
 from ..callback.memory import is_checkpointed
 from ..callback.mix import MixCallback
-from ..callback.track import EventLog, Tracker, epoch_line
-from ..core import PEER_LOST, Ranks, check_processes, is_main, my_rank, n_ranks, pick_device, settings
+from ..callback.record import epoch_line
+from ..callback.tracker import Tracker
+from ..core import PEER_LOST, is_main, my_rank, n_ranks, pick_device, settings
 from ..data.loader import ImageLoader
 from ..data.sample import Batch
 from ..data.shard import ShardLoader, shard, shard_loader
 from ..device import set_rng_state
 from ..figures import plot_curves
+from ..launch import Ranks, check_processes
+from ..launch import Ranks, check_processes
+from ..launch import Ranks, check_processes
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
 from .resume import Resume # noqa: F401, lets a Learner give and take states
@@ -309,7 +314,7 @@ class Together(SingleProcess):
 class Turns:
     "The batches of a validation: for each of them the one that this process runs in the same turn"
     def __init__(self,
-        dl:ShardLoader, # With `turns`
+        dl:ShardLoader, # With `round_robin`
         world:int, # How many processes
         n:int, # Batches of the pass
     ): self.dl,self.world,self.n = dl,world,n
@@ -542,7 +547,7 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, o):
         if isinstance(o, VitLearner): return copyreg.__newobj__, (type(o),), o.__getstate__(), None, None, _settle
         if isinstance(o, ImageLoader) and o._passes is not None: return copyreg.__newobj__, (_fresh, o.new())
-        if isinstance(o, Tracker) and not o._lock: return copyreg.__newobj__, (type(o),), vars(o)
+        if isinstance(o, Tracker) and not o.is_open: return copyreg.__newobj__, (type(o),), vars(o)
         return super().reducer_override(o)
 
 def _settle(learn, state):

@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from ..callback.base import is_called
 from ..callback.live import LiveView
 from ..callback.pretext import Pretext, Prepare
-from ..callback.track import StepRecorder, declared
+from ..callback.rate import ScheduleLR, steps_per_epoch
+from ..callback.record import StepRecorder, declared
 from ..core import hash_seed, n_ranks, nearest, settings
 from ..data.sample import Batch, map_tensors
 from ..device import rng_state, seed_device, set_rng_state
 from .fastai import check_arguments, check_callback, check_fit, follow_columns
 from .freeze import FrozenNorms, wake
-from .optim import GradClip, ScheduleLR, make_optimizer, steps_per_epoch
+from .optim import GradClip, make_optimizer
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
 from ..losses.objective import Objective, as_objective

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from ..core import atomic_write, one_of, settings
 from ..device import synchronize
@@ -24,61 +25,80 @@ from ..device import synchronize
 # %% ../../nbs/library/503_learner.precision.ipynb #eccf21f4
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
+def _block(device):
+    "A step of two linear layers, as a function of the precision; an accelerator is only busy with larger ones"
+    rows,width = (256, 256) if device.type == "cpu" else (8192, 1024)
+    shapes = ((rows, width), (4*width, width), (width, 4*width))
+    # no draws: the generators stay as they are
+    x,first,second = (torch.full(shape, .01, device=device, requires_grad=True) for shape in shapes)
+    def step(dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = F.linear(F.gelu(F.linear(x, first)), second)
+        out.float().sum().backward()
+        synchronize(device)
+    return step
+
+def _milliseconds(step, dtype):
+    start = time.perf_counter()
+    step(dtype)
+    return 1e3*(time.perf_counter()-start)
+
 def measure_precision(
     device:str|torch.device="cpu", # Where to measure
     repetitions:int=5, # Of each precision, in turn
 )->dict: # Milliseconds of a block of two linear layers, forward and backward, by precision (median)
     "Time a device in single and half precision"
     device = torch.device(device)
-    n,d = (256, 256) if device.type == "cpu" else (8192, 1024) # an accelerator is only busy with more
-    x,w,v = (torch.full(s, .01, device=device, requires_grad=True) for s in ((n, d), (4*d, d), (d, 4*d))) # no draws: the generators stay as they are
-    def once(dtype):
-        t = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): y = F.linear(F.gelu(F.linear(x, w)), v)
-        y.float().sum().backward()
-        synchronize(device)
-        return 1e3*(time.perf_counter()-t)
-    names = [k for k in DTYPES if k != "fp16" or device.type != "cpu"]
-    times = [[once(DTYPES[k]) for k in names] for _ in range(repetitions+1)][1:] # the first one warms up
-    return {k:float(np.median(t)) for k,t in zip(names, zip(*times))}
+    step = _block(device)
+    names = [name for name in DTYPES if name != "fp16" or device.type != "cpu"]
+    times = {name:[] for name in names}
+    for _ in range(repetitions+1):
+        for name in names: times[name].append(_milliseconds(step, DTYPES[name]))
+    return {name:float(np.median(taken[1:])) for name,taken in times.items()} # the first one warms up
 
+# %% ../../nbs/library/503_learner.precision.ipynb #8dc27d9b
 def choose_precision(
     ms:dict, # From `measure_precision`
 )->str: # "fp32", "bf16" or "fp16"
-    "The precision that is worth it"
+    "Choose the precision that is worth it"
     half = "fp16" if "fp16" in ms and ms["fp16"] < ms["bf16"]/1.5 else "bf16"
     return half if ms[half] < .8*ms["fp32"] else "fp32"
 
 def _device_key(device):
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} of {platform.node()}, {torch.get_num_threads()} threads"
+    "A device as the file of measurements names it"
+    name = f"{device.type} of {platform.node()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda": name = torch.cuda.get_device_name(device)
     return f"{name}, torch {torch.__version__}"
 
 @lru_cache(maxsize=None)
 def _best_precision(device):
     "What was measured here before, else what a measurement says"
-    path,key = Path(settings().cache_path)/"precision.json",_device_key(device)
+    path = Path(settings().cache_path)/"precision.json"
+    key = _device_key(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".precision.lock")): # processes that train together must agree
         known = json.loads(path.read_text()) if path.is_file() else {}
         if key not in known:
             ms = measure_precision(device)
-            known[key] = dict(precision=choose_precision(ms), milliseconds={k:round(v, 3) for k,v in ms.items()})
-            with atomic_write(path) as f: f.write_text(json.dumps(known, indent=1))
+            rounded = {name:round(taken, 3) for name,taken in ms.items()}
+            known[key] = dict(precision=choose_precision(ms), milliseconds=rounded)
+            with atomic_write(path) as file: file.write_text(json.dumps(known, indent=1))
     return known[key]["precision"]
 
 def pick_precision(
     name:str|None=None, # "auto", "fp32", "bf16", "fp16"; the setting `precision` if None
     device:str|torch.device="cpu", # Where the model will run
 )->torch.dtype: # The dtype to run the model in
-    "The floating point type for the model's forward pass"
-    name = one_of(name or settings().precision, ("auto", "fp32", "bf16", "fp16"), "precision")
-    return DTYPES[_best_precision(torch.device(device)) if name == "auto" else name]
+    "Pick the floating point type for the model's forward pass"
+    name = one_of(name or settings().precision, ("auto", *DTYPES), "precision")
+    if name == "auto": name = _best_precision(torch.device(device))
+    return DTYPES[name]
 
 # %% ../../nbs/library/503_learner.precision.ipynb #707a07f8
 def as_float(
     o:object, # Tensors in dictionaries, lists and tuples
 )->object: # The same, half precision as float32
     "Bring what a model says to single precision, for losses and scores"
-    if isinstance(o, Tensor): return o.float() if o.is_floating_point() else o
-    if isinstance(o, dict): return {k:as_float(v) for k,v in o.items()}
-    return type(o)(map(as_float, o)) if isinstance(o, (list, tuple)) else o
+    def to_float(t): return t.float() if t.is_floating_point() else t
+    if isinstance(o, Tensor): return to_float(o) # each step comes through here
+    return tree_map_only(Tensor, to_float, o)

@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_map
 from ..callback.masked import VALID_EPOCH, Masked, known_bands
 from ..callback.pretext import Pretext, make_pretext, pretexts
 from ..core import nearest, one_of, pick_device, settings
-from ..data.cubefile import UnreadableCube
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import UnreadableImage
 from ..data.sample import Batch
@@ -206,7 +205,7 @@ def _samples(reader, names, items, unreadable):
     "Position and batch of one of each item that can be read"
     for i,(name,item) in enumerate(zip(names, items)):
         try: yield i, reader.read([item])
-        except (UnreadableImage, UnreadableCube, OSError) as e: unreadable[name] = getattr(e, "reason", "") or str(e)
+        except (UnreadableImage, OSError) as e: unreadable[name] = getattr(e, "reason", "") or str(e)
         except ValueError as e: raise ValueError(f"{name}: {e}") from e
 
 def _batches(run, names, items, bs, unreadable):

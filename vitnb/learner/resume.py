@@ -25,11 +25,11 @@ from torch import Tensor
 from ..callback.base import TrainCallback
 from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from ..callback.live import LiveView
-from ..core import flat
 from ..device import rng_state, set_rng_state, synchronize
 from .fastai import check_load
 from .loop import VitLearner
 from .precision import DTYPES
+from ..parameters import flat
 
 # %% ../../nbs/library/508_learner.resume.ipynb #95b07960
 def _is_plain(v):

@@ -22,9 +22,11 @@ from plum import dispatch
 from torch import Tensor
 
 from ..callback.live import LiveView
+from ..data.dataset import ImageDataset
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.image import as_rgb
-from ..data.loader import ImageDataset, ImageLoader, ImageLoaders
+from ..data.imageloader import ImageLoader
+from ..data.loader import ImageLoaders
 from ..data.sample import Batch, stack_samples
 from ..data.source import ImageSource
 from .fastai import learner_names, loaders_names, refuse
@@ -42,10 +44,11 @@ def no_bar(self:VitLearner):
 @patch
 def summary(self:VitLearner)->PrettyString: # fastai's table of layers
     "Describe the layers, with the model's own totals"
-    text,n = Learner.summary(self),sum(p.numel() for p in self.model.parameters())
+    total = sum(p.numel() for p in self.model.parameters())
     trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-    for what,count in (("Total params", n), ("Total trainable params", trained), ("Total non-trainable params", n - trained)):
-        text = re.sub(rf"^{what}: .*$", f"{what}: {count:,}", text, flags=re.M)
+    counts = {"Total params":total, "Total trainable params":trained, "Total non-trainable params":total - trained}
+    text = Learner.summary(self)
+    for title,count in counts.items(): text = re.sub(rf"^{title}: .*$", f"{title}: {count:,}", text, flags=re.M)
     return PrettyString(text)
 
 # %% ../../nbs/library/509_learner.tools.ipynb #d6bdc315
@@ -53,8 +56,9 @@ def _as_stored(item, reader):
     "A path, or an array (H,W[,C]) of stored values"
     if isinstance(item, (str, Path)): return Path(item)
     if isinstance(item, Image.Image): return as_rgb(item.copy()) if reader == "rgb" else np.asarray(item)
-    if isinstance(item, Tensor): return (item.movedim(0, -1) if item.ndim == 3 else item).cpu().numpy()
-    return item
+    if not isinstance(item, Tensor): return item
+    if item.ndim == 3: item = item.movedim(0, -1)
+    return item.cpu().numpy()
 
 class NewImages(ImageDataset):
     "Images that belong to no split, and have no targets"
@@ -64,7 +68,8 @@ class NewImages(ImageDataset):
         tasks:Tasks, # What predictions for them mean
     ):
         super().__init__(ImageSource(), tasks=tasks)
-        self.images,self.reader = images,reader
+        self.images = images
+        self.reader = reader
 
     def __len__(self): return len(self.images)
 
@@ -85,29 +90,33 @@ class ChosenSamples(ImageDataset):
         items:Sequence, # `SetItem`s of one dataset
         with_labels:bool=True, # Keep their targets
     ):
-        self.whole,self.rows,self.with_labels = items[0].dataset,np.array([o.index for o in items]),with_labels
-        if any(o.dataset is not self.whole for o in items): raise ValueError("the items belong to several datasets; give those of one split")
+        self.whole = items[0].dataset
+        self.rows = np.array([item.index for item in items])
+        self.with_labels = with_labels
+        if any(item.dataset is not self.whole for item in items):
+            raise ValueError("the items belong to several datasets; give those of one split")
         super().__init__(ImageSource(), tasks=self.whole.tasks)
 
     def __len__(self): return len(self.rows)
 
     def read(self, idx, draws=None):
         fields = self.whole.read(self.rows[idx], draws)
-        return fields if self.with_labels else {k:v for k,v in fields.items() if k != "target"}
+        if not self.with_labels: fields.pop("target", None)
+        return fields
 
 @patch(as_prop=True)
 def items(self:ImageDataset)->list: # `SetItem`s
-    "The samples as fastai asks for them"
+    "List the samples as fastai asks for them"
     return [SetItem(self, i) for i in range(len(self))]
 
 # %% ../../nbs/library/509_learner.tools.ipynb #b44cf17f
 def _test_set(loaders, items, with_labels):
     "The dataset of some items"
     if not items: raise ValueError("there is nothing to load; give paths, arrays, PIL images or tensors")
-    if all(isinstance(o, SetItem) for o in items): return ChosenSamples(items, with_labels)
+    if all(isinstance(item, SetItem) for item in items): return ChosenSamples(items, with_labels)
     if with_labels: raise ValueError("new images have no labels; load_set('table.csv', ...) loads images with theirs")
-    reader = eval_reader(loaders.config())
-    return NewImages([_as_stored(o, loaders.reader["name"]) for o in items], reader, loaders.tasks)
+    images = [_as_stored(item, loaders.reader["name"]) for item in items]
+    return NewImages(images, eval_reader(loaders.config()), loaders.tasks)
 
 @patch
 def test_dl(self:ImageLoaders,
@@ -117,8 +126,9 @@ def test_dl(self:ImageLoaders,
     process:bool=True, # fastai's, for tables; here only True
     **kw, # What `ImageLoader.new` takes: `bs`, `workers`
 )->ImageLoader: # Batches in the order of the items, prepared as for validation
-    "A loader for new images"
-    if rm_type_tfms is not None or not process: raise ValueError("rm_type_tfms and process=False belong to fastai's types and tables; leave them out")
+    "Make a loader for new images"
+    if rm_type_tfms is not None or not process:
+        raise ValueError("rm_type_tfms and process=False belong to fastai's types and tables; leave them out")
     single = isinstance(test_items, (str, Path, Image.Image, SetItem))
     items = [test_items] if single else list(test_items)
     return self.valid.new(_test_set(self, items, with_labels), **kw)
@@ -131,21 +141,24 @@ def predict(self:VitLearner,
     with_input:bool=False, # Also the image as the model gets it, first
 )->tuple|dict: # (in words, as a tensor, probabilities); of several tasks: task -> triple
     "Predict one image"
-    if not self.tasks: raise ValueError("this Learner has no task that says what a prediction means; predict needs one, get_preds gives what the model says")
+    if not self.tasks:
+        raise ValueError("this Learner has no task that says what a prediction means; predict needs one, "
+                         "get_preds gives what the model says")
     dl = self.dls.test_dl([item], rm_type_tfms)
     image,probs,_,index = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-    found = self.tasks.map(lambda task,i,p: (task.says(i[0]), i[0], p[0]), index, probs)
-    if not with_input: return found
-    return (image[0], *found) if self.tasks.only else (image[0], found)
+    answers = self.tasks.map(lambda task,index,probs: (task.says(index[0]), index[0], probs[0]), index, probs)
+    if not with_input: return answers
+    return (image[0], *answers) if self.tasks.only else (image[0], answers)
 
 # %% ../../nbs/library/509_learner.tools.ipynb #89b321ba
 @patch(as_prop=True)
 def vocab(self:ImageDataset)->CategoryMap:
-    "Names of the classes, where a sample has one"
+    "Name the classes, where a sample has one"
     task = self.tasks.only
     if task and task.vocab: return CategoryMap(task.vocab, sort=False)
     # an AttributeError, so that `hasattr` is False
-    raise AttributeError("there is no vocab, for a sample of this set has not one class; use task_report of vitnb.metrics.report, which asks the task")
+    raise AttributeError("there is no vocab, for a sample of this set has not one class; "
+                         "use task_report of vitnb.metrics.report, which asks the task")
 
 @dispatch
 def plot_top_losses(
@@ -158,17 +171,22 @@ def plot_top_losses(
     **kw, # As for `show_batch`
 )->None:
     "Show the images with the largest losses: predicted / actual / loss / probability"
-    rows = zip(outs, samples, losses.tolist(), raws)
-    titles = [f"{out[0]}/{true}\n{loss:.2f}/{float(probs.max()):.2f}" for out,(_,true),loss,probs in rows]
+    titles = []
+    for out,(_,target),loss,probs in zip(outs, samples, losses.tolist(), raws):
+        titles.append(f"{out[0]}/{target}\n{loss:.2f}/{float(probs.max()):.2f}")
     y.show_batch(x, max_n=len(titles), titles=titles, **kw)
 
 # %% ../../nbs/library/509_learner.tools.ipynb #c123fbbc
-def _refusal(what, support):
+def _refusal(name, support):
     "A method that raises"
-    def method(self, *args, **kw): refuse(what, support)
+    def method(self, *args, **kw): refuse(name, support)
     method.__doc__ = f"Refused; use {support.use}"
     return method
 
-for _cls,_what,_names in ((VitLearner, "learn", learner_names), (ImageLoaders, "dls", loaders_names)):
-    for _name,_support in _names.items():
-        if _support.status == "refused": setattr(_cls, _name, _refusal(f"{_what}.{_name}", _support))
+def _refuse_all(cls, prefix, names):
+    "Put a refusal in the place of each method that is listed as refused"
+    for name,support in names.items():
+        if support.status == "refused": setattr(cls, name, _refusal(f"{prefix}.{name}", support))
+
+_refuse_all(VitLearner, "learn", learner_names)
+_refuse_all(ImageLoaders, "dls", loaders_names)

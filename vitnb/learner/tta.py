@@ -27,7 +27,7 @@ def tta_mode(
     learn:VitLearner, # A trained Learner
     views:str|Sequence[str]="flip", # As for `pick_views`
 )->Iterator: # The Learner
-    "Inside `with`, `learn.model` answers with the mean over views: for `validate`, `get_preds`, `predict_split` and any metric"
+    "Let `learn.model` answer with the mean over views inside `with`: for `validate`, `predict_split` and any metric"
     plain = learn.model
     learn.model = TTA(plain, views, learn.tasks).eval()
     try: yield learn
@@ -47,21 +47,28 @@ def mean_nll(
     targets:Tensor, # Class indices `(N,...)`, or probabilities like `probs`
     ignore_index:int=-100, # Class index that stands for an unknown target, which does not count
 )->float: # Mean of -log p(target)
-    "Negative log-likelihood of probabilities, as they are: no further softmax"
+    "Compute the negative log-likelihood of probabilities, as they are: no further softmax"
     logp = probs.double().clamp_min(torch.finfo(torch.float32).tiny).log()
-    if targets.shape == probs.shape and targets.is_floating_point(): return -(targets*logp).sum(-1).mean().item()
+    if targets.shape == probs.shape and targets.is_floating_point():
+        return -(targets*logp).sum(-1).mean().item()
     return F.nll_loss(logp.flatten(0, -2), targets.flatten(), ignore_index=ignore_index).item()
 
 class _Tally:
     "Loss and metrics of the predictions for a split"
-    def __init__(self, learn): self.objective,self.metrics,self.terms = learn.objective,make_task_metrics(learn.tasks),{}
+    def __init__(self, learn):
+        self.objective = learn.objective
+        self.metrics = make_task_metrics(learn.tasks)
+        self.terms = {}
 
     def add(self, pred, batch):
         self.terms = add_terms(self.terms, self.objective.terms(pred, batch))
-        for m in self.metrics: m.accumulate(SimpleNamespace(pred=pred, batch=batch))
+        for metric in self.metrics: metric.accumulate(SimpleNamespace(pred=pred, batch=batch))
 
-    def row(self): return dict(loss=weigh(self.terms, self.objective.weights).item(), **{m.name:float(m.value) for m in self.metrics})
+    def row(self, view):
+        loss = weigh(self.terms, self.objective.weights).item()
+        return dict(view=view, loss=loss, **{metric.name:float(metric.value) for metric in self.metrics})
 
+# %% ../../nbs/library/520_learner.tta.ipynb #e8b90186
 @torch.no_grad()
 def view_scores(
     learn:VitLearner, # A trained Learner
@@ -71,8 +78,8 @@ def view_scores(
     "Score each view alone, and their mean"
     tta = TTA(learn.model, views, learn.tasks).eval()
     learn.objective.eval() # smoothing acts in training only
-    tallies = [_Tally(learn) for _ in [*tta.views, "mean"]]
+    tallies = {name:_Tally(learn) for name in [*tta.views, "mean"]}
     for batch in split_loader(learn, split):
         with learn.autocast(): each = as_float(tta.each(batch["image"]))
-        for tally,pred in zip(tallies, [*each, tta.mean(each)]): tally.add(pred, batch)
-    return [dict(view=name, **tally.row()) for name,tally in zip([*tta.views, "mean"], tallies)]
+        for tally,pred in zip(tallies.values(), [*each, tta.mean(each)]): tally.add(pred, batch)
+    return [tally.row(name) for name,tally in tallies.items()]

@@ -11,7 +11,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from ..core import Registry, nearest, one_of
+from ..core import Registry, check_options, one_of
 
 # %% ../../nbs/library/300_losses.base.ipynb #62d4b65f
 def divide(
@@ -108,6 +108,5 @@ def make_loss(
     alias = weight is not None and "weight" not in known and "alpha" in known
     if alias and options.get("alpha") is not None: raise ValueError("weight and alpha are the same parameter of the focal loss; give one")
     given = {"alpha" if alias else "weight":weight, "label_smoothing":label_smoothing, **options}
-    for k in given:
-        if k not in known and given[k] is not None: raise ValueError(f"loss {name!r} has no option {k!r}: {nearest(k, known)}")
+    check_options(f"loss {name!r}", [option for option in given if given[option] is not None], known)
     return losses[name](**{k:v for k,v in given.items() if v is not None})

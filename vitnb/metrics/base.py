@@ -15,9 +15,10 @@ from fastai.learner import Metric
 from fastcore.basics import patch
 
 from ..core import Registry
-from .scores import (Score, answers, class_counts, count_accuracy, defined_mean, f1_macro, intervals, label_counts,
-    label_precision, label_ranks, level_moments, levels_apart, mean_iou, n_classes, pixel_counts, quadratic_kappa,
-    r_squared, right_answers, root_ratio, sum_ratio, top_hits, value_errors, value_moments, value_pairs, weighted_sums)
+from .scores import (Score, answers, class_counts, count_accuracy, defined_mean, f1_macro, intervals,
+    label_counts, label_precision, label_ranks, level_moments, levels_apart, mean_iou, n_classes, pixel_counts,
+    quadratic_kappa, r_squared, right_answers, root_ratio, sum_ratio, top_hits, value_errors, value_moments,
+    value_pairs, weighted_sums)
 from ..task import ClassMap, Column, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column
 
 # %% ../../nbs/library/340_metrics.base.ipynb #17978aeb

@@ -28,26 +28,46 @@ def bootstrap_interval(
     level:float=0.95, # Share of them inside the interval
     seed:int=0, # Of the resampling
 )->tuple: # (mean, low, high)
-    "The mean of `values` and its percentile bootstrap interval"
-    x = np.asarray(values, dtype=np.float64).ravel()
-    bad = (~np.isfinite(x)).sum()
-    if not x.size or bad: raise ValueError(f"{x.size} values, {bad} of them not finite; an interval needs at least one value and finite ones")
-    if n < 1 or not 0 < level < 1: raise ValueError(f"n={n} must be from 1 and level={level} between 0 and 1; for example n=2000, level=0.95")
-    (u,counts),rng = np.unique(x, return_counts=True),np.random.default_rng(seed)
-    rows = max(1, 2**22//u.size) # resampled sets at a time: at most 32 MB of counts
-    means = np.concatenate([rng.multinomial(x.size, counts/x.size, size=min(rows, n-i)) @ u for i in range(0, n, rows)])/x.size
-    return float(x.mean()), *map(float, np.quantile(means, [(1-level)/2, (1+level)/2]))
+    "Give the mean of `values` and its percentile bootstrap interval"
+    values = np.asarray(values, dtype=np.float64).ravel()
+    bad = (~np.isfinite(values)).sum()
+    if not values.size or bad:
+        raise ValueError(f"{values.size} values, {bad} of them not finite; "
+                         "an interval needs at least one value and finite ones")
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"n={n} must be from 1 and level={level} between 0 and 1; for example n=2000, level=0.95")
+    means = _resampled_means(values, n, np.random.default_rng(seed))
+    return float(values.mean()), *map(float, np.quantile(means, [(1-level)/2, (1+level)/2]))
+
+def _resampled_means(values, n, generator):
+    "Means of `n` sets that are drawn with replacement"
+    distinct,counts = np.unique(values, return_counts=True)
+    rows = max(1, 2**22//distinct.size) # resampled sets at a time: at most 32 MB of counts
+    sizes = [min(rows, n - start) for start in range(0, n, rows)]
+    sums = [generator.multinomial(values.size, counts/values.size, size=size) @ distinct for size in sizes]
+    return np.concatenate(sums)/values.size
 
 # %% ../../nbs/library/350_metrics.classify.ipynb #46d14d90
-def _arrays(probs, targets, classes):
+def _array(values):
+    "Numbers on the host"
+    return np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values)
+
+def _arrays(probs, targets, K):
     "Checked arrays `(N,K)` and `(N,)`"
-    p,y = (np.asarray(o.detach().cpu().float() if isinstance(o, Tensor) else o) for o in (probs, targets))
-    y,K = y.astype(np.int64),len(classes)
+    p = _array(probs)
+    y = _array(targets).astype(np.int64)
     if p.shape != (len(y), K) or y.ndim != 1 or not len(y):
         raise ValueError(f"probs {p.shape} and targets {y.shape} must be (N,{K}) and (N,), N from 1, for {K} classes")
-    if not np.isfinite(p).all(): raise ValueError(f"{(~np.isfinite(p)).any(1).sum()} of {len(y)} samples have probabilities that are not finite")
-    if y.min() < 0 or y.max() >= K: raise ValueError(f"targets run from {y.min()} to {y.max()}; with {K} classes they must be from 0 to {K-1}")
-    return p,y
+    unusable = (~np.isfinite(p)).any(1).sum()
+    if unusable: raise ValueError(f"{unusable} of {len(y)} samples have probabilities that are not finite")
+    if y.min() < 0 or y.max() >= K:
+        raise ValueError(f"targets run from {y.min()} to {y.max()}; with {K} classes they must be from 0 to {K-1}")
+    return p, y
+
+def _class_row(precision, recall, f1, n):
+    "The scores of one class; None where undefined"
+    scores = dict(precision=precision, recall=recall, f1=f1, n=n)
+    return {name:None if np.isnan(score) else score.item() for name,score in scores.items()}
 
 def classification_report(
     probs:Tensor|np.ndarray, # Probabilities or logits, `(N,K)`
@@ -55,15 +75,18 @@ def classification_report(
     classes:list, # Names of the classes, `K` of them
     level:float=0.95, # Of the interval
 )->dict: # n, accuracy, ci, top5 (where K > 5), f1_macro, per_class, confusion (rows: truth), all plain Python
-    "What a classifier does on a set"
-    p,y = _arrays(probs, targets, classes)
-    k,pred = np.arange(len(classes)),p.argmax(1)
-    acc,lo,hi = bootstrap_interval(pred == y, level=level)
-    scores = precision_recall_fscore_support(y, pred, labels=k, zero_division=np.nan)
-    rows = {str(c):dict(zip(("precision", "recall", "f1", "n"), (None if np.isnan(v) else v.item() for v in vals))) for c,*vals in zip(classes, *scores)}
-    top5 = dict(top5=float(top_k_accuracy_score(y, p, k=5, labels=k))) if len(k) > 5 else {}
-    return dict(n=len(y), accuracy=acc, ci=[lo, hi], **top5, f1_macro=float(np.nanmean(scores[2])), per_class=rows,
-                confusion=confusion_matrix(y, pred, labels=k).tolist())
+    "Report what a classifier does on a set"
+    p,y = _arrays(probs, targets, len(classes))
+    labels = np.arange(len(classes))
+    pred = p.argmax(1)
+    accuracy,*interval = bootstrap_interval(pred == y, level=level)
+    scores = precision_recall_fscore_support(y, pred, labels=labels, zero_division=np.nan)
+    report = dict(n=len(y), accuracy=accuracy, ci=interval)
+    if len(labels) > 5: report["top5"] = float(top_k_accuracy_score(y, p, k=5, labels=labels))
+    report["f1_macro"] = float(np.nanmean(scores[2]))
+    report["per_class"] = {str(name):_class_row(*row) for name,*row in zip(classes, *scores)}
+    report["confusion"] = confusion_matrix(y, pred, labels=labels).tolist()
+    return report
 
 # %% ../../nbs/library/350_metrics.classify.ipynb #d9397011
 def most_confused(
@@ -71,10 +94,11 @@ def most_confused(
     classes:list, # Names of the classes
     min_n:int=1, # Leave out pairs that occur less often
 )->list: # (truth, prediction, count), most frequent first
-    "The pairs of classes that are taken for one another"
-    c = np.array(confusion)
-    if c.shape != (len(classes),)*2: raise ValueError(f"a confusion matrix of shape {c.shape} does not fit {len(classes)} classes")
-    np.fill_diagonal(c, 0)
-    order = np.argsort(-c, axis=None, kind="stable") # ties stay in the order of the classes
-    pairs = zip(*np.unravel_index(order, c.shape))
-    return [(classes[i], classes[j], int(c[i,j])) for i,j in pairs if c[i,j] >= max(1, min_n)]
+    "List the pairs of classes that are taken for one another"
+    counts = np.array(confusion)
+    if counts.shape != (len(classes),)*2:
+        raise ValueError(f"a confusion matrix of shape {counts.shape} does not fit {len(classes)} classes")
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable") # ties stay in the order of the classes
+    pairs = zip(*np.unravel_index(order, counts.shape))
+    return [(classes[i], classes[j], int(counts[i,j])) for i,j in pairs if counts[i,j] >= max(1, min_n)]

@@ -163,7 +163,8 @@ def _finite(pred, target):
         raise ValueError(f"{len(pred)} predictions and {len(target)} targets must be as many, from 1")
     wrong = ~pred.reshape(len(pred), -1).isfinite().all(1)
     if bool(wrong.any()):
-        raise ValueError(f"{int(wrong.sum())} of {len(pred)} samples have predictions that are not finite, and no score")
+        raise ValueError(f"{int(wrong.sum())} of {len(pred)} samples have predictions that are not finite, "
+                         "and no score")
     if pred.dtype in (torch.float16, torch.bfloat16): pred = pred.float() # numpy has no bfloat16
     return pred, target if target.is_floating_point() else target.long()
 
@@ -171,7 +172,8 @@ def _check_outputs(task, pred):
     "Refuse predictions that are not those of the task"
     outputs = np.atleast_1d(task.outputs)
     if prod(pred.shape[1:1+len(outputs)]) != prod(outputs):
-        raise ValueError(f"predictions of shape {tuple(pred.shape)} do not have the task's {task.outputs} outputs a sample")
+        raise ValueError(f"predictions of shape {tuple(pred.shape)} do not have the task's {task.outputs} outputs "
+                         "a sample")
 
 def _scored(task, pred, target):
     "The metrics of a task that have seen a whole set"

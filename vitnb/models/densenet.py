@@ -7,8 +7,10 @@ __all__ = ['DENSENET_SIZES', 'DENSENET_HUB', 'densenet_micro', 'densenet_bc100',
            'densenet264', 'DenseLayer', 'DenseNet', 'choose_stem', 'densenet']
 
 # %% ../../nbs/library/220_models.densenet.ipynb #c7cf33a9
+import math
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import timm.models.densenet as timm_densenet
 import torch
 from timm.models._manipulate import MATCH_PREV_GROUP
@@ -23,10 +25,10 @@ from .protocol import register_model
 def _untouched(module:nn.Module):
     "Let `module` write into copies of its buffers, and give it back the originals"
     kept = dict(module.named_buffers(recurse=False))
-    for k,v in kept.items(): setattr(module, k, v.clone())
+    for name,buffer in kept.items(): setattr(module, name, buffer.clone())
     try: yield
     finally:
-        for k,v in kept.items(): setattr(module, k, v)
+        for name,buffer in kept.items(): setattr(module, name, buffer)
 
 class DenseLayer(timm_densenet.DenseLayer):
     "timm's dense layer, whose checkpointing leaves the running statistics of a plain pass"
@@ -34,9 +36,10 @@ class DenseLayer(timm_densenet.DenseLayer):
         x:list, # Maps of the layers before, each `(B,C,H,W)`
     )->Tensor: # Output of the 1×1 convolution, `(B,bn_size*growth_rate,H,W)`
         "Compute the bottleneck now and again in the backward pass"
-        if torch.compiler.is_compiling(): return super().call_checkpoint_bottleneck(x) # the compiler plans the second pass itself
-        again = lambda: (nullcontext(), _untouched(self.norm1))
-        return checkpoint(lambda *xs: self.bottleneck_fn(xs), *x, use_reentrant=False, context_fn=again)
+        if torch.compiler.is_compiling(): # the compiler plans the second pass itself
+            return super().call_checkpoint_bottleneck(x)
+        def contexts(): return nullcontext(), _untouched(self.norm1) # of the first pass and of the repeated one
+        return checkpoint(lambda *maps: self.bottleneck_fn(maps), *x, use_reentrant=False, context_fn=contexts)
 
 # %% ../../nbs/library/220_models.densenet.ipynb #b2bb8bd7
 class DenseNet(timm_densenet.DenseNet):
@@ -47,18 +50,20 @@ class DenseNet(timm_densenet.DenseNet):
         **kw, # timm's keywords
     ):
         super().__init__(**kw)
-        self.img_size,self.fresh = img_size,()
+        self.img_size = img_size
+        self.fresh = ()
         if stem == "cifar": self._small_stem()
-        for m in self.features.modules():
-            if type(m) is timm_densenet.DenseLayer: m.__class__ = DenseLayer # same weights, same names
+        for module in self.features.modules():
+            if type(module) is timm_densenet.DenseLayer: module.__class__ = DenseLayer # same weights, same names
 
     def _small_stem(self):
         "Replace the stem; a published one cannot be loaded into it, so it may stay fresh"
-        old,self.fresh = self.features.conv0,("features.conv0.",)
+        old = self.features.conv0
+        self.fresh = ("features.conv0.",)
         self.features.conv0 = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.features.conv0.weight) # as timm does for all convolutions
         self.features.pool0 = nn.Identity()
-        for i,info in enumerate(self.feature_info): info["reduction"] //= 4 if i else 2
+        for stage,info in enumerate(self.feature_info): info["reduction"] //= 4 if stage else 2
 
     def no_weight_decay(self)->set: # Names; empty, for norms and biases are found by rule
         "Tables and tokens, of which a DenseNet has none"
@@ -67,10 +72,10 @@ class DenseNet(timm_densenet.DenseNet):
     def group_matcher(self,
         coarse:bool=False, # Count blocks; False: layers
     )->dict: # Regular expressions by group
-        "timm's depths, but the last norm, which comes with pre-trained weights, lies as deep as the last block and not as the classifier"
+        "Take timm's depths; the last norm, which comes with pre-trained weights, lies as deep as the last block"
         matcher = super().group_matcher(coarse)
-        blocks = matcher["blocks"]
-        matcher["blocks"] = [*([(blocks, None)] if coarse else blocks), (r"^features\.norm5", MATCH_PREV_GROUP)]
+        blocks = [(matcher["blocks"], None)] if coarse else matcher["blocks"]
+        matcher["blocks"] = [*blocks, (r"^features\.norm5", MATCH_PREV_GROUP)]
         return matcher
 
 # %% ../../nbs/library/220_models.densenet.ipynb #1ce3b598
@@ -81,17 +86,18 @@ def choose_stem(
 )->str: # "imagenet" or "cifar"
     "The stem for an image; a `ValueError` where the last block would get no pixel"
     one_of(stem, ("auto", "imagenet", "cifar"), "stem")
-    side = None if img_size is None else img_size if isinstance(img_size, int) else min(img_size)
-    if stem == "auto": stem = "cifar" if side is not None and side <= 64 else "imagenet"
-    least = 2**(n_blocks - 1) if stem == "cifar" else 4*2**(n_blocks - 1) - 3 # the stem rounds up twice
-    if side is not None and side < least:
-        raise ValueError(f"img_size={img_size} is too small for {n_blocks} blocks behind the {stem} stem; use at least {least} pixels"
-                         f"{', or stem=cifar' if stem == 'imagenet' else ', or fewer blocks'}")
+    side = math.inf if img_size is None else np.min(img_size)
+    if stem == "auto": stem = "cifar" if side <= 64 else "imagenet"
+    halved = 2**(n_blocks - 1)
+    least,remedy = (halved, "fewer blocks") if stem == "cifar" else (4*halved - 3, "stem=cifar") # it rounds up twice
+    if side < least:
+        raise ValueError(f"img_size={img_size} is too small for {n_blocks} blocks behind the {stem} stem; "
+                         f"use at least {least} pixels, or {remedy}")
     return stem
 
 # %% ../../nbs/library/220_models.densenet.ipynb #55bc5660
 def densenet(
-    img_size:int|tuple|None=None, # Side of the image in pixels, or (height, width); chooses the stem. None: large images
+    img_size:int|tuple|None=None, # Side of the image in pixels, or (height, width); chooses the stem. None: large
     num_classes:int=1000, # Outputs
     stem:str="auto", # "auto": "cifar" up to 64 pixels, else "imagenet"
     in_chans:int=3, # Channels of the image
@@ -103,11 +109,13 @@ def densenet(
     memory_efficient:bool=False, # Compute bottlenecks again in the backward pass: less memory, more time
 )->DenseNet: # The network
     "A DenseNet-BC of any size (bottlenecks, and half of the maps kept between blocks)"
-    for k,v in dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate).items():
-        if not 0 <= v < 1: raise ValueError(f"{k}={v!r} must be at least 0 and below 1")
+    for name,rate in dict(drop_rate=drop_rate, proj_drop_rate=proj_drop_rate).items():
+        if not 0 <= rate < 1: raise ValueError(f"{name}={rate!r} must be at least 0 and below 1")
     stem = choose_stem(stem, img_size, len(block_config))
-    return DenseNet(stem, img_size, num_classes=num_classes, in_chans=in_chans, growth_rate=growth_rate, block_config=tuple(block_config),
-                    bn_size=bn_size, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate, memory_efficient=memory_efficient)
+    return DenseNet(
+        stem, img_size, num_classes=num_classes, in_chans=in_chans, growth_rate=growth_rate,
+        block_config=tuple(block_config), bn_size=bn_size, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate,
+        memory_efficient=memory_efficient)
 
 # %% ../../nbs/library/220_models.densenet.ipynb #96cadc01
 DENSENET_SIZES = dict(
@@ -118,7 +126,8 @@ DENSENET_SIZES = dict(
     densenet201    = dict(growth_rate=32, block_config=(6, 12, 48, 32)),
     densenet264    = dict(growth_rate=32, block_config=(6, 12, 64, 48)),
 )
-DENSENET_HUB = dict(densenet121="densenet121.ra_in1k", densenet169="densenet169.tv_in1k", densenet201="densenet201.tv_in1k")
+DENSENET_HUB = dict(densenet121="densenet121.ra_in1k", densenet169="densenet169.tv_in1k",
+                    densenet201="densenet201.tv_in1k")
 
 densenet_micro,densenet_bc100,densenet121,densenet169,densenet201,densenet264 = (
     register_model(name, densenet, hub=DENSENET_HUB.get(name), **preset) for name,preset in DENSENET_SIZES.items())

@@ -13,7 +13,7 @@ import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import safetensors.torch
@@ -35,8 +35,10 @@ def check_model(
     methods:Sequence=PROTOCOL, # What it must answer: the whole protocol, or what is about to be used
 )->None:
     "Check that `model` answers the protocol; a `ValueError` names what is missing"
-    missing = [o for o in methods if not callable(getattr(model, o, None))]
-    if missing: raise ValueError(f"{type(model).__name__} lacks {', '.join(missing)} of the model protocol; add them with timm's signatures")
+    missing = [method for method in methods if not callable(getattr(model, method, None))]
+    if missing:
+        raise ValueError(f"{type(model).__name__} lacks {', '.join(missing)} of the model protocol; "
+                         "add them with timm's signatures")
 
 # %% ../../nbs/library/200_models.protocol.ipynb #73102c86
 models = Registry("model")
@@ -50,18 +52,23 @@ class ModelEntry:
     hub:str|None = None # timm's name of the published weights, if there are any
     adapt:Callable|None = None # `(state, model)->state`: renames or resizes weights of other origin
 
+    def parameters(self)->list: # Of the builder's signature
+        "List what the builder takes"
+        return list(inspect.signature(self.build).parameters.values())
+
     def options(self)->dict: # Keywords and defaults, the preset's applied
-        "What this model can be asked for"
-        named = {k:p.default for k,p in inspect.signature(self.build).parameters.items() if p.kind is not p.VAR_KEYWORD}
+        "Give what this model can be asked for"
+        named = {p.name:p.default for p in self.parameters() if p.kind is not p.VAR_KEYWORD}
         return {**named, **self.preset}
 
-    def takes(self, k:str)->bool:
-        "Whether it can be asked for `k`"
-        return k in self.options() or any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.build).parameters.values())
+    def takes(self, name:str)->bool:
+        "Tell whether it can be asked for `name`"
+        return name in self.options() or any(p.kind is p.VAR_KEYWORD for p in self.parameters())
 
     def __call__(self, **kw)->nn.Module:
-        for k in kw:
-            if not self.takes(k): raise ValueError(f"{self.name} has no keyword {k!r}: {nearest(k, self.options())}")
+        for name in kw:
+            if not self.takes(name):
+                raise ValueError(f"{self.name} has no keyword {name!r}: {nearest(name, self.options())}")
         model = self.build(**{**self.preset, **kw})
         model.name = self.name
         return model
@@ -75,30 +82,37 @@ def register_model(
     **preset, # Keywords of this size
 )->ModelEntry: # The entry, callable
     "Register `build` with `preset` under `name`; the same builder, defined again, takes the place of its old self"
-    entry,old = ModelEntry(name, build, preset, hub, adapt),models.get(name)
-    if old and old.build.__qualname__ == build.__qualname__: # a cell that was run again, or a notebook and the module it exports
-        if old.build.__module__ != "__main__" or build.__module__ == "__main__": models[name] = entry # what is open in a notebook wins
-        return entry
-    return models.register(name)(entry)
+    entry = ModelEntry(name, build, preset, hub, adapt)
+    old = models.get(name)
+    if old is None or old.build.__qualname__ != build.__qualname__: return models.register(name)(entry)
+    # a cell that was run again, or a notebook and the module it exports: what is open in a notebook wins
+    if old.build.__module__ != "__main__" or build.__module__ == "__main__": models[name] = entry
+    return entry
 
 # %% ../../nbs/library/200_models.protocol.ipynb #2ea91292
 def _unwrap(state:dict)->dict:
     "The weights inside a checkpoint, without the prefixes of torch.compile and of DDP"
-    for k in ("model", "state_dict", "model_state_dict", "model_state"):
-        if isinstance(state.get(k), dict): state = state[k]
-    return {k: v for k,v in plain_names(state).items() if isinstance(v, torch.Tensor)}
+    for key in ("model", "state_dict", "model_state_dict", "model_state"):
+        if isinstance(state.get(key), dict): state = state[key]
+    return {name:tensor for name,tensor in plain_names(state).items() if isinstance(tensor, torch.Tensor)}
+
+def _read(path):
+    "What a file of weights holds"
+    if path.suffix == ".safetensors": return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 def read_weights(
-    path:str|Path, # A `.safetensors` file, or one that `torch.save` wrote: a state dict, or a checkpoint with one inside
+    path:str|Path, # A `.safetensors` file, or a state dict or checkpoint that `torch.save` wrote
 )->dict: # Names and tensors, on the CPU
     "Read weights from a file; code in the file does not run"
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, or pretrained=True for published weights")
-    read = safetensors.torch.load_file if path.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
-    try: state = read(path)
+        raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, "
+                                "or pretrained=True for published weights")
+    try: state = _read(path)
     except Exception as e: # torch and safetensors raise half a dozen kinds for a file that is not theirs
-        raise ValueError(f"{path} holds no readable weights ({type(e).__name__}); save a plain state dict with torch.save or safetensors") from e
+        raise ValueError(f"{path} holds no readable weights ({type(e).__name__}); "
+                         "save a plain state dict with torch.save or safetensors") from e
     state = _unwrap(state) if isinstance(state, dict) else {}
     if not state: raise ValueError(f"{path} holds no tensors by name; save model.state_dict()")
     return state
@@ -113,33 +127,55 @@ class LoadReport:
     fresh:list = field(default_factory=list) # Names that keep their new, random values
 
     def __str__(self)->str:
-        more = [f"{what}: {', '.join(o)}" for what,o in (("resized", self.adapted), ("left at random", self.fresh)) if o]
-        return "; ".join([f"{self.loaded} tensors from {self.source}", *more])
+        parts = [f"{self.loaded} tensors from {self.source}"]
+        if self.adapted: parts.append(f"resized: {', '.join(self.adapted)}")
+        if self.fresh: parts.append(f"left at random: {', '.join(self.fresh)}")
+        return "; ".join(parts)
 
 def _first_conv(model:nn.Module)->str:
     "Name of the convolution that meets the image; a name that no parameter has if there is none"
-    return next((n for n,m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), "(none)") + ".weight"
+    convolutions = (name for name,module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d)))
+    return next(convolutions, "(none)") + ".weight"
 
 def _classifier(model:nn.Module)->str:
     "Name of the classifier, with a dot; a name that no parameter has if there is none"
     check_model(model, ["get_classifier"])
-    return next((f"{n}." for n,m in model.named_modules() if m is model.get_classifier() and n), "(none)")
+    head = model.get_classifier()
+    return next((f"{name}." for name,module in model.named_modules() if module is head and name), "(none)")
 
 def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict:
     "`state` after the family's renaming and resizing, which presumes that the architecture is the same"
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate") # timm's indexing style, nothing that concerns the reader
+            warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate") # of timm's own indexing
             return adapt(dict(state), model) if adapt else dict(state)
     except (AttributeError, IndexError, KeyError, RuntimeError) as e:
-        raise ValueError(f"{source} does not fit this {type(model).__name__} ({e}); create the model that the weights were trained with") from e
+        raise ValueError(f"{source} does not fit this {type(model).__name__} ({e}); "
+                         "create the model that the weights were trained with") from e
 
 # %% ../../nbs/library/200_models.protocol.ipynb #2f732f9c
-def _fit(name:str, w:torch.Tensor, like:torch.Tensor, stem:str)->torch.Tensor|None:
-    "`w` made to fit `like`, or None where that is impossible"
-    if w.shape == like.shape: return w
-    colour = name == stem and w.ndim == like.ndim == 4 and w.shape[1] == 3 and w[:,0].shape == like[:,0].shape
-    return adapt_input_conv(like.shape[1], w) if colour else None # sums or repeats the three colour filters
+def _fit(name, weight, like, stem):
+    "`weight` made to fit `like`, or None where that is impossible"
+    if weight.shape == like.shape: return weight
+    if name != stem or weight.ndim != 4 or like.ndim != 4 or weight.shape[1] != 3: return None
+    if weight[:,0].shape != like[:,0].shape: return None
+    return adapt_input_conv(like.shape[1], weight) # sums or repeats the three colour filters
+
+def _fitting(state, own, stem):
+    "What of `state` the model can take, made to fit"
+    fits = {}
+    for name,weight in state.items():
+        fit = _fit(name, weight, own[name], stem) if name in own else None
+        if fit is not None: fits[name] = fit
+    return fits
+
+def _misfit(source, model, given, own, wrong, extra):
+    "The error about weights of another model"
+    some = [f"{name} {given.get(name, 'missing')} for {tuple(own[name].shape)}" for name in wrong[:3]]
+    some += [f"{name} unknown" for name in extra[:3]]
+    return ValueError(f"{source} does not fit this {type(model).__name__}: {len(wrong)} tensors missing "
+                      f"or of another shape, {len(extra)} unknown ({'; '.join(some)}); "
+                      "create the model that the weights were trained with")
 
 def load_weights(
     model:nn.Module, # The model to fill
@@ -149,24 +185,25 @@ def load_weights(
     fresh:tuple=(), # Names (or their beginnings) that may stay random; the classifier always may
 )->LoadReport: # What was loaded, resized and left
     "Load `state` into `model`; anything but the classifier that does not fit is a `ValueError`"
-    given = {k: tuple(v.shape) for k,v in state.items()}
-    state,own = _adapted(state, model, adapt, source),model.state_dict()
-    fits = {k: w for k,v in state.items() if k in own and (w := _fit(k, v, own[k], _first_conv(model))) is not None}
-    lacking = [k for k in own if k not in fits]
-    wrong = [k for k in lacking if not k.startswith((_classifier(model), *fresh))]
-    extra = [k for k in state if k not in own and not k.startswith(_classifier(model))]
-    if wrong or extra:
-        some = [f"{k} {given.get(k, 'missing')} for {tuple(own[k].shape)}" for k in wrong[:3]] + [f"{k} unknown" for k in extra[:3]]
-        raise ValueError(f"{source} does not fit this {type(model).__name__}: {len(wrong)} tensors missing or of another shape, "
-                         f"{len(extra)} unknown ({'; '.join(some)}); create the model that the weights were trained with")
+    given = {name:tuple(weight.shape) for name,weight in state.items()}
+    state = _adapted(state, model, adapt, source)
+    own = model.state_dict()
+    head = _classifier(model)
+    fits = _fitting(state, own, _first_conv(model))
+    lacking = [name for name in own if name not in fits]
+    wrong = [name for name in lacking if not name.startswith((head, *fresh))]
+    extra = [name for name in state if name not in own and not name.startswith(head)]
+    if wrong or extra: raise _misfit(source, model, given, own, wrong, extra)
     model.load_state_dict(fits, strict=False)
-    return LoadReport(source, len(fits), [k for k,w in fits.items() if k in given and given[k] != tuple(w.shape)], lacking)
+    resized = [name for name,weight in fits.items() if given.get(name, weight.shape) != tuple(weight.shape)]
+    return LoadReport(source, len(fits), resized, lacking)
 
 # %% ../../nbs/library/200_models.protocol.ipynb #ffc013f7
 @cache
 def _load_families()->None:
     "Import every module beside this one, so that each registers its models"
-    for m in pkgutil.iter_modules(importlib.import_module("vitnb.models").__path__): importlib.import_module(f"vitnb.models.{m.name}")
+    for family in pkgutil.iter_modules(importlib.import_module("vitnb.models").__path__):
+        importlib.import_module(f"vitnb.models.{family.name}")
 
 def list_models(
     pattern:str="*", # Shell pattern, such as `"swin*"`
@@ -183,17 +220,19 @@ def hub_weights(
     try: return timm.create_model(name, pretrained=True).state_dict()
     except Exception as e: # the hub client, the network and the file format each have kinds of their own
         why = str(e).strip().partition("\n")[0] or "no reason given"
-        raise RuntimeError(f"the weights {name!r} could not be had from the hub ({type(e).__name__}: {why}); check the network and "
-                           "HF_HUB_OFFLINE, or fetch the file elsewhere and pass its path: pretrained='model.safetensors'") from e
+        raise RuntimeError(f"the weights {name!r} could not be had from the hub ({type(e).__name__}: {why}); "
+                           "check the network and HF_HUB_OFFLINE, or fetch the file elsewhere and pass its path: "
+                           "pretrained='model.safetensors'") from e
 
 # %% ../../nbs/library/200_models.protocol.ipynb #58f31863
 def _pretrain(model:nn.Module, entry:ModelEntry, pretrained:bool|str|Path)->LoadReport:
     "Fill `model` from the hub (`True`) or from a path"
     if pretrained is True and not entry.hub:
-        have = [k for k,o in models.items() if o.hub]
+        have = [name for name,other in models.items() if other.hub]
         raise ValueError(f"no weights are published for {entry.name}; use pretrained=False, the path of a file, "
                          f"or one of: {', '.join(have) or '(none)'}")
-    state,source = (hub_weights(entry.hub), entry.hub) if pretrained is True else (read_weights(pretrained), Path(pretrained).name)
+    source = entry.hub if pretrained is True else Path(pretrained).name
+    state = hub_weights(entry.hub) if pretrained is True else read_weights(pretrained)
     return load_weights(model, state, source, entry.adapt, getattr(model, "fresh", ()))
 
 def create_model(
@@ -214,45 +253,68 @@ class _Trace(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
+
     def forward(self, x):
         x,maps = self.model.forward_intermediates(x)
-        return self.model.forward_head(x),[tuple(o.shape[1:]) for o in maps]
+        return self.model.forward_head(x), [tuple(one.shape[1:]) for one in maps]
 
 def trace_shapes(
     model:nn.Module, # A model of the protocol
     shape:tuple, # Shape of one input, such as `(3,224,224)`
 )->tuple: # GMACs for one input, list of map shapes `(C,H,W)`
     "Count the operations of one forward pass and note the shape of each stage's map, without computing them"
-    meta = {f"model.{k}": torch.empty_like(v, device="meta") for k,v in (*model.named_parameters(), *model.named_buffers())}
-    x = torch.empty(2, *shape, dtype=next(model.parameters()).dtype, device="meta") # two: batch norm in training refuses one value a channel
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): _,maps = functional_call(_Trace(model), meta, (x,))
-    return counter.get_total_flops()/2/len(x)/1e9,maps
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    meta = {f"model.{name}":torch.empty_like(tensor, device="meta") for name,tensor in tensors.items()}
+    dtype = next(model.parameters()).dtype
+    x = torch.empty(2, *shape, dtype=dtype, device="meta") # two: batch norm in training refuses one value a channel
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _,maps = functional_call(_Trace(model), meta, (x,))
+    return counter.get_total_flops()/2/len(x)/1e9, maps
 
 # %% ../../nbs/library/200_models.protocol.ipynb #aa468327
 class ModelInfo(dict):
     "What `model_info` found: a dictionary that prints itself as a table"
     def rows(self)->list: # Pairs of strings
-        "The lines of the summary"
-        head = [("parameters", f"{self['params']:,}"), ("trainable", f"{self['trainable']:,}"), ("GMACs", f"{self['gmacs']:.3g}"),
-                ("input", " × ".join(map(str, self["input"]))), ("classes", f"{self['classes']:,}")]
+        "Give the lines of the summary"
         maps = [f"{h} × {w} × {c}" for c,h,w in self["grid"]]
-        return head + [("maps (H × W × C)", " → ".join(maps))] + ([("windows", " → ".join(map(str, self["windows"])))] if self["windows"] else [])
-    def __str__(self)->str: return "\n".join([self["name"], *(f"  {k:18}{v}" for k,v in self.rows())])
+        rows = {"parameters":f"{self['params']:,}", "trainable":f"{self['trainable']:,}",
+                "GMACs":f"{self['gmacs']:.3g}", "input":" × ".join(map(str, self["input"])),
+                "classes":f"{self['classes']:,}", "maps (H × W × C)":" → ".join(maps)}
+        if self["windows"]: rows["windows"] = " → ".join(map(str, self["windows"]))
+        return list(rows.items())
+
+    def __str__(self)->str:
+        return "\n".join([self["name"], *(f"  {name:18}{text}" for name,text in self.rows())])
+
     __repr__ = __str__
-    def _repr_markdown_(self)->str: return "\n".join([f"| **{self['name']}** | |", "|:--|:--|", *(f"| {k} | {v} |" for k,v in self.rows())])
+
+    def _repr_markdown_(self)->str:
+        rows = [f"| {name} | {text} |" for name,text in self.rows()]
+        return "\n".join([f"| **{self['name']}** | |", "|:--|:--|", *rows])
 
 # %% ../../nbs/library/200_models.protocol.ipynb #f32eaa99
+def _own_size(model):
+    "The image size that a model says it is for; None if it says none"
+    size = getattr(model, "img_size", None)
+    return size or getattr(getattr(model, "patch_embed", None), "img_size", None)
+
+def _stage_windows(model):
+    "Side of the attention window of each stage, where it has one"
+    first = [next(iter(getattr(stage, "blocks", ())), None) for stage in getattr(model, "layers", ())]
+    return [max(block.window_size) for block in first if hasattr(block, "window_size")]
+
 def model_info(
     model:nn.Module, # A model of the protocol
     img_size:int|tuple|None=None, # Side of the image in pixels, or (height, width); the model's own if None
 )->ModelInfo: # name, params, trainable, gmacs, input `(C,H,W)`, classes, grid `[(C,H,W)]` by stage, windows by stage
-    "Parameters, operations and maps of `model` for one image"
-    img_size = img_size or getattr(model, "img_size", None) or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if img_size is None: raise ValueError(f"{type(model).__name__} does not say its image size; pass img_size, for example 224")
-    h,w = (img_size, img_size) if isinstance(img_size, int) else img_size
-    shape = (getattr(model, "in_chans", 3), h, w)
+    "Count parameters, operations and maps of `model` for one image"
+    name = type(model).__name__
+    img_size = img_size or _own_size(model)
+    if img_size is None: raise ValueError(f"{name} does not say its image size; pass img_size, for example 224")
+    if isinstance(img_size, int): img_size = img_size, img_size
+    shape = (getattr(model, "in_chans", 3), *img_size)
     gmacs,grid = trace_shapes(model, shape)
-    windows = [max(b.window_size) for b in (next(iter(getattr(s, "blocks", ())), None) for s in getattr(model, "layers", ())) if hasattr(b, "window_size")]
-    return ModelInfo(name=getattr(model, "name", type(model).__name__), params=sum(p.numel() for p in model.parameters()),
-                     trainable=sum(p.numel() for p in model.parameters() if p.requires_grad), gmacs=gmacs, input=shape,
-                     classes=model.num_classes, grid=grid, windows=windows)
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return ModelInfo(name=getattr(model, "name", name), params=sum(size for size,_ in sizes),
+                     trainable=sum(size for size,learns in sizes if learns), gmacs=gmacs, input=shape,
+                     classes=model.num_classes, grid=grid, windows=_stage_windows(model))

@@ -1,0 +1,107 @@
+"Sets from tables with named columns"
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from data_helpers import film_table, own_folders, same
+
+from vitnb.data.sets import load_set
+from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
+
+ZONES = dict(label=["upper", "lower"], task=Ordinal(levels=4, unknown=4))
+
+BAD = [
+    (dict(label="kinds"), "no column 'kinds' for the label: did you mean 'kind'"),
+    (dict(image="fil", label="kind"), "no column 'fil' for path"),
+    (dict(label=["upper", "lower"]), "together are no class; say what they mean with task="),
+    (dict(label=["upper", "lower"], task=Ordinal(levels=4)), "row 6 of the table, column 'lower' is empty.*unknown="),
+    (dict(label=["upper", "kind"], task=Ordinal(levels=4)), "row 1 of the table, column 'kind': 'dog' is not a number"),
+    (dict(label="age", task=Ordinal(levels=4)), "'40.5' is not a whole number"),
+    (dict(label="upper", task=Ordinal(levels=3)), "target 3 is not in 0..2"),
+    (dict(label="kind", task=OneClass(("dog", "cow"))), "'cat' is no class of the task"),
+    (dict(label=["kind", "upper"], task=OneClass(("dog", "cat"))), "has one column, not 2"),
+    (dict(task=OneClass(("dog", "cat"))), "label=... is missing"),
+    (dict(label="kind", tasks=dict(a=(None, "kind"))), "either tasks="),
+    (dict(label=dict(a="kind"), task=dict(b=OneClass(("x", "y")))), "task 'b' has no columns"),
+    (dict(label="kind", group="doctor"), "no column 'doctor' for group"),
+    (dict(label="kind", split="kind"), "'dog' is no split"),
+    (dict(label="kind", weight="kind"), "'dog' is not a number"),
+    (dict(label="parts", task=ClassMap(("a", "b")), image="parts", grup="x"), "no option 'grup': did you mean 'group'"),
+    (dict(label="kind", reader="rbg"), "did you mean 'rgb'"),
+]
+
+@pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
+def test_one_class_from_the_values_of_a_column(tmp_path, sep):
+    s = load_set(film_table(tmp_path, sep=sep), label="kind")
+    assert s.tasks == Tasks.of(OneClass(("cat", "dog"))) and s.classes == ["cat", "dog"] and s.name == "films" and sum(map(len, s.splits.values())) == 24
+    for v in s.splits.values():
+        for p,y in zip(v.items, v.labels): assert s.classes[y] == ("cat" if int(p[:-4]) % 3 else "dog")
+
+def test_names_that_are_numbers_are_in_the_order_of_numbers(tmp_path):
+    s = load_set(film_table(tmp_path, n=60, kind=["2", "10", "9", "10"]*15), label="kind")
+    assert s.classes == ["2", "9", "10"]
+
+def test_zones_with_an_unknown_entry(tmp_path):
+    s = load_set(film_table(tmp_path), **ZONES, group="patient")
+    assert s.tasks.only == Ordinal(("upper", "lower"), levels=4, unknown=4)
+    rows = {p:y for v in s.splits.values() for p,y in zip(v.items, v.labels.tolist())}
+    assert rows["5.png"] == [1,4] and rows["6.png"] == [2,0] and len(rows) == 24
+    assert {len(v.groups[0]) for v in s.splits.values()} == {3} # 007 is not 7
+
+def test_several_tasks_and_a_map(tmp_path):
+    kw = dict(tasks=dict(zones=(ZONES["task"], ZONES["label"]), kind=(None, "kind"), age=(Value(unit="years"), "age"), parts=(ClassMap(tuple("abc")), "parts")))
+    s = load_set(film_table(tmp_path), **kw)
+    same = load_set(tmp_path/"films.csv", label={k:c for k,(_,c) in kw["tasks"].items()}, task={k:t for k,(t,_) in kw["tasks"].items() if t})
+    assert list(s.tasks) == ["zones", "kind", "age", "parts"] and s.fingerprint == same.fingerprint and s.tasks["kind"].names == ("cat", "dog")
+    i = 3
+    number = int(s.splits["train"].items[i][:-4])
+    assert s.splits["train"].targets["age"][i] == 40 + number/2 and (s.label_map("train", "parts", i) == np.array(Image.open(tmp_path/f"{number}_parts.png"))).all()
+    assert s.check() == {} and s.counts("train", "kind").sum() == len(s.splits["train"]) and s.counts("train", "parts").sum() == 36*len(s.splits["train"])
+
+def test_labels_there_or_not(tmp_path):
+    path = film_table(tmp_path, cold=[i % 2 for i in range(24)], warm=["1"]*24)
+    s = load_set(path, label=["cold", "warm"], task=MultiLabel(("cold", "warm")))
+    assert s.splits["train"].labels[:,1].all() and s.tasks.only.names == ("cold", "warm")
+
+def test_a_frame_is_read_as_its_csv_is(tmp_path):
+    path = film_table(tmp_path)
+    a,b = load_set(path, **ZONES, group="patient"),load_set(pd.read_csv(path, dtype=str, keep_default_na=False), root=tmp_path, **ZONES, group="patient")
+    assert a.fingerprint == b.fingerprint
+    c = load_set(pd.read_csv(path, dtype=dict(patient=str)), root=tmp_path, **ZONES, group="patient") # numbers as numbers, an empty cell as NaN
+    assert c.fingerprint == a.fingerprint
+
+def test_without_a_label_there_is_nothing_to_predict(tmp_path):
+    s = load_set(film_table(tmp_path))
+    assert s.tasks == {} and s.splits["train"].targets == {} and [len(v) for v in s.splits.values()] == [17, 2, 5]
+
+def test_splits_of_a_column_stay(tmp_path):
+    said = ["train"]*12 + ["val"]*6 + ["testing"]*6
+    s = load_set(film_table(tmp_path, part=said), label="kind", split="part", group="patient")
+    assert [len(v) for v in s.splits.values()] == [12, 6, 6] and s.splits["valid"].items[0] == "12.png"
+    with pytest.raises(ValueError, match="group '000' is in train and in valid"): load_set(film_table(tmp_path, name="b.csv", part=["train", "val"]*12), label="kind", split="part", group="patient")
+
+def test_weights_and_another_folder(tmp_path):
+    path = film_table(tmp_path, often=[1 + i % 2 for i in range(24)])
+    (tmp_path/"elsewhere").mkdir()
+    path = path.rename(tmp_path/"elsewhere"/"films.csv")
+    s = load_set(path, root=tmp_path, label="kind", weight="often")
+    assert [1 + int(p[:-4]) % 2 for p in s.splits["train"].items] == s.splits["train"].weights.tolist()
+
+@pytest.mark.parametrize("kw, says", BAD, ids=[o for _,o in BAD])
+def test_what_a_table_does_not_have_is_said(tmp_path, kw, says):
+    with pytest.raises(ValueError, match=says): load_set(film_table(tmp_path), **kw)
+
+def test_files_that_are_missing(tmp_path):
+    path = film_table(tmp_path)
+    (tmp_path/"7.png").unlink()
+    with pytest.raises(ValueError, match="row 8 of the table, column 'file': there is no file .*7.png .1 of 24 are missing"): load_set(path, label="kind")
+    film_table(tmp_path)
+    (tmp_path/"3_parts.png").unlink()
+    with pytest.raises(ValueError, match="row 4 of the table, column 'parts': there is no file"): load_set(path, label="parts", task=ClassMap(("a", "b", "c")))
+
+def test_a_folder_has_no_columns(tmp_path):
+    for c in "ab":
+        (tmp_path/"s"/c).mkdir(parents=True)
+        for i in range(20): Image.new("RGB", (4,4), (i,i,i)).save(tmp_path/"s"/c/f"{i}.png")
+    with pytest.raises(ValueError, match="label=... names a column, and .* is no table"): load_set(tmp_path/"s", label="kind")
+    assert load_set(tmp_path/"s", reader="grey").read("train", 0).shape == (4,4,1)

@@ -1,0 +1,78 @@
+"One file as an array: values kept, or refused by name"
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from data_helpers import own_folders
+
+from vitnb.data.image import as_rgb, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode):
+    a = as_rgb(Image.new(mode, (5,3)))
+    assert a.shape == (3,5,3) and a.dtype == np.uint8 and a.flags.writeable
+
+def test_values_of_deep_and_transparent_images():
+    ramp = np.array([[0, 257, 65535]])
+    assert as_rgb(Image.fromarray(ramp.astype(np.uint16)))[0,:,1].tolist() == [0,1,255]
+    assert as_rgb(Image.fromarray(ramp.astype(np.int32)))[0,:,1].tolist() == [0,1,255]
+    assert as_rgb(Image.fromarray(np.array([[0, .5, 1]], dtype=np.float32)))[0,:,2].tolist() == [0,128,255]
+    assert as_rgb(Image.new("RGBA", (1,1), (10,20,30,0)))[0,0].tolist() == [255]*3
+    assert as_rgb(Image.new("RGBA", (1,1), (10,20,30,255)))[0,0].tolist() == [10,20,30]
+    assert as_rgb(Image.new("CMYK", (1,1), (0,0,0,255)))[0,0].tolist() == [0]*3
+
+def test_palette_with_transparency(tmp_path):
+    img = Image.new("P", (2,1)); img.putpalette([255,0,0, 0,255,0]); img.putpixel((1,0), 1)
+    img.save(tmp_path/"p.png", transparency=0)
+    assert read_image(tmp_path/"p.png")[0].tolist() == [[255]*3, [0,255,0]]
+
+def test_values_without_a_known_white(tmp_path):
+    Image.fromarray(np.array([[0., 7.]], dtype=np.float32)).save(tmp_path/"f.tif")
+    Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)).save(tmp_path/"i.tif")
+    Image.fromarray(np.array([[np.nan, .5]], dtype=np.float32)).save(tmp_path/"n.tif")
+    for f in ("f.tif", "i.tif", "n.tif"):
+        with pytest.raises(UnreadableImage, match="white is unknown"): read_image(tmp_path/f)
+
+def test_telephone_picture_stands_upright(tmp_path):
+    img = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2,3)); exif = img.getexif(); exif[0x0112] = 6
+    img.save(tmp_path/"side.png", exif=exif)
+    assert read_image(tmp_path/"side.png")[...,0].tolist() == [[3,0],[4,1],[5,2]]
+
+def test_unreadable_image_survives_a_process():
+    e = pickle.loads(pickle.dumps(UnreadableImage("a.png", "cut")))
+    assert (e.path, e.reason, str(e)) == ("a.png", "cut", "a.png: cut")
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UnreadableImage, match="No such file"): read_image(tmp_path/"none.png")
+
+def test_readers_keep_what_a_file_has(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (5,7), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path/"deep.png")
+    Image.fromarray(deep).save(tmp_path/"deep.tif")
+    bands = np.random.default_rng(0).random((5,7,6)).astype(np.float32)
+    np.save(tmp_path/"bands.npy", bands)
+    for f in ("deep.png", "deep.tif"):
+        for read in (read_native, read_grey):
+            got = read(tmp_path/f)
+            assert got.shape == (5,7,1) and (got[...,0] == deep).all() and (widen(got)[...,0] == deep).all() and widen(got).dtype == np.int32
+        assert readers["rgb"](tmp_path/f).dtype == np.uint8
+    assert (read_native(tmp_path/"bands.npy") == bands).all()
+    colours = np.random.default_rng(0).integers(0, 256, (5,7,3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path/"c.png")
+    assert (read_native(tmp_path/"c.png") == colours).all() and (read_grey(tmp_path/"c.png")[...,0] == np.array(Image.fromarray(colours).convert("L"))).all()
+
+def test_what_is_no_image_or_no_map(tmp_path):
+    np.save(tmp_path/"four.npy", np.zeros((2,2,2,2)))
+    np.save(tmp_path/"text.npy", np.array(["a"]))
+    (tmp_path/"broken.npy").write_bytes(b"\x93NUMPY")
+    for f,says in (("four.npy", "no image"), ("text.npy", "not numbers"), ("broken.npy", "broken.npy"), ("none.npy", "No such file")):
+        with pytest.raises(UnreadableImage, match=says): read_native(tmp_path/f)
+    Image.new("RGB", (2,2)).save(tmp_path/"rgb.png")
+    for f in ("rgb.png", "four.npy"):
+        with pytest.raises(UnreadableImage, match="one whole number a pixel"): read_map(tmp_path/f)
+    palette = Image.new("P", (2,1))
+    palette.putpalette([9,9,9, 200,0,0])
+    palette.putpixel((1,0), 1)
+    palette.save(tmp_path/"p.png")
+    assert read_map(tmp_path/"p.png").tolist() == [[0,1]] # a palette's numbers are the classes

@@ -1,0 +1,53 @@
+"Worker processes change nothing, and end with their loader"
+import gc
+import os
+
+import pytest
+import torch
+from data_helpers import digits, equal, film_set, own_folders, paint, passes, same
+
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+
+@pytest.mark.parametrize("augment", ["shift", "advanced"])
+def test_workers_change_nothing(digits, augment):
+    one,two = (image_loaders(digits, bs=100, augment=augment, workers=w, device="cpu").train for w in (0, 2))
+    assert same(passes(one, 2), passes(two, 2)) and one.epoch == two.epoch == 2
+
+def test_a_pass_inside_a_pass(digits):
+    dl = image_loaders(digits, bs=300, augment="shift", workers=2, device="cpu").train
+    outer,inner = [],[]
+    dl.set_epoch(3)
+    for b in dl:
+        outer.append(b)
+        if not inner:
+            dl.set_epoch(0)
+            inner = passes(dl)
+            dl.set_epoch(3)
+    fresh = dl.new()
+    fresh.set_epoch(0); assert same(inner, passes(fresh))
+    fresh.set_epoch(3); assert same(outer, passes(fresh))
+
+@pytest.mark.timeout(120) # each wait would last for days
+def test_workers_end_with_their_loader(digits, monkeypatch):
+    "torch alone waits for each worker in vain when its loader is collected inside a reference cycle"
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 1e6) # in place of five seconds
+    dl = image_loaders(digits, bs=300, augment="shift", workers=2, device="cpu").train
+    passes(dl)
+    pids = [w.pid for w in dl._passes.loader._iterator._workers]
+    del dl
+    gc.collect()
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_workers_change_no_field(views):
+    one,two = (film_set().loaders(bs=6, augment="crop_flip", device="cpu", seed=1, workers=w, views=views).train for w in (0, 2))
+    assert all(equal(a.fields, b.fields) for _ in range(2) for a,b in zip(passes(one), passes(two)))
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_workers_change_nothing_from_files(tmp_path, cache):
+    s = load_set(paint(tmp_path/"noise", ((12,12), (9,20))))
+    one,two = (image_loaders(s, img_size=10, bs=8, augment="imagenet", cache=cache, workers=w, device="cpu").train for w in (0, 2))
+    assert same(passes(one), passes(two))
