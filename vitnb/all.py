@@ -86,6 +86,7 @@ from vitnb.callback.memory import *
 from vitnb.callback.health import *
 from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *
+from vitnb.callback.probe import *
 from vitnb.callback.masked import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
@@ -115,6 +116,7 @@ from vitnb.learner.core import *
 from vitnb.learner.views import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *
+from vitnb.learner.transfer import *
 from vitnb.learner.tta import *
 from vitnb.learner.wholebatch import *
 from vitnb.learner.join import *
