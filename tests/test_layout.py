@@ -129,6 +129,10 @@ def test_the_surface_is_no_worse_than_it_was(p):
         assert len(found) >= was.get(rule, 0), f"{rule}: fewer than before; `python tests/surface.py --write` notes it"
 
 
+def test_few_notebooks_are_longer():
+    assert len(surface.EXCEPTIONS) <= 3 and set(surface.EXCEPTIONS) <= {p.stem for p in NUMBERED}
+
+
 def test_the_library_as_a_whole_reads_well():
     for rule,value in surface.shares([surface.surface(p) for p in NUMBERED]).items():
         limit = surface.allowed().get("library", {}).get(rule, surface.SHARES[rule])

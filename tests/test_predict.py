@@ -379,7 +379,9 @@ def test_a_mistyped_file_of_a_run_names_the_file(home):
 
 def test_where_there_is_no_run_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path/"out"))
-    with pytest.raises(FileNotFoundError, match=r"there is no run near it or in .*out: train one, or give a \.pth file"): load_run(tmp_path/"deep"/"nothing")
+    deep = tmp_path/"a"/"b"/"c" # runs of other tests are not near
+    deep.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"there is no run near it or in .*out: train one, or give a \.pth file"): load_run(deep/"nothing")
 
 
 @pytest.mark.parametrize("files,says", [

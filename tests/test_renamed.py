@@ -4,8 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnb.experiment.cli import parse_params
+from vitnb.callback.checkpoint import Checkpoints
+from vitnb.callback.limit import NaNWatch
 from vitnb.experiment.recipes import resolve, stored_recipe
 from vitnb.experiment.run import Run
+from vitnb.learner.core import run_callbacks
 from vitnb.parameters import check_injected
 from vitnb.renamed import new_name, rename, renamed, upgrade
 
@@ -142,3 +145,15 @@ def test_a_stored_recipe_with_the_old_counts_is_read(tmp_path):
     (tmp_path/"recipe.json").write_text('{"family": "swin", "keep_top": 2, "checkpoint_every": 4}')
     stored = stored_recipe(tmp_path)
     assert (stored.keep_top_k, stored.checkpoint_every_n_epochs) == (2, 4) and "keep_top" not in stored
+
+
+def test_old_keywords_still_count(tmp_path, capsys):
+    "In Python as well: what people type there is kept by the same table"
+    files = Checkpoints(tmp_path, every=2, steps=3, keep=4)
+    assert (files.every_n_epochs, files.every_n_steps, files.keep_top_k) == (2, 3, 4)
+    assert "'keep' is now 'keep_top_k'" in capsys.readouterr().out
+    made = next(cb for cb in run_callbacks(tmp_path, tracker="none", steps=2, every=1, keep=2) if isinstance(cb, Checkpoints))
+    assert (made.every_n_epochs, made.every_n_steps, made.keep_top_k) == (1, 2, 2)
+    assert NaNWatch(every=5).every_n_steps == 5
+    with pytest.raises(ValueError, match="give 'keep_top_k' alone"): Checkpoints(tmp_path, keep=4, keep_top_k=5)
+    with pytest.raises(TypeError, match="unexpected keyword"): Checkpoints(tmp_path, kept=4)

@@ -4451,6 +4451,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vitnb.renamed._check_name': ('library/renamed.html#_check_name', 'vitnb/renamed.py'),
                                'vitnb.renamed._replace': ('library/renamed.html#_replace', 'vitnb/renamed.py'),
                                'vitnb.renamed._replacement': ('library/renamed.html#_replacement', 'vitnb/renamed.py'),
+                               'vitnb.renamed.keywords_were': ('library/renamed.html#keywords_were', 'vitnb/renamed.py'),
                                'vitnb.renamed.new_name': ('library/renamed.html#new_name', 'vitnb/renamed.py'),
                                'vitnb.renamed.rename': ('library/renamed.html#rename', 'vitnb/renamed.py'),
                                'vitnb.renamed.upgrade': ('library/renamed.html#upgrade', 'vitnb/renamed.py')},

@@ -107,7 +107,7 @@ def _below(figure, view, rows, terms):
         ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
 
 def plot_masked(
-    view:dict, # true, masked, reconstruction `(n,3,H,W)`; points `(k,2)`, row and column; nm; spectra, spectra_reconstructed `(n,k,C)`; band_mse
+    view:dict, # true, masked, reconstruction `(n,3,H,W)`; points `(k,2)`; nm; spectra, spectra_reconstructed
     rows:Sequence[dict]=(), # Epoch records with `train_mse`, `valid_mse` and the other terms
     terms:Sequence[str]=(), # Names of the terms
     title:str="", # Title of the figure

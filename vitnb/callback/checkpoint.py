@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .base import TrainCallback
 from ..core import atomic_write, is_main, nearest, one_of, plain_names
+from ..renamed import keywords_were
 from ..task import monitored
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #e1e58e59
@@ -170,6 +171,7 @@ def _check_counts(**counts):
 class Checkpoints(TrainCallback):
     "Write the best and the last state of a run, states of some epochs (`checkpoint_epoch_N.pth`) and the best few"
     order = 100 # after every tracker (60 to 70), whose state belongs to the file
+    @keywords_were("0.3", "they say of what", every="every_n_epochs", steps="every_n_steps", keep="keep_top_k")
     def __init__(self,
         folder:str|Path, # Where the files go
         monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None

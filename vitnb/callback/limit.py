@@ -17,6 +17,7 @@ import torch
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint
 from ..progress import fmt_time
+from ..renamed import keywords_were
 
 # %% ../../nbs/library/470_callback.limit.ipynb #dae6b2c3
 class TrainingStopped(Exception):
@@ -151,6 +152,7 @@ class NaNWatch(TrainCallback):
     "Stop when the loss is NaN or infinite; name the batch and the parameter"
     order = 51 # right after the recorder saw the loss
     run_valid = False
+    @keywords_were("0.3", "it says of what", every="every_n_steps")
     def __init__(self,
         every_n_steps:int=20, # Steps between two looks
     ): self.every_n_steps = every_n_steps

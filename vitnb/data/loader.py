@@ -22,7 +22,7 @@ from ..task import Tasks
 
 # %% ../../nbs/library/130_data.loader.ipynb #aea57f77
 class ImageLoaders(DataLoaders):
-    "Loaders for train, valid and test, with what the data tells a model: `tasks`, `model_kw`, `img_size`, `mean`, `std`"
+    "Loaders for train, valid and test, with `tasks`, `model_kw`, `img_size`, `mean` and `std` for the model"
     def __init__(self,
         *loaders:ImageLoader, # Train, valid, test
         about:dict|None=None, # These attributes, `image_set`, `reader` (its configuration), and `vocab` and `c`

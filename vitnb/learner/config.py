@@ -66,7 +66,7 @@ def _normalizer(config, augment):
     return dict(kind="none")
 
 def _cube_data(config, augment):
-    "Reader, transforms and normaliser of cubes; the mark of pixels that are no measurement was the set's, and is not known"
+    "Give reader, transforms and normaliser of cubes; which value marked no measurement, the set knew, and is not known"
     background = _printed(augment, "CubeNormalize", "background") or 0.
     normalize = dict(name="CubeNormalize", normalizer=_normalizer(config, augment), background=background)
     return dict(reader=dict(name="cube"), transforms=[], normalize=normalize)
@@ -101,8 +101,9 @@ def _with_wavelengths(config, told):
     if nm is not None and len(nm) == bands:
         return {**given, "wavelengths":list(nm), "spectral_pos":"index"} # it was built without them
     if nm is not None or "wavelengths" not in config:
-        print(f"the wavelengths of {config['arch']}'s {bands} bands are missing: this run of format 1 does not say them. It predicts all the same; "
-              "where they are asked for, put them into model.config['model_kw']['wavelengths'], or bands count as evenly spaced", flush=True)
+        print(f"the wavelengths of {config['arch']}'s {bands} bands are missing: this run of format 1 does not say "
+              "them. It predicts all the same; where they are asked for, put them into "
+              "model.config['model_kw']['wavelengths'], or bands count as evenly spaced", flush=True)
     return given
 
 # %% ../../nbs/library/505_learner.config.ipynb #66d99c9d
@@ -115,7 +116,9 @@ def upgrade_config(
     if version not in (1, 2):
         raise ValueError(f"this configuration is of format {version}; this vitnb reads 1 and 2: pip install -U vitnb")
     lacks = [k for k in ("arch", "model_kw") if k not in config]
-    if lacks: raise ValueError(f"a configuration names its model by arch and model_kw, and this one lacks {lacks[0]!r}; it has: {', '.join(config)}")
+    if lacks:
+        raise ValueError(f"a configuration names its model by arch and model_kw, and this one lacks {lacks[0]!r}; it "
+                         f"has: {', '.join(config)}")
     if version == 2: return dict(config)
     unsaid = dict(tasks={}, pretext=None, reader=None, transforms=[], normalize=None, training={})
     told = recipe or {}

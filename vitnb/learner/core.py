@@ -40,6 +40,7 @@ from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
 from ..models.protocol import check_model, create_model, list_models, model_info, models
+from ..renamed import keywords_were
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
@@ -203,6 +204,7 @@ def summary_table(self:VitLearner): # Parameters, multiply-adds, token grid; pri
     return model_info(self.model, getattr(self.dls, "img_size", None))
 
 # %% ../../nbs/library/510_learner.core.ipynb #d23bb335
+@keywords_were("0.3", "they say of what", every="every_n_epochs", steps="every_n_steps", keep="keep_top_k")
 def run_callbacks(
     folder:str|Path, # The run's folder
     monitor:str|None=None, # Column of the history that says which epoch is best; the task's own if None

@@ -54,26 +54,43 @@ _processes = "distribute(learn) of vitnb.learner.distribute, or vitnb run --proc
 
 learner_names = {
     **works("fit fit_one_cycle fit_flat_cos fit_sgdr fine_tune lr_find freeze freeze_to unfreeze create_opt"),
-    **works("validate validation_context get_preds predict show_results summary save load loss_not_reduced to_detach metrics x y"),
-    **works("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs ordered_cbs no_bar no_logging no_mbar show_training_loop one_batch all_batches"),
-    **works("__init__ __call__ __enter__ __exit__ _with_events _backward _step _do_epoch_validate _end_cleanup _grab_cbs _default"),
+    **works("validate validation_context get_preds predict show_results summary"),
+    **works("save load loss_not_reduced to_detach metrics x y"),
+    **works("add_cb add_cbs remove_cb remove_cbs added_cbs removed_cbs"),
+    **works("ordered_cbs no_bar no_logging no_mbar show_training_loop one_batch all_batches"),
+    **works("__init__ __call__ __enter__ __exit__ _with_events"),
+    **works("_backward _step _do_epoch_validate _end_cleanup _grab_cbs _default"),
     **refused("export", "the checkpoints of run_callbacks(folder), from which load_model(path) builds the model again",
               "opening a pickled Learner runs code"),
-    **refused("tta", "predict_tta(learn, split, views='flip') of vitnb.learner.tta", "fastai's draws augmentations that our loaders do not have"),
-    **refused("to_fp16 to_bf16 to_fp32 to_non_native_fp16 to_non_native_fp32", _precision, "precision is decided when a Learner is built"),
-    **refused("to_channelslast", "vit_learner(..., channels_last=True)", "the memory format is decided when a Learner is built"),
-    **refused("to_contiguous", "load_run(folder) or load_model(path) in place of load_learner, and vit_learner(..., channels_last=False)",
-              "the memory format is decided when a Learner is built, and fastai's load_learner, which asks for it, runs code of the file"),
-    **refused("to_distributed detach_distributed distrib_ctx", _processes, "fastai's loaders of a process do not know our order of samples"),
-    **refused("to_parallel detach_parallel parallel_ctx", _processes, "DataParallel cannot divide a step by what all processes hold"),
-    **irrelevant("_do_fit _do_epoch _do_epoch_train _do_grad_opt _do_one_batch _split _set_device _call_one _bn_bias_state",
+    **refused("tta", "predict_tta(learn, split, views='flip') of vitnb.learner.tta",
+              "fastai's draws augmentations that our loaders do not have"),
+    **refused("to_fp16 to_bf16 to_fp32 to_non_native_fp16 to_non_native_fp32", _precision,
+              "precision is decided when a Learner is built"),
+    **refused("to_channelslast", "vit_learner(..., channels_last=True)",
+              "the memory format is decided when a Learner is built"),
+    **refused("to_contiguous",
+              "load_run(folder) or load_model(path) in place of load_learner, and vit_learner(..., "
+              "channels_last=False)",
+              "the memory format is decided when a Learner is built, and fastai's load_learner, which asks "
+              "for it, runs code of the file"),
+    **refused("to_distributed detach_distributed distrib_ctx", _processes,
+              "fastai's loaders of a process do not know our order of samples"),
+    **refused("to_parallel detach_parallel parallel_ctx", _processes,
+              "DataParallel cannot divide a step by what all processes hold"),
+    **irrelevant("_do_fit _do_epoch _do_epoch_train _do_grad_opt _do_one_batch _split _set_device _call_one "
+                 "_bn_bias_state",
                  "a part of fastai's loop; ours is learner.loop"),
     **works("__getstate__ __setstate__"), # in the process that pickled the Learner, see learner.resume
 }
+
+# %% ../../nbs/library/504_learner.fastai.ipynb #00a01133
 learner_arguments = {
-    **refused("wd", "vit_learner(..., weight_decay=...), or fit(wd=...)", "the optimiser has its own weight decay, by group"),
-    **refused("splitter", "model.group_matcher, which gives groups their depth", "groups of parameters come from the model"),
-    **refused("wd_bn_bias", "vit_learner(..., opt_kw=...) and model.no_weight_decay", "norms and biases are a group without weight decay"),
+    **refused("wd", "vit_learner(..., weight_decay=...), or fit(wd=...)",
+              "the optimiser has its own weight decay, by group"),
+    **refused("splitter", "model.group_matcher, which gives groups their depth",
+              "groups of parameters come from the model"),
+    **refused("wd_bn_bias", "vit_learner(..., opt_kw=...) and model.no_weight_decay",
+              "norms and biases are a group without weight decay"),
     **refused("train_bn", "freeze(), after which frozen norms keep their statistics", "a frozen norm is never trained"),
 }
 
@@ -82,24 +99,36 @@ _mixing = "train_callbacks(mixup=.2), or MixCallback"
 _tracker = "run_callbacks(folder, tracker='tensorboard'), or 'mlflow', 'wandb'"
 
 callback_names = {
-    **works("CastToTensor VerboseCallback CollectDataCallback FetchPredsCallback GatherPredsCallback MCDropoutCallback"),
-    **works("HookCallback ActivationStats BnFreeze GradientClip ShortEpochCallback TerminateOnNaNCallback ParamScheduler LRFinder"),
+    **works("CastToTensor VerboseCallback CollectDataCallback"),
+    **works("FetchPredsCallback GatherPredsCallback MCDropoutCallback"),
+    **works("HookCallback ActivationStats BnFreeze GradientClip"),
+    **works("ShortEpochCallback TerminateOnNaNCallback ParamScheduler LRFinder"),
     **works("TrackerCallback SaveModelCallback EarlyStoppingCallback MixHandler MixUp CutMix"),
-    **refused("GradientAccumulation", "train_callbacks(accumulate=k), or Accumulate(k)", "the loop divides once a step, by the samples of all its batches"),
-    **refused("ReduceLROnPlateau", "vit_learner(..., schedule='plateau')", "the schedule of a Learner would set the rate again at the next step"),
-    **refused("MixedPrecision ModelToHalf NonNativeMixedPrecision", _precision, "precision is decided when a Learner is built"),
-    **refused("ChannelsLast", "vit_learner(..., channels_last=True)", "the memory format is decided when a Learner is built"),
-    **refused("TrainEvalCallback", "learn.train_eval, which every VitLearner has", "a second one would count each batch twice"),
-    **refused("Recorder", "learn.recorder, a StepRecorder, which every VitLearner has", "two recorders would write the same columns"),
-    **refused("CSVLogger", "run_callbacks(folder), which writes history.csv", "it rewrites its file when a run is resumed, and cannot write our epoch lines"),
+    **refused("GradientAccumulation", "train_callbacks(accumulate=k), or Accumulate(k)",
+              "the loop divides once a step, by the samples of all its batches"),
+    **refused("ReduceLROnPlateau", "vit_learner(..., schedule='plateau')",
+              "the schedule of a Learner would set the rate again at the next step"),
+    **refused("MixedPrecision ModelToHalf NonNativeMixedPrecision", _precision,
+              "precision is decided when a Learner is built"),
+    **refused("ChannelsLast", "vit_learner(..., channels_last=True)",
+              "the memory format is decided when a Learner is built"),
+    **refused("TrainEvalCallback", "learn.train_eval, which every VitLearner has",
+              "a second one would count each batch twice"),
+    **refused("Recorder", "learn.recorder, a StepRecorder, which every VitLearner has",
+              "two recorders would write the same columns"),
+    **refused("CSVLogger", "run_callbacks(folder), which writes history.csv",
+              "it rewrites its file when a run is resumed, and cannot write our epoch lines"),
     **refused("ProgressCallback ShowGraphCallback", "the LiveView that every VitLearner has",
               "it waits for the device at each step, and cannot write our epoch lines"),
-    **refused("SkipToEpoch", "fit(n, start_epoch=k)", "it would record the epochs that it skips, and leave the schedule where it was"),
-    **refused("TensorBoardBaseCallback TensorBoardCallback TensorBoardProjectorCallback WandbCallback CometCallback AzureMLCallback", _tracker,
-              "it begins a new record when a run is resumed"),
+    **refused("SkipToEpoch", "fit(n, start_epoch=k)",
+              "it would record the epochs that it skips, and leave the schedule where it was"),
+    **refused("TensorBoardBaseCallback TensorBoardCallback TensorBoardProjectorCallback WandbCallback "
+              "CometCallback AzureMLCallback",
+              _tracker, "it begins a new record when a run is resumed"),
     **refused("DistributedTrainer ParallelTrainer", _processes, "the loop divides a step by what all processes hold"),
     **irrelevant("RNNCallback RNNRegularizer ModelResetter", "it is for recurrent models of text"),
-    **irrelevant("GANTrainer GANDiscriminativeLR FixedGANSwitcher AdaptiveGANSwitcher", "it is for a pair of models that train against each other"),
+    **irrelevant("GANTrainer GANDiscriminativeLR FixedGANSwitcher AdaptiveGANSwitcher",
+                 "it is for a pair of models that train against each other"),
 }
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #0c3f088f
@@ -107,10 +136,14 @@ _loading = "load_set(...).loaders(img_size, augment=...)"
 
 loaders_names = {
     **works("__init__ __getitem__ __len__ _default train valid train_ds valid_ds device to cpu cuda test_dl new_empty"),
-    **refused("add_tfms", _loading, "transforms of a loader are a Pipeline whose draws are functions of seed, epoch and index"),
-    **refused("from_dblock from_dsets", _loading, "a set says its tasks, groups and reader, which a DataBlock does not know"),
+    **refused("add_tfms", _loading,
+              "transforms of a loader are a Pipeline whose draws are functions of seed, epoch and index"),
+    **refused("from_dblock from_dsets", _loading,
+              "a set says its tasks, groups and reader, which a DataBlock does not know"),
     **irrelevant("_add_tfms _set _docs", "an inner part of fastai's loaders"),
 }
+
+# %% ../../nbs/library/504_learner.fastai.ipynb #7906df7a
 interpretation_names = {
     **works("__init__ __getitem__ from_learner top_losses plot_top_losses show_results"),
     **works("confusion_matrix most_confused plot_confusion_matrix print_classification_report"), # of one class a sample
@@ -123,7 +156,8 @@ def fastai_names()->list: # Dictionaries `where`, `name`, `status`, `use`, `why`
     "The tables, row by row"
     tables = dict(Learner=learner_names, argument=learner_arguments, load=load_arguments, callback=callback_names,
                   DataLoaders=loaders_names, Interpretation=interpretation_names)
-    return [dict(where=where, name=name, **asdict(support)) for where,table in tables.items() for name,support in table.items()]
+    rows = [(where, name, support) for where,table in tables.items() for name,support in table.items()]
+    return [dict(where=where, name=name, **asdict(support)) for where,name,support in rows]
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #f712e259
 def refuse(
@@ -168,7 +202,8 @@ def check_callback(
     support,name = callback_support(cb),type(cb).__name__
     if support is not None and support.status != "works": refuse(f"fastai's {name}", support)
     if isinstance(cb, MixHandler) and isinstance(loss_func, Objective):
-        raise ValueError(f"fastai's {name}: it replaces the loss, and that of tasks decides itself how targets are mixed; use {_mixing}")
+        raise ValueError(f"fastai's {name}: it replaces the loss, and that of tasks decides itself how targets are "
+                         f"mixed; use {_mixing}")
 
 def check_fit(
     cbs:Sequence, # Callbacks of a fit
@@ -178,7 +213,8 @@ def check_fit(
     for cb in cbs:
         check_callback(cb, loss_func)
         if type(cb) is GatherPredsCallback:
-            raise ValueError("fastai's GatherPredsCallback gathers in validation only; use learn.get_preds, or FetchPredsCallback in a fit")
+            raise ValueError("fastai's GatherPredsCallback gathers in validation only; use learn.get_preds, or "
+                             "FetchPredsCallback in a fit")
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #db817b05
 def follow_columns(
@@ -188,12 +224,15 @@ def follow_columns(
 )->None:
     "Give fastai's trackers the direction that their column declares"
     for cb in cbs:
-        if isinstance(cb, TrackerCallback): _follow(cb, _declared({k:v for k,v in columns.items() if k in shown}, cb.monitor))
+        if isinstance(cb, TrackerCallback):
+            there = {name:column for name,column in columns.items() if name in shown}
+            _follow(cb, _declared(there, cb.monitor))
 
 def _declared(columns, name):
     "A column with a direction; a tracker of fastai's has no other way to know it"
     if name in columns and not columns[name].better:
-        raise ValueError(f"cannot monitor {name!r}: its metric does not say whether less or more is better; give the metric better='min' or 'max', "
+        raise ValueError(f"cannot monitor {name!r}: its metric does not say whether less or more is better; give the "
+                         "metric better='min' or 'max', "
                          "or use Checkpoints and EarlyStop with mode='min' or 'max'")
     return monitored(columns, name)
 

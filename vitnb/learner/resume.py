@@ -234,8 +234,8 @@ def __setstate__(self:VitLearner,
     "Refuse what another process pickled"
     state = dict(state)
     if state.pop("pickled_by", None) != _THIS_PROCESS:
-        raise ValueError("a Learner is not read from a file, which load_learner and torch.load do: opening one runs code; "
-                         "use load_run(folder), load_model(path), or fit(n, resume=...)")
+        raise ValueError("a Learner is not read from a file, which load_learner and torch.load do: opening one runs "
+                         "code; use load_run(folder), load_model(path), or fit(n, resume=...)")
     vars(self).update(state, lock=threading.Lock())
 
 # %% ../../nbs/library/508_learner.resume.ipynb #ab2b5a31
