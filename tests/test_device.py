@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import vitnb.callback.record as record
 import vitnb.learner.loop as loop
+from contrastive_worker import make as contrastive_learner
 from device_walk import assert_devices, device_walk
 from simulated_device import DEVICE, SimulatedTensor, host, on_device, reads, simulated
 from tiny_heads import TinyHeads
@@ -23,6 +24,7 @@ from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import snapshot
 from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import masked_view
+from vitnb.callback.panel import HealthLive
 from vitnb.callback.pretext import Prepare
 from vitnb.callback.track import make_tracker
 from vitnb.callback.tracker import track_figure
@@ -40,7 +42,8 @@ GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, para
 ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked at
     "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
     "MaskedLive": "with a masked pretext, below", "_Timer": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
-    "Tracker": "abstract"}
+    "Tracker": "abstract",
+    **dict.fromkeys(("CollapseAlarm", "MomentumTeacher", "HealthLive"), "with a contrastive pretext, below")}
 
 
 def through_a_file(state):
@@ -160,7 +163,7 @@ def test_the_live_view_of_masked_cubes_shows_what_the_host_would(tmp_path, capsy
     views = []
     class Keep(MaskedLive):
         def draw(self):
-            views.append(masked_view(self.model, self.x, self.valid, self.masks, self.dls.normalizer, self.dls.rgb_bands, self.dls.wavelengths))
+            views.append(masked_view(self.model, self.cubes, self.valid, self.masks, self.dls.normalizer, self.dls.rgb_bands, self.dls.wavelengths))
             return super().draw()
     quiet_fit(masked_learner(), 1, Keep(share=1.))
     n = len(views)
@@ -168,6 +171,19 @@ def test_the_live_view_of_masked_cubes_shows_what_the_host_would(tmp_path, capsy
     assert n and len(views) == 2*n
     assert {k for k,v in views[-1].items() if isinstance(v, SimulatedTensor)} == set(), "what is drawn was fetched"
     for k in ("true", "reconstruction", "spectra", "spectra_reconstructed", "band_mse"): torch.testing.assert_close(views[n][k], views[0][k])
+
+
+@pytest.mark.parametrize("loss", ["ntxent", "byol"])
+def test_a_contrastive_run_goes_on_from_its_state_on_the_device(loss, tmp_path, capsys):
+    "Head, teacher, alarm and health panel"
+    folders = iter((tmp_path/"a", tmp_path/"b"))
+    def callbacks():
+        (folder := next(folders)).mkdir()
+        return [HealthLive(folder, share=1.)]
+    whole,_ = resumed(lambda: contrastive_learner(pretext=dict(loss=loss)), callbacks)
+    names = {type(cb).__name__ for cb in whole.cbs}
+    assert names >= {"CollapseAlarm"} | ({"MomentumTeacher"} if loss == "byol" else set())
+    assert all((tmp_path/o/"health.png").stat().st_size > 5000 for o in "ab")
 
 
 # trackers with a store of their own

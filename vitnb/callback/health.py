@@ -28,12 +28,12 @@ WIDEST = 1024 # coordinates that are looked at: of thousands of prototypes the f
 
 def _pair_sums(z):
     "Squared distances of the views of each image"
-    return torch.stack([(z[:,0] - z[:,1]).square().sum(), z.new_tensor(float(len(z)))])
+    return torch.stack([(z[:,0] - z[:,1]).square().sum(), z.new_full((), len(z))])
 
 def _kernel_sums(z):
     "What is near to what, among the first views of a batch"
     near = (4*(z[:,0] @ z[:,0].T - 1)).exp() # of unit vectors, |a-b|^2 = 2 - 2ab
-    return torch.stack([near.sum() - near.diagonal().sum(), z.new_tensor(float(len(z)*(len(z) - 1)))])
+    return torch.stack([near.sum() - near.diagonal().sum(), z.new_full((), len(z)*(len(z) - 1))])
 
 def _products(z):
     "Products of coordinates, over all views"
