@@ -28,7 +28,8 @@ OPTIONS = [("shift", "padding", 0), ("crop_flip", "padding", 0), ("crop_flip", "
            ("advanced", "magnitude", 25), ("advanced", "erase", 1.), ("imagenet", "scale", (.5,1.)), ("imagenet", "flip", 0.), ("imagenet", "jitter", .4), ("imagenet", "erase", 1.),
            *[(n, o, v) for n in ("light", "mild", "moderate", "aggressive", "strong") for o,v in (("scale", (.3,.4)), ("flip", 0.))],
            *[(n, o, v) for n in ("moderate", "aggressive", "strong") for o,v in (("degrees", 5.), ("blur", 1.), ("hue", .2), ("color", False))],
-           *[(n, o, v) for n in ("aggressive", "strong") for o,v in (("distort", 0.), ("num_ops", 0), ("magnitude", 25), ("cutout", 1.))]]
+           *[(n, o, v) for n in ("aggressive", "strong") for o,v in (("distort", 0.), ("num_ops", 0), ("magnitude", 25), ("cutout", 1.))],
+           *[("simclr", o, v) for o,v in (("scale", (.3,.4)), ("flip", 0.), ("jitter", .2), ("jitter_p", 0.), ("gray", 1.), ("blur", 1.), ("sigma", (3.,4.)), ("color", False))]]
 
 CHANGES = [(A.Resize(8), A.Resize(8, interpolation="nearest")), (A.RandomCrop(8, 2), A.RandomCrop(8, 2, "reflect")), (A.RandomCrop(8, 2), A.RandomCrop(8, 2, "replicate")),
            (A.RandomResizedCrop(8), A.RandomResizedCrop(8, ratio=(1,1))), (A.RandomResizedCrop(8), A.RandomResizedCrop(8, interpolation="bicubic")),
@@ -62,7 +63,6 @@ def test_colour_operations_and_statistics_name_what_they_met():
 
 @pytest.mark.parametrize("name", ["none", "shift", "crop_flip", "basic", "advanced", "imagenet"])
 def test_a_recipe_is_rebuilt_from_plain_values(name):
-    import json
     p = train_pipeline(name, 8, [.5,.4,.3], [.2,.3,.25])
     q = make_pipeline(json.loads(json.dumps(p.config())))
     x = torch.randint(0, 256, (6,3,16,16), dtype=torch.uint8)

@@ -15,7 +15,6 @@ from vitnb.learner.config import upgrade_config
 from vitnb.learner.trained import load_run
 from vitnb.models.protocol import create_model
 from vitnb.renamed import upgrade
-from vitnb.renamed import upgrade
 from vitnb.task import ClassMap, OneClass, make_tasks
 
 FORMAT1 = Path(__file__).resolve().parent/"fixtures"/"format1"

@@ -406,7 +406,7 @@ def test_a_killed_run_goes_on_exactly(case, tmp_path):
     whole = outcome(quiet_fit(make(**KILLED[case]), 3))
     for at in (2, 6, None): # inside an epoch, at the end of one
         learn = make(**KILLED[case])
-        cbs = run_callbacks(tmp_path, steps=1, tracker="none")
+        cbs = run_callbacks(tmp_path, every_n_steps=1, tracker="none")
         if at is None: quiet_fit(learn, 3, cbs=cbs, resume="auto")
         else:
             with pytest.raises(Die): quiet_fit(learn, 3, cbs=[*cbs, DieAt(at)], resume="auto")

@@ -22,7 +22,7 @@ from vitnb.data.shard import shard
 from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
-from vitnb.data.shard import shard
+from vitnb.launch import Ranks
 from vitnb.learner.ranks import check_batches
 from vitnb.learner.wholebatch import WholeBatch
 from vitnb.testing import differences

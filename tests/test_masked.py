@@ -200,7 +200,7 @@ def test_frames_reach_the_tracker(tmp_path):
     from vitnb.callback.tensorboard import TensorBoard
     class Spied(TensorBoard):
         taken = []
-        def _figure(self, name, fig, step): self.taken.append((name, step))
+        def put_figure(self, name, fig, step): self.taken.append((name, step))
     learn = tiny()
     learn.fit(2, cbs=[Spied(tmp_path/"tb", tmp_path), MaskedLive(share=1.)])
     assert [n for n,_ in Spied.taken] == ["masked"]*2 and Spied.taken[-1][1] == learn.opt_steps

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from seam_systems import SETS, degrees_off, found, make
 
-import vitnb.data.loader
+import vitnb.data.work
 import vitnb.learner.core
 import vitnb.metrics.base
 from vitnb.callback.base import TrainCallback
@@ -29,7 +29,6 @@ from vitnb.callback.record import StepRecorder
 from vitnb.data.loader import image_loaders
 from vitnb.data.mix import draw_plan
 from vitnb.drawings import draw_predictions
-from vitnb.launch import Ranks
 from vitnb.launch import Ranks
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.loop import VitLearner
@@ -268,7 +267,7 @@ def masses(y, n, unknown): return y if y.is_floating_point() else torch.stack([(
 def joined(batches, k=None): return torch.cat([b["target"] if k is None else b["target"][k] for b in batches])
 
 
-def soft_cross_entropy(pred, y, w): return -(y*w*pred.log_softmax(-1)).sum()/y.sum()
+def soft_cross_entropy(pred, y, w): return -(y*w*pred.log_softmax(-1)).sum()/(y*w).sum()
 
 
 def whole_loss(name, model, batches, learn):
@@ -646,7 +645,7 @@ MUTANTS = dict( # what is broken: where, its name, what takes its place, the che
     batches_divided_alone    = (VitLearner, "whole_counts", nothing, check_step, "ages"),
     recorder_not_restored    = (StepRecorder, "load_state_dict", nothing, check_resume, "signs"),
     average_not_restored     = (EMACallback, "load_state_dict", nothing, check_resume, "ages"),
-    views_alike              = (vitnb.data.loader, "view_index", lambda idx, n, view, views: idx, lambda name, folder: check_twins(folder), "twins"))
+    views_alike              = (vitnb.data.work, "view_index", lambda idx, n, view, views: idx, lambda name, folder: check_twins(folder), "twins"))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

@@ -258,9 +258,9 @@ def test_a_killed_second_phase_goes_on_with_the_same_bits(phase1, tmp_path):
             if self.training and self.opt_steps == 9: raise KeyboardInterrupt
     whole = learner()
     whole.fit(4, cbs=run_callbacks(tmp_path/"a", tracker="none"))
-    with pytest.raises(KeyboardInterrupt): learner().fit(4, cbs=[*run_callbacks(tmp_path/"b", steps=2, tracker="none"), Die()])
+    with pytest.raises(KeyboardInterrupt): learner().fit(4, cbs=[*run_callbacks(tmp_path/"b", every_n_steps=2, tracker="none"), Die()])
     rest = learner()
-    rest.fit(4, cbs=run_callbacks(tmp_path/"b", steps=2, tracker="none"), resume="auto")
+    rest.fit(4, cbs=run_callbacks(tmp_path/"b", every_n_steps=2, tracker="none"), resume="auto")
     a,b = whole.model.state_dict(),rest.model.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
