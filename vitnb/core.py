@@ -13,6 +13,7 @@ import difflib
 import importlib
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -348,11 +349,13 @@ def moved_names(
     module:str, # The room that had them, `__name__`
     rooms:Mapping, # Names, in one text, by the room that has them now
 )->Callable: # What the old room has as its `__getattr__`
-    "Make a room name the new place of what has moved"
+    "Make a room give what has moved, and name its new place"
     homes = {name:room for room,names in rooms.items() for name in names.split()}
     def find(name):
-        if name in homes: raise ImportError(f"{name} has moved: from {homes[name]} import {name}")
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if name not in homes: raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        line = f"from {homes[name]} import {name}"
+        warnings.warn(f"{name} has moved from {module}: {line}", FutureWarning, stacklevel=2)
+        return getattr(importlib.import_module(homes[name]), name)
     return find
 
 __getattr__ = moved_names(__name__, {

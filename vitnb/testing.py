@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from torch import Tensor
 
 from .callback.stop import EarlyStop
-from .core import set_seed
+from .core import moved_names, set_seed
 from .data.loader import image_loaders
 from .data.sets import load_set
 from .learner.core import run_callbacks, train_callbacks, vit_learner
@@ -128,3 +128,7 @@ def _in_tensors(first, second, ignore, where):
     return [f"{where}: {count} of {first.numel()} values differ, by up to {largest:.3g}"]
 
 def _bytes(tensor): return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+# %% ../nbs/library/800_testing.ipynb #a5b855bb
+__getattr__ = moved_names(__name__, {
+    "vitnb.exactness": "MOMENTS serve Warm assert_exact_resume"})

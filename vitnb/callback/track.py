@@ -16,7 +16,7 @@ from .mlflow import MLflow # noqa: F401, registers its tracker
 from .tensorboard import TensorBoard # noqa: F401, registers its tracker
 from .tracker import trackers
 from .wandb import WandB # noqa: F401, registers its tracker
-from ..core import is_main, settings
+from ..core import is_main, moved_names, settings
 
 # %% ../../nbs/library/480_callback.track.ipynb #9590390d
 def make_tracker(
@@ -45,3 +45,10 @@ def track_results(
         tracker = trackers[name](Path(run_dir), record.get("uri", ""), None, None)
         if tracker.add_results(record, scores or {}, files): done.append(name)
     return done
+
+# %% ../../nbs/library/480_callback.track.ipynb #f5ace0aa
+__getattr__ = moved_names(__name__, {
+    "vitnb.callback.tracker": "TRACKED_FILES scalars Tracker track_figure",
+    "vitnb.callback.record": "declared StepRecorder epoch_line",
+    "vitnb.callback.history": "History EventLog",
+    "vitnb.callback.wandb": "wandb_history"})

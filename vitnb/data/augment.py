@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Registry, nearest, one_of
+from ..core import Registry, moved_names, nearest, one_of
 from .draws import Draws
 from .geometry import (CenterCrop, Flip, RandomCrop, RandomResizedCrop, Resize, check_bounds, check_share,
     image_sizes, random_windows)
@@ -152,3 +152,9 @@ def eval_pipeline(
     "Resize, cut out the middle, normalise"
     resize = resize or img_size
     return Pipeline([Resize(resize, shorter=True), CenterCrop(img_size), Normalize(mean, std, white)], tasks)
+
+# %% ../../nbs/library/120_data.augment.ipynb #250afa5d
+__getattr__ = moved_names(__name__, {
+    "vitnb.data.transform": "make_transform Geometric unknown_value check_fill make_pipeline",
+    "vitnb.data.geometry": "mirror",
+    "vitnb.data.randaugment": "op_magnitude"})

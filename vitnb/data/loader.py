@@ -12,7 +12,7 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 
 import vitnb.data.scan # gives `ImageSet` its `stats`
-from ..core import hash_ints, one_of, pick_device, settings
+from ..core import hash_ints, moved_names, one_of, pick_device, settings
 from .augment import augment_ratio, eval_pipeline, train_pipeline
 from .dataset import make_datasets
 from .imageloader import ImageLoader, check_batch_size
@@ -160,3 +160,8 @@ def loaders(self:ImageSet,
 )->ImageLoaders: # train, valid and test
     "Make loaders of this set"
     return image_loaders(self, img_size, **kw)
+
+# %% ../../nbs/library/130_data.loader.ipynb #9969c1f3
+__getattr__ = moved_names(__name__, {
+    "vitnb.data.dataset": "ImageDataset",
+    "vitnb.data.work": "view_index join_views"})

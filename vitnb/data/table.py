@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import one_of
+from ..core import moved_names, one_of
 from .holdout import Split, as_tasks, hold_out
 from .image import read_map, readers
 from ..task import OneClass, Task
@@ -271,3 +271,7 @@ def hold_out_missing(
         if valid is None: valid = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(splits["train"]))))
         splits["train"],splits["valid"] = hold_out(splits["train"], valid, seed, image_set.tasks)
     image_set.replace_splits({name:splits[name] for name in ("train", "valid", "test")})
+
+# %% ../../nbs/library/112_data.table.ipynb #27f192b2
+__getattr__ = moved_names(__name__, {
+    "vitnb.data.holdout": "strata limit_split"})

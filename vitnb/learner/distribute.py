@@ -32,7 +32,7 @@ from ..callback.limit import TrainingStopped
 from ..callback.live import LiveFigure
 from ..callback.record import epoch_line
 from ..callback.tracker import Tracker
-from ..core import PEER_LOST, is_main, my_rank, n_ranks, pick_device
+from ..core import PEER_LOST, is_main, moved_names, my_rank, n_ranks, pick_device
 from ..data.loader import ImageLoader
 from ..device import set_rng_state
 from ..figures import plot_curves
@@ -222,3 +222,9 @@ def _run_ranks(learn, fit_kw, folder, processes, port):
     follow()
     if follow.fig and follow.rows: follow.fig.update(force=True)
     return load_checkpoint(folder/"result.pth")
+
+# %% ../../nbs/library/530_learner.distribute.ipynb #a8b4c07a
+__getattr__ = moved_names(__name__, {
+    "vitnb.learner.wholebatch": "gather_rows gather_with_grad WholeBatch",
+    "vitnb.learner.join": "join_ranks learner_facts compare_facts",
+    "vitnb.learner.together": "Together Turns"})

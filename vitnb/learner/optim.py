@@ -17,7 +17,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from ..callback.base import TrainCallback
-from ..core import Registry, nearest
+from ..core import Registry, moved_names, nearest
 
 # %% ../../nbs/library/500_learner.optim.ipynb #63a23bda
 TABLES = {"pos_embed", "absolute_pos_embed", "relative_position_bias_table",
@@ -305,3 +305,9 @@ class GradClip(TrainCallback):
     def before_fit(self): self.learn.grad_norm = None
     def before_step(self): self.learn.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
     def after_fit(self): vars(self.learn).pop("grad_norm", None)
+
+# %% ../../nbs/library/500_learner.optim.ipynb #ac7e71b6
+__getattr__ = moved_names(__name__, {
+    "vitnb.callback.schedule": "schedules Span constant cosine warmup_cosine step_lr multistep one_cycle Plateau "
+                               "Schedule schedule_options make_schedule scale_lr",
+    "vitnb.callback.rate": "steps_per_epoch ScheduleLR"})

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from ..callback.masked import VALID_EPOCH, Masked, known_bands
 from ..callback.pretext import Pretext
-from ..core import one_of, pick_device
+from ..core import moved_names, one_of, pick_device
 from ..data.image import UnreadableImage
 from ..data.sample import Batch
 from .loop import VitLearner
@@ -247,3 +247,7 @@ def predict(
             rows.append(dict(id=names[position], **{name:column[n] for name,column in columns.items()}))
     _report_unreadable(unreadable, len(names))
     return Predictions(rows, unreadable)
+
+# %% ../../nbs/library/515_learner.predict.ipynb #06c9a562
+__getattr__ = moved_names(__name__, {
+    "vitnb.learner.trained": "find_checkpoint check_names"})
