@@ -1,12 +1,13 @@
 "One file as an array: values kept, or refused by name"
 import pickle
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
 from PIL import Image
 from data_helpers import own_folders
 
-from vitnb.data.image import as_rgb, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
+from vitnb.data.image import as_rgb, load_npy, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
 def test_every_mode_becomes_rgb(mode):
@@ -76,3 +77,11 @@ def test_what_is_no_image_or_no_map(tmp_path):
     palette.putpixel((1,0), 1)
     palette.save(tmp_path/"p.png")
     assert read_map(tmp_path/"p.png").tolist() == [[0,1]] # a palette's numbers are the classes
+
+
+def test_arrays_are_read_by_many_threads_at_once(tmp_path):
+    "Two headers parsed at once were a SystemError of Python's now and then"
+    files = [tmp_path/f"{i}.npy" for i in range(32)]
+    for i,file in enumerate(files): np.save(file, np.full((2, 3), i))
+    with ThreadPool(8) as pool: found = pool.map(load_npy, files*100, chunksize=1)
+    assert [int(a[0,0]) for a in found] == list(range(32))*100

@@ -1656,6 +1656,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.data.image._why_unreadable': ('library/data.image.html#_why_unreadable', 'vitnb/data/image.py'),
                                   'vitnb.data.image._with_channels': ('library/data.image.html#_with_channels', 'vitnb/data/image.py'),
                                   'vitnb.data.image.as_rgb': ('library/data.image.html#as_rgb', 'vitnb/data/image.py'),
+                                  'vitnb.data.image.load_npy': ('library/data.image.html#load_npy', 'vitnb/data/image.py'),
                                   'vitnb.data.image.read_grey': ('library/data.image.html#read_grey', 'vitnb/data/image.py'),
                                   'vitnb.data.image.read_image': ('library/data.image.html#read_image', 'vitnb/data/image.py'),
                                   'vitnb.data.image.read_map': ('library/data.image.html#read_map', 'vitnb/data/image.py'),

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from ..core import atomic_write, settings
 from .dataset import ImageDataset
 from .holdout import Split
-from .image import UnreadableImage, readers, widen
+from .image import UnreadableImage, load_npy, readers, widen
 from .loader import ImageLoaders, image_loaders
 from .sample import stack_images
 from .stats import BandStats
@@ -51,7 +51,7 @@ def _as_channels(shape, dtype, path):
 
 def _load(path, **kw):
     "An array from a file"
-    try: return np.load(path, allow_pickle=False, **kw)
+    try: return load_npy(path, **kw)
     except (OSError, ValueError, EOFError) as e: raise UnreadableImage(path, str(e)) from e
 
 def read_companion(

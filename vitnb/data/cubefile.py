@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from ..core import atomic_write, need, one_of, settings
-from .image import UnreadableImage, readers
+from .image import UnreadableImage, load_npy, readers
 
 # %% ../../nbs/library/150_data.cubefile.ipynb #b0a4b468
 CUBE_DATASET = "/Cube/Images" # where an HDF5 file holds its cube if nothing else is said
@@ -86,7 +86,7 @@ def open_cube(
     return _handles[key]
 
 def _open_npy(path):
-    try: return np.load(path, mmap_mode="r", allow_pickle=False)
+    try: return load_npy(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise UnreadableImage(path, f"it is no readable .npy: {error}") from error
 
