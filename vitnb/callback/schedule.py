@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core import Registry, nearest, one_of
+from ..core import Registry, check_options, one_of
 
 # %% ../../nbs/library/482_callback.schedule.ipynb #b743b62e
 class Span(NamedTuple):
@@ -231,9 +231,7 @@ def check_schedule_options(
     options:Iterable[str], # Names that were given
 )->None:
     "Refuse options that schedule `name` does not take"
-    known = {**schedule_options(name), **_WARMUP}
-    for k in options:
-        if k not in known: raise ValueError(f"schedule {name!r} has no option {k!r}: {nearest(k, known)}")
+    check_options(f"schedule {name!r}", options, {**schedule_options(name), **_WARMUP})
 
 def _warmup_steps(name, total, per_epoch, epochs, steps):
     "Length of the warm-up in steps"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Registry, moved_names, nearest, one_of
+from ..core import Registry, check_options, moved_names, one_of
 from .draws import Draws
 from .geometry import (CenterCrop, Flip, RandomCrop, RandomResizedCrop, Resize, check_bounds, check_share,
     image_sizes, random_windows)
@@ -133,9 +133,7 @@ def train_pipeline(
     "Make the pipeline of the augmentation recipe `name`"
     recipe = augments[name]
     known = list(inspect.signature(recipe).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"augment {name!r} has no option {option!r}: {nearest(option, known)}")
+    check_options(f"augment {name!r}", options, known)
     steps = recipe(img_size, **options)
     if Normalize not in steps: steps.append(Normalize)
     normalize = Normalize(mean, std, white)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import nearest, one_of, repo_root, settings
+from ..core import check_options, nearest, one_of, repo_root, settings
 from .companion import CompanionSplit, companion_loaders
 from .download import unpack_once, unwrap_folder
 from .duplicates import find_duplicates, group_duplicates, identical_files, merge_groups
@@ -281,9 +281,7 @@ def load_leaves(
     **synthetic, # Of leaves_synthetic: n, size, seed
 )->LeafSet: # With splits train, valid and test; valid and test hold originals only
     "Load leaf photographs"
-    for option in synthetic:
-        if option not in _SYNTHETIC:
-            raise ValueError(f"load_leaves has no option {option!r}: {nearest(option, _SYNTHETIC)}")
+    check_options("load_leaves", synthetic, _SYNTHETIC)
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit!r} must be a whole number from 1, or None for all photographs")
     s = _read_leaves(name, root, classes, groups, synthetic)

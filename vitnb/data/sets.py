@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from ..core import Registry, nearest, repo_root, settings
+from ..core import Registry, check_options, nearest, repo_root, settings
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
 from .frame import frame_set, read_frame
 from .holdout import Split, limit_split
@@ -310,8 +310,7 @@ _COLUMNS = ("image", "label", "task", "tasks", "group", "split", "weight")
 
 def _find_set(name, root, download, reader, columns):
     "Find the set, with the splits that it has"
-    for option in columns:
-        if option not in _COLUMNS: raise ValueError(f"load_set has no option {option!r}: {nearest(option, _COLUMNS)}")
+    check_options("load_set", columns, _COLUMNS)
     if isinstance(name, pd.DataFrame): return frame_set(name, "table", _root(root), reader=reader, **columns)
     table = None if name in sets else _resolve(name, root)
     if table is not None and table.is_file() and table.suffix.lower() in (".csv", ".tsv"):

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from .augment import Normalize, augments
 from .draws import Draws
-from .geometry import Flip, RandomResizedCrop
+from .geometry import Flip, RandomResizedCrop, check_share
 from .randaugment import ColorJitter, op_magnitude
 from .sample import INPUT_FIELDS
 from .transform import Geometric, Transform, check_fill, transforms
@@ -85,10 +85,6 @@ def turn_matrices(
     return torch.stack(rows, 1)
 
 # %% ../../nbs/library/123_data.severity.ipynb #c42afd9b
-def _check_share(name, p):
-    "Refuse what is no probability"
-    if not 0 <= p <= 1: raise ValueError(f"{name}={p!r} must lie between 0 and 1; 0.5 is every second sample")
-
 @transforms.register()
 class RandomRotation(Warp):
     "Turn each sample about its middle; corners that come from outside are black"
@@ -96,7 +92,7 @@ class RandomRotation(Warp):
         degrees:float=25., # Angle drawn from -degrees to degrees
         p:float=1., # Share of the samples that are turned
     ):
-        _check_share("p", p)
+        check_share("p", p)
         if not 0 <= degrees <= 180: raise ValueError(f"degrees={degrees!r} must lie between 0 and 180")
         self.degrees = degrees
         self.p = p
@@ -126,7 +122,7 @@ class GridDistortion(Warp):
         limit:float=.3, # Width of a cell drawn from 1-limit to 1+limit, before they are scaled to fit
         p:float=.5, # Share of the samples that are distorted
     ):
-        _check_share("p", p)
+        check_share("p", p)
         if steps < 1 or not 0 <= limit < 1:
             raise ValueError(f"steps={steps!r} must be 1 or more and limit={limit!r} lie in [0,1), or the image folds")
         self.steps = steps
@@ -162,7 +158,7 @@ class RGBJitter(ColorJitter):
         p:float=1., # Share of the samples that are changed
     ):
         super().__init__(brightness, contrast, saturation, hue)
-        _check_share("p", p)
+        check_share("p", p)
         self.p = p
 
     def batch(self, x, draws):
@@ -293,7 +289,7 @@ class GaussianBlur(OnInputs):
         p:float=.25, # Share of the samples that are blurred
         sigma:tuple=(.1, 1.5), # Bounds of the standard deviation, pixels
     ):
-        _check_share("p", p)
+        check_share("p", p)
         if not 0 < sigma[0] <= sigma[1]:
             raise ValueError(f"sigma={sigma!r} must be two numbers above 0, the smaller first")
         self.p = p
@@ -320,7 +316,7 @@ class Cutout(OnInputs):
         scale:tuple=(.02, .12), # Bounds of its share of the area
         ratio:tuple=(.3, 3.), # Bounds of its width/height
     ):
-        _check_share("p", p)
+        check_share("p", p)
         if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
             raise ValueError(f"scale={scale!r} must ascend from above 0 to at most 1, ratio={ratio!r} from above 0")
         self.p = p

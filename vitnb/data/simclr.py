@@ -10,21 +10,18 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from .augment import Flip, RandomResizedCrop, Transform, augments, transforms
+from .geometry import check_share
 from .severity import GaussianBlur, OnInputs, RGBJitter, check_colors
 from ..device import to_device
 
 # %% ../../nbs/library/124_data.simclr.ipynb #6d1e4e8c
-def _check_share(name, p):
-    "Refuse what is no probability"
-    if not 0 <= p <= 1: raise ValueError(f"{name}={p!r} must lie between 0 and 1; 0.2 is every fifth sample")
-
 @transforms.register()
 class RandomGrayscale(Transform):
     "Take the colours from the first three channels of a share `p` of the samples"
     def __init__(self,
         p:float=.2, # Share of the samples that become grey
     ):
-        _check_share("p", p)
+        check_share("p", p)
         self.p = p
 
     def batch(self, x, draws):
@@ -42,7 +39,7 @@ class IntensityJitter(OnInputs):
         contrast:float=.8, # Distances from each channel's mean are scaled by 1-contrast (at least 0) to 1+contrast
         p:float=.8, # Share of the samples that are changed
     ):
-        _check_share("p", p)
+        check_share("p", p)
         if min(brightness, contrast) < 0:
             raise ValueError(f"brightness={brightness!r} and contrast={contrast!r} must be 0 or more; 0.8 is strong")
         self.brightness = brightness

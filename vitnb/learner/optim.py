@@ -17,7 +17,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from ..callback.base import TrainCallback
-from ..core import Registry, moved_names, nearest
+from ..core import Registry, check_options, moved_names, nearest
 
 # %% ../../nbs/library/500_learner.optim.ipynb #63a23bda
 TABLES = {"pos_embed", "absolute_pos_embed", "relative_position_bias_table",
@@ -258,8 +258,7 @@ def _arguments(name, given):
     "What torch's optimiser `name` is given: the defaults, under what the caller says"
     defaults = optimizers[name][1]
     given = {k:v for k,v in given.items() if v is not None}
-    for k in given:
-        if k not in defaults: raise ValueError(f"{name} has no option {k!r}: {nearest(k, defaults)}")
+    check_options(name, given, defaults)
     return {**defaults, **given}
 
 # %% ../../nbs/library/500_learner.optim.ipynb #5df378ea

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import one_of
 from .dfca import DFCA, ConcatFusion, lesion_bias, present_samples
-from .protocol import register_model
+from .protocol import check_rates, check_stages, register_model
 from .spectral import FastNorm
 from .stages import HViTStream, Stage, as_pair, fitting_patch, resize_positions
 
@@ -200,20 +200,6 @@ HVIT_SIZES = dict( # each stage is twice as wide as the one before; heads are 32
 )
 
 # %% ../../nbs/library/250_models.hvit.ipynb #1d53e9bf
-def _check_widths(embed_dim, depths, num_heads):
-    "Lengths agree, and every width is a whole number of heads"
-    if len(depths) != len(num_heads):
-        raise ValueError(f"depths={depths} and num_heads={num_heads} must have one number a stage each")
-    for i,heads in enumerate(num_heads):
-        if embed_dim*2**i % heads:
-            raise ValueError(f"stage {i+1} is {embed_dim*2**i} wide, which {heads} heads do not divide; "
-                             f"change embed_dim={embed_dim} or num_heads={num_heads}")
-
-def _check_rates(**rates):
-    "Every rate is a probability below 1"
-    for name,rate in rates.items():
-        if not 0 <= rate < 1: raise ValueError(f"{name}={rate!r} must be at least 0 and below 1")
-
 def _dfca_heads(width, last_heads):
     "64 channels a head, as the guide's small model has; where that does not divide the width, the last stage's heads"
     wide = max(1, width//64)
@@ -235,7 +221,7 @@ def _check_spectral(colours, spectral_channels, use_dfca, **options):
 def _spectral_stream(stream, channels, embed_dim):
     "The second stream, if there is one"
     if not channels: return None
-    _check_widths(embed_dim, stream["depths"], stream["num_heads"])
+    check_stages(embed_dim, stream["depths"], stream["num_heads"])
     return HViTStream(**stream, channels=channels, embed_dim=embed_dim)
 
 def _fusion(spectral, dim, last_heads, use_dfca, dfca_num_heads, dfca_drop):
@@ -268,7 +254,7 @@ def hvit(
     modality_dropout:float=0., # Share of training samples without a spectral image; above 0 it also answers without one
 )->HierarchicalViT: # The network
     "A hierarchical transformer of any size"
-    _check_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate,
+    check_rates(drop_path_rate=drop_path_rate, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate,
                  attn_drop_rate=attn_drop_rate, dfca_drop=dfca_drop or 0., modality_dropout=modality_dropout)
     colours = 3 if in_chans is None else in_chans - spectral_channels
     dfca = dict(dfca_num_heads=dfca_num_heads, dfca_drop=dfca_drop)
@@ -278,7 +264,7 @@ def hvit(
     stream = dict(img_size=as_pair(img_size), patch_size=patch_size, depths=tuple(depths), num_heads=tuple(num_heads),
                   drop_path_rate=drop_path_rate, pad=pad, mlp_ratio=mlp_ratio, qkv_bias=True, proj_drop=proj_drop_rate,
                   attn_drop=attn_drop_rate)
-    _check_widths(embed_dim, depths, num_heads)
+    check_stages(embed_dim, depths, num_heads)
     spectral = _spectral_stream(stream, spectral_channels, spectral_embed_dim or embed_dim)
     fusion = _fusion(spectral, embed_dim*2**(len(depths) - 1), num_heads[-1], use_dfca, **dfca)
     return HierarchicalViT(num_classes, drop_rate, spectral, fusion, modality_dropout, channels=colours,

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'models', 'check_model', 'ModelEntry', 'register_model', 'read_weights', 'LoadReport', 'load_weights',
-           'list_models', 'hub_weights', 'create_model', 'trace_shapes', 'ModelInfo', 'model_info']
+           'list_models', 'hub_weights', 'create_model', 'trace_shapes', 'ModelInfo', 'model_info', 'check_stages',
+           'check_rates']
 
 # %% ../../nbs/library/200_models.protocol.ipynb #c44517b5
 import importlib
@@ -318,3 +319,25 @@ def model_info(
     return ModelInfo(name=getattr(model, "name", name), params=sum(size for size,_ in sizes),
                      trainable=sum(size for size,learns in sizes if learns), gmacs=gmacs, input=shape,
                      classes=model.num_classes, grid=grid, windows=_stage_windows(model))
+
+# %% ../../nbs/library/200_models.protocol.ipynb #b62e946f
+def check_stages(
+    embed_dim:int, # Width of the first stage; each further stage doubles it
+    depths:tuple, # Blocks of each stage
+    num_heads:tuple, # Heads of each stage
+)->None:
+    "Refuse lengths that differ, and a width that is no whole number of heads"
+    if len(depths) != len(num_heads):
+        raise ValueError(f"depths={depths} and num_heads={num_heads} must have one number a stage each")
+    for stage,heads in enumerate(num_heads):
+        width = embed_dim * 2**stage
+        if width % heads:
+            raise ValueError(f"stage {stage+1} is {width} wide, which {heads} heads do not divide; "
+                             f"change embed_dim={embed_dim} or num_heads={num_heads}")
+
+def check_rates(
+    **rates:float, # Rates by name
+)->None:
+    "Refuse a rate that is no probability below 1"
+    for name,rate in rates.items():
+        if not 0 <= rate < 1: raise ValueError(f"{name}={rate!r} must be at least 0 and below 1")

@@ -11,7 +11,7 @@ import timm.models.swin_transformer as timm_swin
 from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.swin_transformer import checkpoint_filter_fn
 
-from .protocol import register_model
+from .protocol import check_rates, check_stages, register_model
 
 # %% ../../nbs/library/210_models.swin.ipynb #e6a67d84
 def _pair(o:int|tuple|list)->tuple:
@@ -92,22 +92,6 @@ SWIN_SIZES = dict( # the paper's section 3.3
     swin_base  = dict(_paper, embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
 )
 
-# %% ../../nbs/library/210_models.swin.ipynb #83085815
-def _check_stages(embed_dim, depths, num_heads):
-    "Lengths agree, and every width is a whole number of heads"
-    if len(depths) != len(num_heads):
-        raise ValueError(f"depths={depths} and num_heads={num_heads} must have one number a stage each")
-    for stage,heads in enumerate(num_heads):
-        width = embed_dim * 2**stage
-        if width % heads:
-            raise ValueError(f"stage {stage+1} is {width} wide, which {heads} heads do not divide; "
-                             f"change embed_dim={embed_dim} or num_heads={num_heads}")
-
-def _check_rates(**rates):
-    "Every rate is a probability below 1"
-    for name,rate in rates.items():
-        if not 0 <= rate < 1: raise ValueError(f"{name}={rate!r} must be at least 0 and below 1")
-
 # %% ../../nbs/library/210_models.swin.ipynb #45936a83
 class SwinTransformer(timm_swin.SwinTransformer):
     "timm's Swin transformer, whose last norm lies as deep as its last stage"
@@ -141,8 +125,8 @@ def swin(
     num_heads = tuple(num_heads)
     rates = dict(drop_path_rate=drop_path_rate, drop_rate=drop_rate, proj_drop_rate=proj_drop_rate,
                  attn_drop_rate=attn_drop_rate)
-    _check_stages(embed_dim, depths, num_heads)
-    _check_rates(**rates)
+    check_stages(embed_dim, depths, num_heads)
+    check_rates(**rates)
     if patch_size is None: patch_size = 2 if min(_pair(img_size)) <= 16 else 4
     window = choose_window(img_size, patch_size, len(depths), window_size, window_near)
     return SwinTransformer(
