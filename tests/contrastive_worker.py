@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vitnb.callback.base import TrainCallback
 from vitnb.callback.ema import EMACallback
 from vitnb.core import my_rank
 from vitnb.data.loader import image_loaders
@@ -21,16 +20,6 @@ CASES = dict(
     groups = dict(pretext=dict(temperature=.2, use_groups=True), groups=True),
     byol = dict(arch="densenet_micro", pretext=dict(loss="byol")), # batch normalisation in model and head
     vicreg = dict(arch="swin_micro", pretext=dict(loss="vicreg", norm="batch")))
-
-
-class Die(Exception): pass
-
-
-class DieAt(TrainCallback):
-    order = 190
-    def __init__(self, step): self.step = step
-    def after_batch(self):
-        if self.training and self.opt_steps == self.step and self.learn.report is not None: raise Die
 
 
 def photos(n=72, size=16, channels=3, seed=0):

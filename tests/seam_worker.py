@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from seam_systems import SETS, make
+from tiny_tasks import Die, DieAt
 
-from vitnb.callback.base import TrainCallback
 from vitnb.callback.checkpoint import Checkpoints
 from vitnb.callback.ema import EMACallback
 from vitnb.core import my_rank
@@ -16,16 +16,6 @@ from vitnb.learner.ranks import distribute
 from vitnb.learner.together import Together
 
 STEP = dict(optimizer="sgd", lr=.05, opt_kw=dict(momentum=.9)) # Adam makes 1e-5 of a gradient that is nothing but rounding
-
-
-class Die(Exception): pass
-
-
-class DieAt(TrainCallback):
-    order = 190
-    def __init__(self, step): self.step = step
-    def after_batch(self):
-        if self.training and self.opt_steps == self.step and self.learn.report is not None: raise Die
 
 
 def outcome(learn):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_worker import ARCHS, Die, DieAt, image_set, make, outcome, photos
+from contrastive_worker import ARCHS, image_set, make, outcome, photos
+from tiny_tasks import Die, DieAt
 
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.contrastive import Contrastive, MomentumTeacher, ProjectionHead, make_teacher, put_head

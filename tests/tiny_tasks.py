@@ -7,6 +7,7 @@ from fastai.data.load import DataLoader
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from vitnb.callback.base import TrainCallback
 from vitnb.data.sets import load_set
 from vitnb.learner.core import VitLearner
 from vitnb.losses.objective import make_objective
@@ -64,6 +65,17 @@ class TwoHeads(nn.Module):
         super().__init__()
         self.heads = nn.ModuleDict({k:nn.Linear(inputs, n) for k,n in outputs.items()})
     def forward(self, x): return {k:head(x.flatten(1)) for k,head in self.heads.items()}
+
+
+class Die(Exception): pass
+
+
+class DieAt(TrainCallback):
+    "Die at the end of the batch that makes a step"
+    order = 190
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.training and self.opt_steps == self.step and self.learn.report is not None: raise Die
 
 
 class StopAt(Callback):
