@@ -17,7 +17,7 @@ from vitnb.callback.limit import TrainingStopped
 from vitnb.core import is_main, my_rank
 from vitnb.learner.core import run_callbacks
 from vitnb.learner.ranks import Distribute, distribute
-from vitnb.learner.wholebatch import gather_with_grad
+from vitnb.gather import gather_with_grad
 from vitnb.learner.freeze import FreezeEpochs
 from vitnb.learner.loop import SingleProcess
 from vitnb.testing import tiny_learner

@@ -72,7 +72,7 @@ def test_a_name_that_has_moved_says_where_it_is(name, room):
     ("experiment.run", "public_params", "parameters"), ("experiment.cli", "card", "experiment.notebook"),
     ("callback.track", "History", "callback.history"), ("callback.track", "StepRecorder", "callback.record"),
     ("data.augment", "make_pipeline", "data.transform"), ("data.loader", "ImageDataset", "data.dataset"),
-    ("data.table", "strata", "data.holdout"), ("learner.distribute", "gather_with_grad", "learner.wholebatch"),
+    ("data.table", "strata", "data.holdout"), ("learner.distribute", "gather_with_grad", "gather"), ("learner.distribute", "WholeBatch", "learner.wholebatch"),
     ("learner.optim", "make_schedule", "callback.schedule"), ("learner.optim", "ScheduleLR", "callback.rate"),
     ("learner.predict", "find_checkpoint", "learner.trained"), ("testing", "assert_exact_resume", "exactness")])
 def test_every_old_room_gives_what_has_moved(old, name, new):

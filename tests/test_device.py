@@ -31,7 +31,7 @@ from vitnb.callback.tracker import track_figure
 from vitnb.device import fetch
 from vitnb.learner.core import train_callbacks
 from vitnb.learner.ranks import Distribute
-from vitnb.learner.wholebatch import gather_rows, gather_with_grad
+from vitnb.gather import gather_rows, gather_with_grad
 from vitnb.learner.predict import predict_split
 from vitnb.learner.tta import predict_tta, view_scores
 from vitnb.task import OneClass

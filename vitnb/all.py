@@ -4,6 +4,7 @@ from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
+from vitnb.gather import *
 from vitnb.parameters import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *

@@ -225,6 +225,7 @@ def _run_ranks(learn, fit_kw, folder, processes, port):
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #a8b4c07a
 __getattr__ = moved_names(__name__, {
-    "vitnb.learner.wholebatch": "gather_rows gather_with_grad WholeBatch",
+    "vitnb.gather": "gather_rows gather_with_grad",
+    "vitnb.learner.wholebatch": "WholeBatch",
     "vitnb.learner.join": "join_ranks learner_facts compare_facts",
     "vitnb.learner.together": "Together Turns"})

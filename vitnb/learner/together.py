@@ -23,9 +23,10 @@ from ..core import my_rank, n_ranks
 from ..data.loader import ImageLoader
 from ..data.sample import Batch
 from ..data.shard import ShardLoader, shard, shard_loader
+from ..gather import gather_rows, gather_with_grad
 from .loop import SingleProcess, VitLearner
 from .precision import as_float
-from .wholebatch import WholeBatch, gather_rows, gather_with_grad
+from .wholebatch import WholeBatch
 
 # %% ../../nbs/library/527_learner.together.ipynb #98d0e7cc
 class Together(SingleProcess):
