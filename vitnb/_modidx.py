@@ -3241,8 +3241,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vitnb/learner/ranks.py'),
                                      'vitnb.learner.ranks.VitLearner.to_detach': ( 'library/learner.ranks.html#vitlearner.to_detach',
                                                                                    'vitnb/learner/ranks.py'),
-                                     'vitnb.learner.ranks._control_group': ( 'library/learner.ranks.html#_control_group',
-                                                                             'vitnb/learner/ranks.py'),
                                      'vitnb.learner.ranks.check_batches': ( 'library/learner.ranks.html#check_batches',
                                                                             'vitnb/learner/ranks.py'),
                                      'vitnb.learner.ranks.distribute': ('library/learner.ranks.html#distribute', 'vitnb/learner/ranks.py')},
