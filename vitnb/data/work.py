@@ -8,6 +8,7 @@ __all__ = ['view_index', 'join_views', 'BatchKey', 'BatchWork']
 # %% ../../nbs/library/128_data.work.ipynb #44acb958
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
