@@ -168,6 +168,31 @@ def test_the_shares_count():
     assert counts("a = b if c else d\nfor i in x: pass\ny = [z for z in x]") == [0, 1, 4]
 
 
+def tests_of(names):
+    "The file with the tests of each module, by its last name where no other module has the same"
+    last = [name.split(".")[-1] for name in names]
+    return {name:f"test_{end if last.count(end) == 1 else name.replace('.', '_')}.py" for name,end in zip(names, last)}
+
+
+def has_tests(path): return path.is_file() and bool(re.search(r"^def test_", path.read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("name,file", tests_of(list(map(module, NUMBERED))).items())
+def test_each_module_has_its_tests(name, file):
+    assert has_tests(ROOT/"tests"/file), f"the tests of {name} are looked for in tests/{file}"
+
+
+def test_the_search_for_tests_sees(tmp_path):
+    "Two modules that end alike are told apart by their rooms, and a file without a test is none"
+    assert tests_of(["core", "data.mix", "callback.mix", "learner.core", "data.once"]) == {
+        "core":"test_core.py", "data.mix":"test_data_mix.py", "callback.mix":"test_callback_mix.py",
+        "learner.core":"test_learner_core.py", "data.once":"test_once.py"}
+    (tmp_path/"test_once.py").write_text("import pytest\n")
+    assert not has_tests(tmp_path/"test_once.py") and not has_tests(tmp_path/"test_core.py")
+    (tmp_path/"test_once.py").write_text("def test_all(): pass\n")
+    assert has_tests(tmp_path/"test_once.py")
+
+
 def blankets(t):
     "Handlers that catch everything: without a type, or a broad one whose body does nothing"
     for n in ast.walk(t):
