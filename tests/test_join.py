@@ -17,7 +17,7 @@ def test_the_first_thing_that_differs_is_named_with_its_rank():
 class Look(Callback):
     "The facts of a fit, before and after one bit of a weight has changed"
     def before_train(self):
-        self.name,weight = next((k, p) for k,p in self.model.named_parameters() if p.ndim > 1)
+        self.changed,weight = next((k, p) for k,p in self.model.named_parameters() if p.ndim > 1)
         self.facts = [learner_facts(self.learn), learner_facts(self.learn)]
         with torch.no_grad(): weight.view(torch.int32).view(-1)[0] ^= 1
         self.facts.append(learner_facts(self.learn))
@@ -30,7 +30,7 @@ def test_one_bit_of_one_weight_is_another_fact():
     learn = tiny_learner(cbs=[look])
     with learn.no_logging(): learn.fit(1)
     before,again,after = look.facts
-    assert before == again and [k for k in before if before[k] != after[k]] == [f"the tensor {look.name}"]
+    assert before == again and [k for k in before if before[k] != after[k]] == [f"the tensor {look.changed}"]
 
 
 @pytest.mark.parametrize("name,value", [
