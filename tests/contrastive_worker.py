@@ -1,4 +1,4 @@
-"What each of two ranks does in `test_contrastive.py`, and the runs that all of its tests are made of"
+"What each of two ranks does in `test_callback_contrastive.py`, and the runs that all of its tests are made of"
 import sys
 from pathlib import Path
 
@@ -63,3 +63,8 @@ def train(epochs=2, **kw):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.save({k: train(**kw) for k,kw in CASES.items()}, Path(sys.argv[1])/f"rank{my_rank()}.pth")
+
+
+def quiet_fit(learn, n, **kw):
+    with learn.no_bar(): learn.fit(n, **kw)
+    return learn

@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 
 import distribute_worker as worker
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,12 +18,9 @@ from process_state import quiet_port
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.data.shard import shard
-from vitnb.data.source import SubsetSource
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
 from vitnb.launch import Ranks
-from vitnb.learner.ranks import check_batches
-from vitnb.learner.wholebatch import WholeBatch
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -147,17 +143,6 @@ def test_two_ranks_are_one_where_what_is_trained_changes(tmp_path, what, cases, 
         assert not differences(whole["rows"], found[0][k]["rows"], ["seconds"]), k
 
 
-def test_draws_matter():
-    "What the mode replaces is seen by the equality tests: without it another row of the mask is drawn"
-    net = torch.nn.Dropout(.5)
-    def draw(n, mode=None):
-        torch.manual_seed(0)
-        if mode is None: return net(torch.ones(n, 50))
-        with mode: return net(torch.ones(n, 50))
-    mine = shard(8, 1, 2)
-    assert torch.equal(draw(8)[mine], draw(4, WholeBatch(8, mine))) and not torch.equal(draw(8)[mine], draw(4))
-
-
 @pytest.mark.parametrize("n,world", [(8, 2), (16, 4), (5, 2), (7, 3), (12, 3), (10, 2)])
 def test_every_sample_once(n, world):
     parts = [shard(n, r, world).tolist() for r in range(world)]
@@ -224,16 +209,6 @@ def test_all_stop_where_one_is_told_to(two):
     ("batch", "bs=15 cannot be divided among 2 processes; use bs=14 or bs=16"), ("mixing", "bs=14 cannot be divided among 2 processes, partners of MixUp")])
 def test_ranks_that_differ_are_named(two, what, says):
     for o in two[0]: assert says in o["alike"][what], o["alike"][what]
-
-
-@pytest.mark.parametrize("case,n", [("masked", 11), ("swin", 35)])
-def test_a_last_batch_may_be_shared_unevenly(case, n):
-    "Sums add up whatever the parts; only partners of mixing must stay together, and each process needs a sample"
-    learn = worker.make(**dict(worker.CASES[case], bs=8, drop_last=False))
-    data = learn.dls.train.dataset
-    learn.dls.loaders[0] = learn.dls.train.new(type(data)(SubsetSource(data.source, np.arange(n)), {k: v[:n] for k,v in data.targets.items()}, data.tasks))
-    check_batches(learn, 2)
-    with pytest.raises(ValueError, match="the last batch of an epoch has 3 samples and cannot be divided among 4 processes; use drop_last=True"): check_batches(learn, 4)
 
 
 def test_the_learner_is_as_before(two):

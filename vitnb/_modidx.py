@@ -1091,6 +1091,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vitnb.data.companion._other_channels': ( 'library/data.companion.html#_other_channels',
                                                                                 'vitnb/data/companion.py'),
                                       'vitnb.data.companion._pairs': ('library/data.companion.html#_pairs', 'vitnb/data/companion.py'),
+                                      'vitnb.data.companion._read_all': ( 'library/data.companion.html#_read_all',
+                                                                          'vitnb/data/companion.py'),
                                       'vitnb.data.companion._read_one': ( 'library/data.companion.html#_read_one',
                                                                           'vitnb/data/companion.py'),
                                       'vitnb.data.companion._source': ('library/data.companion.html#_source', 'vitnb/data/companion.py'),

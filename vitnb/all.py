@@ -139,3 +139,4 @@ from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *
 from vitnb.exactness import *
+from vitnb.teach_179_data.leafmodel import *

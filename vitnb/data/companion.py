@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..core import atomic_write, settings
+from ..core import settings
 from .dataset import ImageDataset
 from .holdout import Split
 from .image import UnreadableImage, load_npy, readers, widen
 from .loader import ImageLoaders, image_loaders
+from .once import scan_once
 from .sample import stack_images
 from .stats import BandStats
 from .table import ImageSet
@@ -156,14 +158,16 @@ def _stamp(pairs):
     parts = [(split, name, stat.st_size, stat.st_mtime_ns) for split,name,stat in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+def _read_all(pairs):
+    "Statistics of the spectral files"
+    with ThreadPool(8) as pool: found = pool.map(_read_one, pairs)
+    return _add_up(pairs, _other_channels(found))
+
 def _survey(pairs):
-    "Statistics of the spectral files, from the cache where nothing has changed since"
-    file = settings().cache_path/f"companions-{_stamp(pairs)[:16]}.json"
-    if file.is_file(): return json.loads(file.read_text())
-    with ThreadPool(8) as pool: known = _add_up(pairs, _other_channels(pool.map(_read_one, pairs)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
-    return known
+    "The same, from the cache where nothing has changed since"
+    stamp = _stamp(pairs)
+    known = scan_once(settings().cache_path/f"companions-{stamp[:16]}.json", stamp, partial(_read_all, pairs))
+    return {name:known[name] for name in ("channels", "mean", "std")}
 
 def _of_arrays(image_set):
     "Statistics of spectral images in memory"
