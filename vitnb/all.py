@@ -111,6 +111,7 @@ from vitnb.learner.precision import *
 from vitnb.learner.fastai import *
 from vitnb.learner.config import *
 from vitnb.learner.loop import *
+from vitnb.learner.options import *
 from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
@@ -133,6 +134,7 @@ from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
+from vitnb.experiment.choices import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *

@@ -120,7 +120,8 @@ def vit_learner(
     model = _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing)
     training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights,
                     optimizer=optimizer, lr=_plain_rate(lr), weight_decay=weight_decay, opt_kw=opt_kw or {}, clip=clip,
-                    schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
+                    schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights,
+                    loss_kw=_plain_options(loss_kw or {}))
     objective = _objective(tasks, pretext, dls, model, training, loss_kw or {})
     if metrics is None: metrics = make_task_metrics(tasks) if pretext is None else pretext.metrics()
     clipping = [GradClip(clip)] if clip else []
@@ -138,6 +139,11 @@ def vit_learner(
 def _plain_rate(lr):
     "A learning rate for a configuration: the two ends of a slice are a list"
     return [lr.start, lr.stop] if isinstance(lr, slice) else lr
+
+def _plain_options(options):
+    "Options for a configuration: tensors are lists"
+    if isinstance(options, Mapping): return {name:_plain_options(value) for name,value in options.items()}
+    return options.tolist() if hasattr(options, "tolist") else options
 
 def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
     "The model, whose first weights are a function of the seed, whatever ran before"
@@ -185,8 +191,11 @@ def train_callbacks(
     ema_decay:float=0., # Share of the average kept at each step; 0: off
     ema_half_life:float=0., # In epochs, in place of `ema_decay`; 0: off
     accumulate:int=1, # Batches to one optimiser step
-    early_stop:int=0, # Epochs without a better validation loss that are tolerated; 0: train to the end
+    early_stop:int=0, # Epochs without improvement that are tolerated; 0: train to the end
     anomaly:bool=False, # Let autograd name the operation behind a NaN in the backward pass; several times slower
+    early_stop_min_delta:float=0., # Smaller changes are no improvement
+    early_stop_monitor:str|None=None, # Column that is to improve; the validation loss if None
+    restore_best:bool=True, # Whether early stopping puts the best weights back
 )->list: # Callbacks for `vit_learner(cbs=...)`
     "Make the parts of the engine that a recipe may switch on"
     cbs = []
@@ -194,7 +203,8 @@ def train_callbacks(
     if ema_decay or ema_half_life: cbs.append(EMACallback(decay=ema_decay or None, half_life=ema_half_life or None))
     if accumulate != 1: cbs.append(Accumulate(accumulate))
     if anomaly: cbs.append(Anomaly())
-    if early_stop: cbs.append(EarlyStop(patience=early_stop))
+    stopping = dict(min_delta=early_stop_min_delta, restore_best=restore_best)
+    if early_stop: cbs.append(EarlyStop(early_stop_monitor or "valid_loss", early_stop, **stopping))
     return cbs
 
 # %% ../../nbs/library/510_learner.core.ipynb #cbe318f2
