@@ -139,7 +139,7 @@ ACTS["reduce_lr_on_plateau"] = ACTS["plateau"]
 @pytest.mark.parametrize("name", schedules.names())
 def test_each_schedule_option_acts(name):
     assert set(ACTS[name]) == set(schedule_options(name)) # a new option needs its line here
-    base = dict(step=dict(step_size=8), plateau=dict(mode="min")).get(name, {})
+    base = dict(step=dict(step_size=8), plateau=dict(mode="min"), reduce_lr_on_plateau=dict(mode="min")).get(name, {})
     def run(**kw):
         s,out = make_schedule(name, 1., 300, 10, **base | kw),[]
         for i in range(301):

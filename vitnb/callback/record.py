@@ -271,7 +271,9 @@ def after_epoch(self:StepRecorder):
 def _closed_row(self:StepRecorder):
     "All columns of the epoch that has just ended, in the order of the files"
     head = dict(epoch=self.learn.epochs_done + 1, step=self.learn.opt_steps, lr=self.lrs[-1] if self.lrs else None)
-    return {**head, **self.row, **self._terms, **self._valid_terms, "seconds":round(time.time()-self.t0, 3)}
+    row = {**head, **self.row, **self._terms, **self._valid_terms}
+    if not self.learn.validated: row |= {name:None for name in self.learn.columns if name not in row}
+    return {**row, "seconds":round(time.time()-self.t0, 3)}
 
 # %% ../../nbs/library/471_callback.record.ipynb #4829a5fe
 _STEP_TYPES = dict(step=torch.int64, lr=torch.float64, loss=torch.float64)

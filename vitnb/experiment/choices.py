@@ -64,7 +64,7 @@ def loss_args(
     args = {task:{**own.get(task, {}), **given.get(task, {})} for task in {**own, **given}}
     return {task:options for task,options in args.items() if options}
 
-# %% ../../nbs/library/655_experiment.choices.ipynb #df97dd6e
+# %% ../../nbs/library/655_experiment.choices.ipynb #045a8eb4
 def _unused(r, field, value):
     "What a recipe lacks for a field to act; empty if it acts"
     for kind,fields in CHOICES.items():
@@ -93,5 +93,6 @@ def check_used(
     for field,value in given.items():
         reason = _unused(r, field, value)
         other = "; the focal loss has focal_gamma" if field == "gamma" else ""
-        if reason: raise ValueError(f"{field}={value!r} is given, but {reason}{other}; leave it out, or choose one that does")
+        if reason:
+            raise ValueError(f"{field}={value!r} is given, but {reason}{other}; leave it out, or choose one that does")
     _twice(r, given)

@@ -32,7 +32,7 @@ FIELDS = dict(
     loss=None, loss_kw=None, focal_gamma=None, label_smoothing=0., task_weights=None, class_weights=False,
     mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, anomaly=False,
     early_stop=0, early_stop_min_delta=0., early_stop_monitor=None, restore_best=True,
-    precision=None, channels_last=False, grad_checkpointing=False, compile=False,
+    precision=None, channels_last=False, grad_checkpointing=False, compile=False, valid_every=1,
     tta="", keep_top_k=0, checkpoint_every_n_epochs=0, use="last")
 
 _LOADERS = ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache", "sampling", "overfit_batches")
@@ -214,7 +214,7 @@ register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
         synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3,
                          precision="fp32"),
         retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
-                         warmup_epochs=10., precision="auto"),
+                         warmup_epochs=10., precision="auto", valid_every=5),
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
@@ -237,7 +237,7 @@ def resolve(
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #56afe53c
 _LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimizer", "lr", "weight_decay", "schedule",
-            "clip", "precision", "channels_last", "grad_checkpointing", "compile")
+            "clip", "precision", "channels_last", "grad_checkpointing", "compile", "valid_every")
 _CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "anomaly",
               "early_stop", "early_stop_min_delta", "early_stop_monitor", "restore_best")
 

@@ -109,7 +109,7 @@ def vit_learner(
     metrics:Sequence[Metric]|None=None, # Those of the tasks, or of the pretext task, if None
     device:str|torch.device|None=None, # The setting `device` if None
     cbs:Sequence[Callback]=(), # Further callbacks
-    **kw, # Further arguments of `VitLearner`: seed, precision, channels_last, path
+    **kw, # Further arguments of `VitLearner`: seed, precision, channels_last, valid_every, path
 )->VitLearner: # Ready to fit
     "Join data, model, objective, optimiser and schedule"
     device = pick_device(str(device) if device else None)
