@@ -31,7 +31,7 @@ from vitnb.data.sets import load_set
 from vitnb.learner.core import run_callbacks, vit_learner
 
 STORES = ["tensorboard", "mlflow", "wandb"]
-EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
+EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr", "train/accuracy"},{"val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
 
 
 def make(cbs=()):
@@ -107,7 +107,7 @@ def check(read, learn, epochs):
     assert [v for _,v in got["train/loss"]] == pytest.approx([s["loss"] for s in learn.recorder.steps], rel=1e-5)
     for k in ("val/loss", "val/accuracy", "val/f1_macro", "train/accuracy"):
         want = [scalars(r)[k] for r in learn.recorder.rows]
-        assert [v for _,v in got[k]] == pytest.approx(want, rel=1e-5), k
+        assert [v for n,v in got[k] if n%4 == 0] == pytest.approx(want, rel=1e-5), k # accuracy in training: over the epoch so far
     return got
 
 

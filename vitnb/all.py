@@ -84,6 +84,7 @@ from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.system import *
 from vitnb.callback.health import *
 from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *

@@ -39,7 +39,7 @@ from .freeze import FrozenNorms, wake
 from .optim import GradClip, make_optimizer
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
-from ..task import Task, Tasks
+from ..task import Column, Task, Tasks
 
 # %% ../../nbs/library/506_learner.loop.ipynb #f33d32ed
 class VitLearner(BaseLearner):
@@ -135,8 +135,22 @@ def run_in(self:VitLearner,
 class Unscale(Callback):
     "With fp16: bring gradients back to their true size before anything looks at them"
     order,run_valid = GradClip.order-1,False # clipping and watching follow
+    def __init__(self): self.skipped = 0 # steps of the epoch that overflowed
+
+    def columns(self)->list:
+        "Declare how many steps were left out, where any can be"
+        return [Column("skipped_steps", "min", "steps")] if self.learn.scaler is not None else []
+
+    def before_train(self): self.skipped = 0
     def before_step(self):
         if self.learn.scaler is not None: self.learn.scaler.unscale_(self.learn.opt.opt)
+
+    def after_cancel_step(self): self.skipped += 1
+    def after_epoch(self):
+        if self.learn.scaler is not None and self.learn.phase == "fit": self.recorder.row["skipped_steps"] = self.skipped
+
+    def state_dict(self)->dict: return dict(skipped=self.skipped)
+    def load_state_dict(self, state:dict): self.skipped = state.get("skipped", 0)
 
 # %% ../../nbs/library/506_learner.loop.ipynb #c283eac6
 @patch
