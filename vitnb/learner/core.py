@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..callback.accumulate import Accumulate
-from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
+from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights, weights_of
 from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
 from ..callback.ema import EMACallback
 from ..callback.history import EventLog, History
@@ -29,6 +29,7 @@ from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
+from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
@@ -225,12 +226,14 @@ def run_callbacks(
     tracker:str|None=None, # "tensorboard", "mlflow", "wandb" or "none"; the setting `tracker` if None
     keep_top_k:int=0, # Also keep the weights of so many best epochs
     tags:dict|None=None, # Words about the run for the tracker, by name
+    scalar_names:dict|None=None, # Other names of scalars in the tracker, such as `{"train/lr": "LR"}`
 )->list: # Callbacks for `fit(cbs=...)`
     "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
-    cbs = [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
-           checkpoints, NaNWatch(), StopOnSignal()]
+    record = make_tracker(tracker, folder, tags=tags, scalar_names=scalar_names)
+    cbs = [History(folder), EventLog(folder/"events.jsonl"), record, SystemWatch(), ExplainOOM(), checkpoints,
+           NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
     return cbs
 
@@ -246,7 +249,8 @@ def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
     device:str|torch.device="cpu", # Where the model shall be
     recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
-)->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
+    use:str="trained", # "trained", "ema" (their average), or "auto": the average where the file has one
+)->nn.Module: # The model in eval mode, with `config` (format 2) and `weights` ("trained" or "ema") as attributes
     "Build the model a checkpoint describes and fill it"
     checkpoint = load_checkpoint(path, device)
     config = checkpoint.get("config")
@@ -258,6 +262,7 @@ def load_model(
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
     rebuild_model(model, config.get("pretext"))
-    restore_weights(model, checkpoint)
+    weights,model.weights = weights_of(checkpoint, use)
+    restore_weights(model, weights)
     model.config = config
     return model.eval()
