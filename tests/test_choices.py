@@ -1,11 +1,16 @@
 "A field that was given acts, or is an error; an early end by its fields"
+import json
+from pathlib import Path
+
 import pytest
 
 from vitnb.experiment.choices import CHOICES, TOGETHER, check_used, used_options
-from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, recipe, recipes, resolve
+from vitnb.experiment.cli import read_notebook
+from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, recipe, recipes, resolve, run_args, stored_recipe
 from vitnb.learner.core import train_callbacks
 from vitnb.testing import tiny_learner
 
+ROOT = Path(__file__).resolve().parents[1]
 UNUSED = [(dict(gamma=2., loss="focal"), "the focal loss has focal_gamma"), (dict(patience=3), "it is for plateau"), (dict(factor=.3), "plateau, reduce_lr_on_plateau"),
           (dict(momentum=.8), "it is for sgd"), (dict(nesterov=True), "it is for sgd"), (dict(optimizer="sgd", betas=(.8, .9)), "it is for adam, adamw"),
           (dict(step_size=3.), "it is for step"), (dict(milestones=[3]), "it is for multistep"), (dict(schedule="one_cycle", min_lr=1e-6), "'one_cycle', which does not use it"),
@@ -79,3 +84,42 @@ def test_the_guides_plateau():
     "The chest guide: reduce_lr_on_plateau, patience 10, factor 0.5, as PyTorch's own"
     r = resolve("densenet", "digits", dict(schedule="reduce_lr_on_plateau", optimizer="adam"))
     assert learner_args(r)["schedule_kw"] | dict(warmup_epochs=0) == dict(patience=10, factor=.5, min_lr=0., warmup_epochs=0, warmup_lr=0.)
+
+
+# ---------------------------------------------------------------------------------------------- values of the guides
+
+GUIDE = [("swin", name) for name in ("tiny_imagenet", "tiny_imagenet_small", "tiny_imagenet_base", "tiny_imagenet_basic")]
+
+
+@pytest.mark.parametrize("family,name", [*GUIDE, ("densenet", "cifar10"), ("densenet", "imagenet"), ("spectral", "retina")])
+def test_guide_recipes_keep_a_checkpoint_every_ten_epochs(family, name):
+    r = resolve(family, name, dict(data="x"))
+    assert r.checkpoint_every_n_epochs == 10 and r.max_hours == (24 if (family, name) in GUIDE else None)
+    assert resolve(family, name, dict(data="x", max_hours=2., checkpoint_every_n_epochs=0))["max_hours"] == 2.
+
+
+@pytest.mark.parametrize("notebook", ["train_swin", "train_densenet", "pretrain_spectral"])
+def test_the_notebooks_let_the_recipe_say_it(notebook):
+    text = "\n".join(c["source"] for c in read_notebook(ROOT/"nbs"/f"{notebook}.ipynb")["cells"])
+    r = resolve("swin", "digits", dict(max_hours=3., checkpoint_every_n_epochs=4, keep_top_k=2))
+    assert "run_callbacks(run.dir, every_n_steps=50, **run_args(r))" in text
+    assert run_args(r) == dict(max_hours=3., every_n_epochs=4, keep_top_k=2, monitor=None, scalar_names=None)
+
+
+# ---------------------------------------------------------------------------------------------- the rate of another batch
+
+def test_the_rate_follows_the_batch_where_a_field_says_so(capsys):
+    "DenseNet's guide: batch times four, rate times four"
+    plain = learner_args(resolve("densenet", "cifar10", dict(bs=256)))["lr"]
+    assert plain == .1 and not capsys.readouterr().out
+    args = learner_args(resolve("densenet", "cifar10", dict(bs=256, lr_base_batch=64)))
+    assert args["lr"] == pytest.approx(.4) and "lr_base_batch" not in args
+    assert "0.1 at a batch of 64 is 0.4 at 256" in capsys.readouterr().out
+    assert learner_args(resolve("swin", "tiny_imagenet", dict(bs=16, accumulate=2, lr_base_batch=64)))["lr"] == pytest.approx(3e-4/2)
+    with pytest.raises(ValueError, match="at least 1"): learner_args(resolve("swin", "digits", dict(lr_base_batch=-8)))
+
+
+def test_a_stored_recipe_scales_once(tmp_path):
+    r = resolve("swin", "digits", dict(bs=64, lr_base_batch=32))
+    (tmp_path/"recipe.json").write_text(json.dumps(r))
+    assert learner_args(stored_recipe(tmp_path))["lr"] == learner_args(r)["lr"] == pytest.approx(2*r.lr)
