@@ -84,6 +84,7 @@ from vitnb.callback.mix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
+from vitnb.callback.system import *
 from vitnb.callback.health import *
 from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *
@@ -111,6 +112,7 @@ from vitnb.learner.precision import *
 from vitnb.learner.fastai import *
 from vitnb.learner.config import *
 from vitnb.learner.loop import *
+from vitnb.learner.options import *
 from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
@@ -133,6 +135,7 @@ from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
+from vitnb.experiment.choices import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
