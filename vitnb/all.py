@@ -122,6 +122,7 @@ from vitnb.learner.predict import *
 from vitnb.learner.transfer import *
 from vitnb.learner.tta import *
 from vitnb.learner.wholebatch import *
+from vitnb.learner.gradcache import *
 from vitnb.learner.join import *
 from vitnb.learner.together import *
 from vitnb.learner.ranks import *

@@ -35,6 +35,7 @@ class LiveFigure:
         self.path = Path(path) if path else None
         self.share = share
         self.handle = None # of what the page shows
+        self.image = b"" # the last frame, as PNG
         self.start = time.time()
         self.spent = 0. # seconds of drawing
         self.frames = 0
@@ -47,9 +48,9 @@ class LiveFigure:
         "Draw a frame if it is due"
         if not force and not self.due(): return False
         start = time.time()
-        image = png(self.draw())
-        if in_kernel(): self._show(image)
-        if self.path and force: write_image(image, self.path)
+        self.image = png(self.draw())
+        if in_kernel(): self._show(self.image)
+        if self.path and force: write_image(self.image, self.path)
         self.frames += 1
         self.spent += time.time() - start
         return True
