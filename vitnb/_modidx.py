@@ -450,6 +450,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'vitnb/callback/masked.py'),
                                        'vitnb.callback.masked._spectra': ( 'library/callback.masked.html#_spectra',
                                                                            'vitnb/callback/masked.py'),
+                                       'vitnb.callback.masked.fixed_batch': ( 'library/callback.masked.html#fixed_batch',
+                                                                              'vitnb/callback/masked.py'),
                                        'vitnb.callback.masked.fixed_cubes': ( 'library/callback.masked.html#fixed_cubes',
                                                                               'vitnb/callback/masked.py'),
                                        'vitnb.callback.masked.known_bands': ( 'library/callback.masked.html#known_bands',
