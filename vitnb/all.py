@@ -96,6 +96,7 @@ from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *
+from vitnb.callback.scalars import *
 from vitnb.callback.tracker import *
 from vitnb.callback.tensorboard import *
 from vitnb.callback.mlflow import *

@@ -132,7 +132,7 @@ def _value(self:ScheduleLR):
 def after_epoch(self:ScheduleLR):
     "Hand its metric to a plateau schedule, if the epoch trained"
     value = self._value() if self.trained and self.plan.monitor else None
-    left_out = value is None and not getattr(self.learn, "validated", True) # an epoch without validation counts for none
+    left_out = value is None and not getattr(self.learn, "validated", True) # without a validation it does not count
     if self.trained and self.plan.monitor and not left_out: self.plan.listen(value, self.done)
     self.trained = False
 

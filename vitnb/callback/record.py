@@ -294,8 +294,9 @@ def _packed_steps(steps):
 
 def _unpacked_steps(packed):
     "One dictionary a step"
+    def there(name, value): return value == value or name in _STEP_TYPES # NaN: the step has no such score
     values = zip(*(tensor.tolist() for tensor in packed.values()))
-    return [{name:value for name,value in zip(packed, step) if value == value or name in _STEP_TYPES} for step in values]
+    return [{name:value for name,value in zip(packed, step) if there(name, value)} for step in values]
 
 @patch
 def state_dict(self:StepRecorder)->dict:

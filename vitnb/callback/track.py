@@ -51,7 +51,8 @@ def track_results(
 
 # %% ../../nbs/library/480_callback.track.ipynb #f5ace0aa
 __getattr__ = moved_names(__name__, {
-    "vitnb.callback.tracker": "TRACKED_FILES scalars Tracker track_figure",
+    "vitnb.callback.tracker": "TRACKED_FILES track_figure",
+    "vitnb.callback.scalars": "scalars",
     "vitnb.callback.record": "declared StepRecorder epoch_line",
     "vitnb.callback.history": "History EventLog",
     "vitnb.callback.wandb": "wandb_history"})

@@ -211,15 +211,17 @@ _windows = dict(window=None, stride=None, jitter=0, normalize="log")
 _tokens = dict(patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto")
 
 register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
-    fields=dict(data=None, data_kw=None, arch="spectral_mae_micro", epochs=40, bs=6, betas=(.9, .95), warmup_epochs=2.,
+    fields=dict(data=None, data_kw=None, load_rgb=False, n_show=3, dpi=100, figure_format="png",
+                arch="spectral_mae_micro", epochs=40, bs=6, betas=(.9, .95), warmup_epochs=2.,
                 warmup_lr=1e-6, **_windows, **_tokens, **_masked_loss),
     loaders=(*_windows, "patch_size"), model=tuple(_tokens), pretext="masked", pretext_fields=tuple(_masked_loss),
-    other=("data_kw", "overfit_batches"),
+    other=("data_kw", "overfit_batches", "load_rgb", "n_show", "dpi", "figure_format"),
     recipes=dict(
         synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3,
                          precision="fp32"),
         retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
-                         warmup_epochs=10., precision="auto", valid_every=5, checkpoint_every_n_epochs=10),
+                         warmup_epochs=10., precision="auto", valid_every=5, checkpoint_every_n_epochs=10,
+                         n_show=4, dpi=150),
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 

@@ -132,6 +132,7 @@ def run_in(self:VitLearner,
     self.dtype = dtype
     self.scaler = torch.amp.GradScaler(self.device.type) if dtype == torch.float16 else None
 
+# %% ../../nbs/library/506_learner.loop.ipynb #ba6afd7a
 class Unscale(Callback):
     "With fp16: bring gradients back to their true size before anything looks at them"
     order,run_valid = GradClip.order-1,False # clipping and watching follow
@@ -147,7 +148,8 @@ class Unscale(Callback):
 
     def after_cancel_step(self): self.skipped += 1
     def after_epoch(self):
-        if self.learn.scaler is not None and self.learn.phase == "fit": self.recorder.row["skipped_steps"] = self.skipped
+        if self.learn.phase != "fit": return
+        for column in self.columns(): self.recorder.row[column.name] = self.skipped
 
     def state_dict(self)->dict: return dict(skipped=self.skipped)
     def load_state_dict(self, state:dict): self.skipped = state.get("skipped", 0)

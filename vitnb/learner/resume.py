@@ -265,6 +265,7 @@ def _put_back(learn):
         set_rng_state(generators)
         for name,count in counters.items(): setattr(learn, name, count)
 
+# %% ../../nbs/library/508_learner.resume.ipynb #dbb49f52
 def _try_batches(learn, batches, timer):
     "Train and validate a few batches; the loss of the last one of training"
     before = learn.valid_every
