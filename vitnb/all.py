@@ -54,6 +54,17 @@ from vitnb.data.evaluate import *
 from vitnb.data.duplicates import *
 from vitnb.data.leafmodel import *
 from vitnb.data.leaf import *
+from vitnb.data.zones import *
+from vitnb.data.window import *
+from vitnb.data.dicom import *
+from vitnb.data.nifti import *
+from vitnb.data.deidentify import *
+from vitnb.data.film import *
+from vitnb.data.thorax import *
+from vitnb.data.lungmask import *
+from vitnb.data.chesttable import *
+from vitnb.data.filmset import *
+from vitnb.data.chest import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
