@@ -63,6 +63,7 @@ from vitnb.data.film import *
 from vitnb.data.thorax import *
 from vitnb.data.lungmask import *
 from vitnb.data.chesttable import *
+from vitnb.data.filmaugment import *
 from vitnb.data.filmset import *
 from vitnb.data.chest import *
 from vitnb.models.protocol import *

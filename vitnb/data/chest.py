@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ABSENT', 'synthetic_chest_set', 'chest_set', 'pneumonia_patient', 'load_chest']
 
-# %% ../../nbs/library/196_data.chest.ipynb #4dc5a10d
+# %% ../../nbs/library/196_data.chest.ipynb #207f790e
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from .holdout import limit_split
 from .lungmask import NAMED_BY
 from .sets import folder_set, layouts, sets
 from .thorax import synthetic_films
-from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONE_FLIP, ZONES, csi_task # noqa: F401, all of a score is found here
+from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONE_FLIP, ZONES, csi_task # noqa: F401, all is found here
 
 # %% ../../nbs/library/196_data.chest.ipynb #b3dd928e
 def synthetic_chest_set(
@@ -105,8 +105,8 @@ def chest_set(
     found.sides = one_of(sides, NAMED_BY, "sides")
     return split_films(found, shares, split_seed)
 
-# %% ../../nbs/library/196_data.chest.ipynb #0d0b6d05
-_PERSON = re.compile(r"person\d+|IM-\d+")
+# %% ../../nbs/library/196_data.chest.ipynb #6d5fa326
+_PERSON = re.compile(r"person\d+|(NORMAL2-)?IM-\d+")
 
 def pneumonia_patient(
     path:str, # Of a film

@@ -111,7 +111,7 @@ def _check_ids(ids):
     for identifier,found in twice.items():
         raise ValueError(f"id {identifier!r} is in rows {found} ({len(twice)} such ids); each film has one row")
 
-# %% ../../nbs/library/192_data.chesttable.ipynb #c9962457
+# %% ../../nbs/library/192_data.chesttable.ipynb #ee119bdb
 def _levels(frame, report, odd):
     "Replace the scores of a table by whole numbers, and count"
     for zone in ZONES:
@@ -122,8 +122,8 @@ def _levels(frame, report, odd):
         frame[zone] = [CSI_UNKNOWN if score is None else score for score in scores]
     if odd == "error" and report.odd:
         (zone,text),_ = report.odd.most_common(1)[0]
-        raise ValueError(f"{sum(report.odd.values())} cells are no score from 0 to {len(CSI_LEVELS)-1}, {CSI_UNKNOWN} or "
-                         f"empty, such as {text!r} in {zone}; correct them, or give odd='unknown'")
+        raise ValueError(f"{sum(report.odd.values())} cells are no score from 0 to {len(CSI_LEVELS)-1}, {CSI_UNKNOWN} "
+                         f"or empty, such as {text!r} in {zone}; correct them, or give odd='unknown'")
 
 def _plain(name):
     "The same for all ways in which a patient is written"
@@ -132,8 +132,9 @@ def _plain(name):
 def _number_patients(frame, column, report):
     "Replace patients by numbers, so that nothing of a person goes further"
     for row,name in enumerate(frame[column], 1):
-        if not name: raise ValueError(f"row {row} has no patient in {column!r}; films without one cannot be kept on one "
-                                      "side of a split: fill it in, or leave the row out")
+        if name: continue
+        raise ValueError(f"row {row} has no patient in {column!r}; films without one cannot be kept on one side of a "
+                         "split: fill it in, or leave the row out")
     first = {}
     numbers = {}
     for row,name in enumerate(frame[column], 1):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['new_uid', 'deidentified', 'Deidentified', 'deidentify_file']
 
-# %% ../../nbs/library/185_data.deidentify.ipynb #68c19368
+# %% ../../nbs/library/185_data.deidentify.ipynb #bc001e91
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +27,14 @@ def new_uid(
     digest = hashlib.sha256(f"{secret}\0{uid}".encode()).digest()
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"
 
-# %% ../../nbs/library/185_data.deidentify.ipynb #85cb4e65
+# %% ../../nbs/library/185_data.deidentify.ipynb #75a2c19d
 _KEPT = {*DICOM_TAGS, "Modality", "ViewPosition", "Laterality", "SpecificCharacterSet", "PixelSpacing",
          "ImagerPixelSpacing", "LUTDescriptor", "LUTData", "ModalityLUTType"}
 
 def _mapped(value, rename):
     "Rename one identifier or several"
-    return [rename(uid) for uid in value] if isinstance(value, (list, tuple)) or hasattr(value, "append") else rename(value)
+    if not isinstance(value, MutableSequence): return rename(value)
+    return [rename(uid) for uid in value]
 
 def _copied(dataset, rename):
     "Copy what is kept of a dataset, at any depth"

@@ -17,20 +17,20 @@ from .image import UnreadableImage, read_grey, read_native, readers
 from .nifti import read_nifti
 from .window import FILM_WHITE, FITS, WINDOWS, RawFilm, bit_range, squared, view_film, warn_of_depth
 
-# %% ../../nbs/library/186_data.film.ipynb #fa972cb0
+# %% ../../nbs/library/186_data.film.ipynb #fb86f068
 film_formats = Registry("film format") # end of the name -> function of (path, bits) that gives a `RawFilm`
 IMAGE_ENDS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 
 def _from_image(path, bits):
     "Read an image file or an array"
-    pixels = read_native(path) if film_end(path) == ".npy" else read_grey(path)
+    read = read_native if film_end(path) == ".npy" else read_grey
+    pixels = read(path)
     if pixels.shape[2] != 1: raise UnreadableImage(path, f"it has {pixels.shape[2]} channels; a film has one")
     values = pixels[...,0]
-    if values.dtype.kind not in "iu": return RawFilm(values)
-    container = 8*values.dtype.itemsize if values.dtype.kind == "u" else None
-    depth = bits or container
     if bits: warn_of_depth(values, bits)
-    return RawFilm(values, span=None if depth is None else bit_range(depth))
+    elif values.dtype.kind == "u": bits = 8*values.dtype.itemsize
+    else: return RawFilm(values)
+    return RawFilm(values, span=bit_range(bits))
 
 for _end in IMAGE_ENDS: film_formats[_end] = _from_image
 for _end in (".dcm", ".dicom", ""): film_formats[_end] = lambda path, bits: read_dicom(path)

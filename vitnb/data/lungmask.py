@@ -24,7 +24,7 @@ from .transform import Transform, transforms
 from .window import squared
 from .zones import ZONE_FLIP, ZONES
 
-# %% ../../nbs/library/190_data.lungmask.ipynb #ad6c373b
+# %% ../../nbs/library/190_data.lungmask.ipynb #f83db3ee
 SIDES = ("right", "left") # in the order of the channels
 NAMED_BY = ("patient", "image")
 _ENDS = (".png", ".nii.gz", ".nii", ".npy")
@@ -50,16 +50,16 @@ def lung_paths(
 
 def _read_one(path):
     "Read one mask, `bool` (H,W)"
-    is_nifti = path.name.endswith((".nii", ".nii.gz"))
-    return (read_nifti_labels(path) if is_nifti else read_map(path)) > 0
+    if path.name.endswith((".nii", ".nii.gz")): return read_nifti_labels(path) > 0
+    return read_map(path) > 0
 
 def _check_sides(path, lungs, named_by):
     "Refuse masks of which the patient's right is on the right of the film"
     middles = [np.flatnonzero(lung.any(0)).mean() for lung in lungs if lung.any()]
     if len(middles) < 2 or middles[0] < middles[1]: return
     other = NAMED_BY[1 - NAMED_BY.index(named_by)]
-    raise UnreadableImage(path, "its right lung lies on the right of the film, where the patient's left is; masks named "
-                                f"the other way need sides={other!r}")
+    raise UnreadableImage(path, "its right lung lies on the right of the film, where the patient's left is; masks "
+                                f"named the other way need sides={other!r}")
 
 def read_lungs(
     path:str|Path, # The file of a film
@@ -73,7 +73,8 @@ def read_lungs(
     if None in files:
         missing = f"{film_stem(path)}_{SIDES[files.index(None)]}_lung_mask{_ENDS[0]}"
         raise UnreadableImage(path, f"there is no {missing} in the folder {folder!r} beside it")
-    lungs = [_read_one(file) for file in (files if sides == "patient" else files[::-1])]
+    if sides == "image": files.reverse()
+    lungs = [_read_one(file) for file in files]
     if lungs[0].shape != lungs[1].shape:
         raise UnreadableImage(path, f"its masks are {lungs[0].shape} and {lungs[1].shape}; make them one size")
     _check_sides(path, lungs, sides)

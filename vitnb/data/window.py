@@ -153,12 +153,12 @@ def view_film(
     else: unit,name = _measured(raw, low, high)
     return as_film(unit, raw.valid, raw.invert), name
 
-# %% ../../nbs/library/182_data.window.ipynb #a3f4c2a4
+# %% ../../nbs/library/182_data.window.ipynb #07c03198
 FITS = ("letterbox", "crop", "none")
 
 def squared(
     image:np.ndarray, # (H,W) or (H,W,C)
-    fit:str="letterbox", # "letterbox" adds black beside the shorter side, "crop" cuts the longer one, "none" does nothing
+    fit:str="letterbox", # "letterbox" adds black beside the shorter side, "crop" cuts the longer one, or "none"
 )->np.ndarray: # (S,S), (S,S,C), or the image
     "Make an image square without stretching it"
     one_of(fit, FITS, "fit")
