@@ -18,6 +18,7 @@ from torch import nn
 from ..callback.pretext import Pretext, make_pretext, pretexts
 from ..core import nearest, pick_device, settings
 from ..data.evaluate import EvalReader, eval_reader
+from ..data.filmset import FilmSet # noqa: F401, registers the reader and the transforms of films
 from .core import load_model
 from ..losses.base import losses
 from ..task import Tasks, make_tasks, tasks
