@@ -20,6 +20,7 @@ from ..callback.checkpoint import averages, load_checkpoint, restore_weights, we
 from ..callback.pretext import Pretext, make_pretext, pretexts
 from ..core import nearest, one_of, pick_device, settings
 from ..data.evaluate import EvalReader, eval_reader
+from ..data.filmset import FilmSet # noqa: F401, registers the reader and the transforms of films
 from .core import load_model
 from ..losses.base import losses
 from ..task import Tasks, make_tasks, tasks
