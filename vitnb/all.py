@@ -64,8 +64,11 @@ from vitnb.models.reference import *
 from vitnb.models.stages import *
 from vitnb.models.dfca import *
 from vitnb.models.hvit import *
+from vitnb.models.chestcnn import *
+from vitnb.models.chest import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
+from vitnb.losses.ordinal import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
 from vitnb.losses.reflectance import *
