@@ -79,11 +79,15 @@ from vitnb.metrics.base import *
 from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
+from vitnb.metrics.chest import *
+from vitnb.metrics.calibration import *
+from vitnb.metrics.selective import *
 from vitnb.figures import *
 from vitnb.drawings import *
 from vitnb.spectra import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
+from vitnb.callback.zonemix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
@@ -140,5 +144,6 @@ from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
+from vitnb.explore.gradcam import *
 from vitnb.testing import *
 from vitnb.exactness import *
