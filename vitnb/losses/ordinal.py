@@ -53,8 +53,7 @@ class OrdinalCSILoss(WeightedCSILoss):
     def terms(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->dict:
         return dict(loss=(self.each(pred, target, known).sum(), self.counts(target, known)["loss"]))
 
-# %% ../../nbs/library/312_losses.ordinal.ipynb #f17d15bf
-@losses.register("corn")
+# %% ../../nbs/library/312_losses.ordinal.ipynb #a39d8af8
 class CornLoss(MassLoss):
     "Cross-entropy of the answers to `above level j, given at least j`, a mean over the answers"
     def __init__(self,

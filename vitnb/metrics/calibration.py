@@ -89,7 +89,7 @@ def log_loss(
     "Find the mean negative logarithm of the probability of the truth"
     return float(-np.log(np.maximum(probs[np.arange(len(true)), true], 1e-300)).mean())
 
-# %% ../../nbs/library/364_metrics.calibration.ipynb #423710c9
+# %% ../../nbs/library/364_metrics.calibration.ipynb #67d992e1
 LIMITS = (.05, 20.) # of a temperature
 
 def fit_temperature(
@@ -107,8 +107,8 @@ def fit_temperature(
     def surprise(log_t): return -log_softmax(scores/np.exp(log_t), 1)[rows, true].mean()
     low, high = np.log(limits)
     found = minimize_scalar(surprise, bounds=(low, high), method="bounded", options=dict(xatol=1e-7))
-    if min(found.x - low, high - found.x) < 1e-3:
-        warnings.warn(f"the temperature {np.exp(found.x):.3g} lies at its limit {limits}: this split does not "
+    if min(surprise(low), surprise(high)) < found.fun + 1e-9:
+        warnings.warn(f"the temperature {np.exp(found.x):.3g} is as good as a limit of {limits}: this split does not "
                       "determine it; use more samples, or leave the model as it is", stacklevel=2)
     return float(np.exp(found.x))
 

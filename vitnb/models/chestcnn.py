@@ -48,7 +48,7 @@ class ChestCNN(nn.Module):
     def set_grad_checkpointing(self, enable:bool=True): self.grad_checkpointing = enable
     def no_weight_decay(self)->set: return set()
 
-# %% ../../nbs/library/252_models.chestcnn.ipynb #cfc133f1
+# %% ../../nbs/library/252_models.chestcnn.ipynb #4351a7b2
 @contextmanager
 def _kept_statistics(block):
     "Let the norms of `block` write into copies of their buffers, and give them back the originals"
@@ -84,7 +84,11 @@ def forward_intermediates(self:ChestCNN,
     return taken if intermediates_only else (x, taken)
 
 @patch
-def forward_features(self:ChestCNN, x:Tensor)->Tensor: return self.forward_intermediates(x)[0]
+def forward_features(self:ChestCNN,
+    x:Tensor, # Images, (B,C,H,W)
+)->Tensor: # (B,C,h,w)
+    "The last map"
+    return self.forward_intermediates(x)[0]
 
 @patch
 def forward_head(self:ChestCNN,
