@@ -76,8 +76,11 @@ from vitnb.models.reference import *
 from vitnb.models.stages import *
 from vitnb.models.dfca import *
 from vitnb.models.hvit import *
+from vitnb.models.chestcnn import *
+from vitnb.models.chest import *
 from vitnb.losses.base import *
 from vitnb.losses.classify import *
+from vitnb.losses.ordinal import *
 from vitnb.losses.regress import *
 from vitnb.losses.spectral import *
 from vitnb.losses.reflectance import *
@@ -88,11 +91,15 @@ from vitnb.metrics.base import *
 from vitnb.metrics.classify import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
+from vitnb.metrics.chest import *
+from vitnb.metrics.calibration import *
+from vitnb.metrics.selective import *
 from vitnb.figures import *
 from vitnb.drawings import *
 from vitnb.spectra import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
+from vitnb.callback.zonemix import *
 from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
@@ -154,6 +161,7 @@ from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
+from vitnb.explore.gradcam import *
 from vitnb.testing import *
 from vitnb.exactness import *
 from vitnb.teach_179_data.leafmodel import *
