@@ -95,6 +95,7 @@ from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *
+from vitnb.callback.trial import *
 from vitnb.callback.tracker import *
 from vitnb.callback.tensorboard import *
 from vitnb.callback.mlflow import *
@@ -136,6 +137,9 @@ from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
+from vitnb.experiment.space import *
+from vitnb.experiment.study import *
+from vitnb.experiment.search import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *
 from vitnb.exactness import *

@@ -26,8 +26,9 @@ FIELDS = dict(
     arch="swin_micro", model_kw=None, drop_path=None, dropout=None, pretrained=None,
     epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999, clip=None,
     schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None,
-    patience=5, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
-    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, anomaly=False,
+    patience=5, factor=.1, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
+    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, min_delta=0.,
+    anomaly=False,
     precision=None, channels_last=False, grad_checkpointing=False, compile=False,
     tta="", keep_top_k=0, checkpoint_every_n_epochs=0, use="last")
 
@@ -231,11 +232,12 @@ def resolve(
 _WARM = ("warmup_epochs", "warmup_lr")
 _SCHEDULE = dict(constant=_WARM, cosine=(*_WARM, "min_lr"), warmup_cosine=(*_WARM, "min_lr"), one_cycle=(),
                  step=(*_WARM, "step_size", "gamma"), multistep=(*_WARM, "milestones", "gamma"),
-                 plateau=(*_WARM, "patience"))
+                 plateau=(*_WARM, "patience", "factor"))
 _OPTIMIZER = dict(adamw=("beta2",), adam=("beta2",), sgd=("momentum", "nesterov"))
 _LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimizer", "lr", "weight_decay", "schedule",
             "clip", "precision", "channels_last", "grad_checkpointing", "compile")
-_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")
+_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "min_delta",
+              "anomaly")
 
 def _set(r, names): return {k:r[k] for k in names if r[k] is not None}
 

@@ -30,6 +30,7 @@ from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
 from ..callback.track import make_tracker
+from ..callback.trial import trial_callbacks
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
@@ -186,6 +187,7 @@ def train_callbacks(
     ema_half_life:float=0., # In epochs, in place of `ema_decay`; 0: off
     accumulate:int=1, # Batches to one optimiser step
     early_stop:int=0, # Epochs without a better validation loss that are tolerated; 0: train to the end
+    min_delta:float=0., # Smaller gains of `early_stop`'s validation loss count as none
     anomaly:bool=False, # Let autograd name the operation behind a NaN in the backward pass; several times slower
 )->list: # Callbacks for `vit_learner(cbs=...)`
     "Make the parts of the engine that a recipe may switch on"
@@ -194,7 +196,7 @@ def train_callbacks(
     if ema_decay or ema_half_life: cbs.append(EMACallback(decay=ema_decay or None, half_life=ema_half_life or None))
     if accumulate != 1: cbs.append(Accumulate(accumulate))
     if anomaly: cbs.append(Anomaly())
-    if early_stop: cbs.append(EarlyStop(patience=early_stop))
+    if early_stop: cbs.append(EarlyStop(patience=early_stop, min_delta=min_delta))
     return cbs
 
 # %% ../../nbs/library/510_learner.core.ipynb #cbe318f2
@@ -216,13 +218,13 @@ def run_callbacks(
     keep_top_k:int=0, # Also keep the weights of so many best epochs
     tags:dict|None=None, # Words about the run for the tracker, by name
 )->list: # Callbacks for `fit(cbs=...)`
-    "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
+    "Make history, event stream, tracker and checkpoints of a run, and what may stop it or asks about its epochs"
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
     cbs = [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
            checkpoints, NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
-    return cbs
+    return cbs + trial_callbacks()
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
 def _check_arch(name):
