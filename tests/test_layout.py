@@ -24,7 +24,7 @@ VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split
 ALLOW = dict(core="", renamed="", progress="", device="", launch="", gather="", parameters="renamed", kinds="", task="kinds", data="task", models="task",
     losses="task", figures="task", drawings="task figures", spectra="figures", metrics="task losses",
     callback="task data losses metrics figures drawings spectra",
-    learner="task data models losses metrics figures drawings spectra callback", experiment="figures learner",
+    learner="task data models losses metrics figures drawings spectra callback", experiment="figures learner callback",
     explore="models figures spectra",
     testing="task data models losses metrics figures drawings spectra callback learner experiment explore",
     exactness="callback learner experiment testing")

@@ -140,6 +140,9 @@ from vitnb.experiment.advice import *
 from vitnb.experiment.space import *
 from vitnb.experiment.study import *
 from vitnb.experiment.search import *
+from vitnb.experiment.studyfigures import *
+from vitnb.experiment.sweep import *
+from vitnb.experiment.commands import *
 from vitnb.explore.widgets import *
 from vitnb.testing import *
 from vitnb.exactness import *

@@ -84,7 +84,7 @@ def make_pruner(
     "Make a pruner from plain data"
     return make_named(PRUNERS, "optuna.pruners", spec)
 
-# %% ../../nbs/library/474_callback.trial.ipynb #47f04340
+# %% ../../nbs/library/474_callback.trial.ipynb #3eb600e5
 class StudyReporter:
     "Report to a study in a storage"
     def __init__(self,
@@ -114,12 +114,14 @@ class StudyReporter:
         value:float, # The score
     )->str|None: # Why the trial shall end, or None
         "Store an epoch's value and ask for the verdict"
-        failures = need("optuna", "search").exceptions.StorageInternalError, need("sqlalchemy", "search").exc.SQLAlchemyError
+        internal = need("optuna", "search").exceptions.StorageInternalError
+        failures = internal, need("sqlalchemy", "search").exc.SQLAlchemyError
         try:
             self.trial.report(value, epoch)
             if not self.trial.should_prune(): return None
         except failures as e:
-            print(f"trial {self.number}: epoch {epoch} was not reported ({type(e).__name__}); training goes on", flush=True)
+            lost = f"trial {self.number}: epoch {epoch} was not reported ({type(e).__name__})"
+            print(f"{lost}; training goes on", flush=True)
             return None
         return f"pruned after epoch {epoch}: {self.score} {value:.4g} is worse than what other trials had by then"
 

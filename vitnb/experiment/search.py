@@ -84,7 +84,7 @@ def claim(
         trial.set_user_attr("worker", worker)
         return trial
 
-# %% ../../nbs/library/676_experiment.search.ipynb #2a7e965b
+# %% ../../nbs/library/676_experiment.search.ipynb #307b6cc3
 def trial_value(
     run_dir:Path, # A run that came to its end
     plan:SearchPlan, # How it is judged
@@ -102,7 +102,8 @@ def trial_value(
 def _from_history(run_dir, plan, better):
     "The value of the best epoch, or of the last"
     if better not in (None, plan.better):
-        raise ValueError(f"the study wants the {plan.better} of {plan.score!r}, but of this column the {better} is better")
+        raise ValueError(f"the study wants the {plan.better} of {plan.score!r}, "
+                         f"but of this column the {better} is better")
     values = [row.get(plan.score) for row in read_json(run_dir/"history.json")]
     values = [value for value in values if value is not None]
     if not values: return math.nan
@@ -157,7 +158,7 @@ def _await_free(run_dir, seconds=60):
         time.sleep(.2)
     release(run_dir)
 
-# %% ../../nbs/library/676_experiment.search.ipynb #481996d2
+# %% ../../nbs/library/676_experiment.search.ipynb #4fe970d8
 @patch
 def _ticket(self:Worker, trial):
     "What the kernel has to know, as JSON"
@@ -184,6 +185,12 @@ def _verdict(error):
     if kind == "FloatingPointError": return states.PRUNED, text[:500]
     return states.FAIL, error_line(error)[:2000]
 
+# %% ../../nbs/library/676_experiment.search.ipynb #e9bf467e
+@patch
+def _kept(self:Worker, trial):
+    "A trial as the storage has it"
+    return next(kept for kept in self.study.get_trials() if kept.number == trial.number)
+
 @patch
 def carry_out(self:Worker,
     trial:object, # From `claim`
@@ -191,6 +198,7 @@ def carry_out(self:Worker,
     "Run a trial and tell the study how it ended"
     value = None
     why = ""
+    self.run_dir = None
     try:
         value = self._run(trial)
         state = _states().COMPLETE
@@ -210,12 +218,7 @@ def carry_out(self:Worker,
     self.study.tell(trial, value, state)
     return state.name.lower()
 
-@patch
-def _kept(self:Worker, trial):
-    "A trial as the storage has it"
-    return next(kept for kept in self.study.get_trials() if kept.number == trial.number)
-
-# %% ../../nbs/library/676_experiment.search.ipynb #2f549c18
+# %% ../../nbs/library/676_experiment.search.ipynb #c9923e88
 @patch
 def stop(self:Worker,
     signum:int=signal.SIGTERM, # What the training gets
@@ -227,7 +230,7 @@ def stop(self:Worker,
     try: os.kill(pid, signum)
     except OSError as e: raise KeyboardInterrupt from e # it has just ended
 
-# %% ../../nbs/library/676_experiment.search.ipynb #19cc83ed
+# %% ../../nbs/library/676_experiment.search.ipynb #3ebb342f
 def study_rows(
     study:object, # From `open_study`
 )->list: # One dict a trial: number, state, value, epochs, run, why, and its parameters
@@ -274,7 +277,7 @@ def write_results(
             table.writerows(rows)
     return found
 
-# %% ../../nbs/library/676_experiment.search.ipynb #b4e45bcb
+# %% ../../nbs/library/676_experiment.search.ipynb #9c4a6f0d
 def _line(row, best, plan, n_trials):
     "What is printed when a trial has ended"
     params = " ".join(f"{name}={row[name]:.4g}" if isinstance(row[name], float) else f"{name}={row[name]}"
@@ -303,7 +306,7 @@ def work(self:Worker,
         if failures >= max_failures:
             raise RuntimeError(f"{failures} trials in a row failed, the last one ({row['run']}) with {row['why']}")
 
-# %% ../../nbs/library/676_experiment.search.ipynb #76396841
+# %% ../../nbs/library/676_experiment.search.ipynb #5865de10
 def search(
     study:object, # From `open_study`
     n_trials:int, # Trials that shall have come to an end, pruned ones among them

@@ -36,7 +36,7 @@ def _check_range(name, entry):
     if entry.get("log") and "step" in entry: raise _bad(name, entry, "has log and step; give one of them")
     if "step" in entry and not entry["step"] > 0: raise _bad(name, entry, "must have a step above 0")
 
-# %% ../../nbs/library/672_experiment.space.ipynb #19f3e60e
+# %% ../../nbs/library/672_experiment.space.ipynb #7d9741a1
 def _normal(name, entry, default):
     "Bring an entry into its full form, checked"
     if isinstance(entry, (list, tuple)): entry = dict(values=entry)
@@ -59,7 +59,7 @@ def _check_condition(name, entry, above):
         if other not in above:
             raise _bad(name, entry, f"depends on {other!r}, which does not stand further up: {nearest(other, above)}")
         values = above[other].get("values")
-        if values is None: raise _bad(name, entry, f"depends on {other!r}, which is a range; only a choice can be named")
+        if values is None: raise _bad(name, entry, f"depends on {other!r}, which is a range and no choice")
         lost = [value for value in _as_list(wanted) if value not in values]
         if lost: raise _bad(name, entry, f"depends on {other}={lost[0]!r}, which is none of {values}")
 
@@ -69,7 +69,7 @@ def check_space(
 )->dict: # The space, each entry in its full form
     "Refuse a space that cannot be meant, and bring it into one form"
     if not isinstance(space, Mapping) or not space:
-        raise ValueError(f"space={space!r} must be a dictionary of parameters, such as {{'lr': {{'low': .001, 'high': .1}}}}")
+        raise ValueError(f"space={space!r} must be a dictionary of parameters, such as {{'bs': [16, 32]}}")
     checked = {}
     for name,entry in space.items():
         if known is not None: check_params(known, {name:None})
@@ -79,7 +79,7 @@ def check_space(
         checked[name] = entry
     return checked
 
-# %% ../../nbs/library/672_experiment.space.ipynb #e71b5c09
+# %% ../../nbs/library/672_experiment.space.ipynb #3074ba8c
 def is_active(
     entry:Mapping, # Of a space, in its full form
     chosen:Mapping, # What was drawn for the parameters above
@@ -127,7 +127,9 @@ def active_params(
     "Leave out what does not act beside the rest"
     chosen = {}
     for name,entry in space.items():
-        if name in drawn and is_active(entry, chosen): chosen[name] = drawn[name]
+        if name not in drawn or not is_active(entry, chosen): continue
+        is_whole = type(entry.get("low")) is int
+        chosen[name] = round(drawn[name]) if is_whole else drawn[name] # W&B gives 16.0 for 16
     return chosen
 
 # %% ../../nbs/library/672_experiment.space.ipynb #39b3055c
@@ -143,14 +145,14 @@ spaces["chest"] = dict(
     arch=["csi_resnet50", "csi_chexnet", "csi_cnn", "csi_raddino"], **_optimizer, bs=[16, 32, 64, 128],
     unknown_weight=dict(low=.1, high=1.), early_stop=dict(low=5, high=20), **_conditional)
 
-# %% ../../nbs/library/672_experiment.space.ipynb #c0266fcd
+# %% ../../nbs/library/672_experiment.space.ipynb #ce0d92ec
 def _sweep(arch, bs, optimizer, lr, weight_decay, dropout, schedule, unknown_weight=(.1, 1.)):
     "One of the guide's sweeps"
     between = lambda ends, **more: dict(low=float(ends[0]), high=float(ends[1]), **more)
     momentum = dict(momentum=between((.8, .99), when=dict(optimizer="sgd"))) if "sgd" in optimizer else {}
     return dict(arch=arch, bs=bs, optimizer=optimizer, lr=between(lr, log=True),
                 weight_decay=between(weight_decay, log=True), dropout=between(dropout), **momentum,
-                stats=["imagenet", "medical"], schedule=schedule, unknown_weight=between(unknown_weight))
+                schedule=schedule, unknown_weight=between(unknown_weight))
 
 _all = ["adam", "adamw", "sgd"]
 spaces["chest_resnet50"] = _sweep(["csi_resnet50"], [128], _all, (1e-4, 1e-2), (1e-6, 1e-3), (.1, .7),
@@ -162,7 +164,7 @@ spaces["chest_raddino"] = _sweep(["csi_raddino"], [8], ["adam", "adamw"], (1e-4,
 spaces["chest_general"] = _sweep(["csi_resnet50", "csi_chexnet", "csi_cnn", "csi_raddino"], [8, 16, 32, 64, 128], _all,
                                  (1e-5, 1e-2), (1e-6, 1e-3), (.1, .7), ["plateau", "cosine"])
 
-# %% ../../nbs/library/672_experiment.space.ipynb #604b787a
+# %% ../../nbs/library/672_experiment.space.ipynb #cdb41105
 def read_plan(
     text:str, # A name among `spaces`, or a JSON file
 )->dict: # `space`, and whatever else the file says
@@ -170,8 +172,9 @@ def read_plan(
     path = Path(text).expanduser()
     if not path.is_file() and path.suffix != ".json":
         return dict(space=spaces[text])
-    if not path.is_file(): raise ValueError(f"space={text!r} is not there; give a JSON file or one of {', '.join(spaces)}")
+    if not path.is_file():
+        raise ValueError(f"space={text!r} is not there; give a JSON file, or one of {', '.join(spaces)}")
     try: said = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"space={text!r} is not JSON: {e}") from e
-    if not isinstance(said, dict): raise ValueError(f"space={text!r} must hold a dictionary, parameter to what it may be")
+    if not isinstance(said, dict): raise ValueError(f"space={text!r} must hold a dictionary of parameters")
     return said if "space" in said else dict(space=said)

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLERS', 'SearchPlan', 'make_sampler', 'make_plan', 'study_folder', 'study_lock', 'plan_changes', 'study_plan',
            'open_study']
 
-# %% ../../nbs/library/674_experiment.study.ipynb #d7c99d83
+# %% ../../nbs/library/674_experiment.study.ipynb #8e8a6536
 import json
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..callback.trial import make_named, make_pruner, open_storage
-from ..core import need, one_of, repo_root, settings
+from ..core import nearest, need, one_of, repo_root, settings
 from .execute import workspace_of
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import plain
@@ -64,8 +64,9 @@ def make_sampler(
     own_seed = int(np.random.SeedSequence([seed, drawn]).generate_state(1)[0])
     return make_named(SAMPLERS, "optuna.samplers", spec, seed=own_seed)
 
-# %% ../../nbs/library/674_experiment.study.ipynb #007023cf
+# %% ../../nbs/library/674_experiment.study.ipynb #05e8d8ee
 _OURS = ("tag", "resume") # what the search itself says to each trial
+_PARTS = ("pick", "sampler", "pruner") # of a plan, that have defaults
 
 def _check_parts(plan):
     "Refuse a plan that could not be carried out"
@@ -100,8 +101,8 @@ def make_plan(
     nb = read_notebook(notebook)
     shown = notebook_params(nb)
     if not shown: raise ValueError(f"{str(notebook)!r} takes no parameters, so there is nothing to search")
-    unknown = [name for name in more if name not in ("pick", "sampler", "pruner")]
-    if unknown: raise ValueError(f"a plan has no {unknown[0]!r}; it has space, score, better, params, pick, sampler, pruner")
+    unknown = [name for name in more if name not in _PARTS]
+    if unknown: raise ValueError(f"a plan has no {unknown[0]!r}: {nearest(unknown[0], _PARTS)}")
     names = [*space, *(params or ())]
     family = notebook_askable(nb, names)
     given = check_given(dict(params or {}), shown, family)
@@ -110,7 +111,7 @@ def make_plan(
     _check_parts(plan)
     return plan
 
-# %% ../../nbs/library/674_experiment.study.ipynb #382e9863
+# %% ../../nbs/library/674_experiment.study.ipynb #9f5ab220
 def study_folder(
     name:str, # Name of the study
     root:str|Path|None=None, # The workspace; the one at hand if None
@@ -136,7 +137,8 @@ def plan_changes(
     before = flat(plain(old))
     after = flat(plain(new))
     names = [*before, *(name for name in after if name not in before)]
-    return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names if before.get(name) != after.get(name)]
+    changed = [name for name in names if before.get(name) != after.get(name)]
+    return [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed]
 
 # %% ../../nbs/library/674_experiment.study.ipynb #4707466a
 _DIRECTIONS = dict(min="minimize", max="maximize")
