@@ -150,7 +150,7 @@ def test_every_field_reaches_the_loaders_the_learner_or_the_callbacks(family, fi
     f = families[family]
     if field in USED_BY_NOTEBOOKS or field in f.other: return
     home = dict(beta2=dict(optimizer="adamw"), momentum=dict(optimizer="sgd"), nesterov=dict(optimizer="sgd"), step_size=dict(schedule="step"), gamma=dict(schedule="step"),
-                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau")).get(field, {})
+                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau"), factor=dict(schedule="plateau")).get(field, {})
     base = recipe(family=family, **{"optimizer":"adamw", "schedule":"warmup_cosine", **home})
     assert everything({**base, field:other(field, base[field])}) != everything(base)
 

@@ -20,9 +20,10 @@ from vitnb.parameters import check_params
 optuna = pytest.importorskip("optuna")
 
 from vitnb.callback.limit import TrainingStopped # noqa: E402
-from vitnb.callback.trial import StudyReporter, TrialReport, open_storage # noqa: E402
+from vitnb.callback.trial import StudyReporter, TrialReport # noqa: E402
 from vitnb.experiment.search import best_params, search, study_rows # noqa: E402
 from vitnb.experiment.study import make_plan, make_sampler, open_study # noqa: E402
+from vitnb.storage import open_storage # noqa: E402
 
 # A notebook that trains without training: at each of 4 epochs it reports a value that grows towards one of x, and goes on from where it was killed
 CELLS = ["""x    = 0.    # best at 2
@@ -309,19 +310,19 @@ def test_a_killed_search_goes_on_where_it_was(workspace, space_file):
     assert rows[1]["run"] == rows[2]["run"] and rows[1]["x"] == rows[2]["x"]
     began = [int(line) for line in (run/"began.txt").read_text().split()]
     assert began[0] == 0 and len(began) == 2 and began[1] >= done > 0
-    whole = open_study("whole", demo(workspace, params=dict(epochs=1, nap=0.)), root=workspace)
-    search(whole, 3, root=workspace, say=lambda line: None)
-    assert drawn(whole) == drawn(study)
+    space = check_space(SPACE)
+    whole = [suggest(optuna.create_study(sampler=make_sampler(dict(name="tpe", seed=42), n)).ask(), space) for n in range(3)] # at random at first
+    assert drawn(study) == whole
 
 
 def test_two_workers_share_a_study(workspace, space_file):
     "Between them they carry out what was asked for, no setting twice and no number twice"
-    workers = [start(workspace, *space_file, "--trials", "6", "-p", "epochs", "1") for _ in range(2)]
+    workers = [start(workspace, *space_file, "--trials", "4", "-p", "epochs", "1") for _ in range(2)]
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     rows = study_rows(open_study("s", root=workspace))
-    assert [row["state"] for row in rows] == ["complete"]*6 and [row["number"] for row in rows] == list(range(6))
-    assert len({row["x"] for row in rows}) == 6 and len({row["run"] for row in rows}) == 6
+    assert [row["state"] for row in rows] == ["complete"]*4 and [row["number"] for row in rows] == list(range(4))
+    assert len({row["x"] for row in rows}) == 4 and len({row["run"] for row in rows}) == 4
     assert all("trial" in output for output in outputs), "one of them found nothing to do"
 
 
@@ -374,3 +375,91 @@ def test_a_study_on_a_postgresql_server(workspace, postgres, space_file):
     assert [row["state"] for row in study_rows(study)] == ["complete"]*4 and best_params(study)["best_value"] is not None
     assert not [p for p in (workspace/"out").rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
     assert not any("secret" in output for output in outputs)
+
+
+# -- sweeps of Weights & Biases, without it ----------------------------------------------------------------------------
+
+class FakeRun:
+    "A run of a sweep, as far as it is used"
+    def __init__(self, config): self.config,self.id,self.logged,self.summary,self.failed = config,f"r{id(config)%997}",[],{},None
+    def log(self, values): self.logged.append(values)
+    def __enter__(self): return self
+    def __exit__(self, kind, *_): self.failed = kind is not None
+
+
+class FakeServer:
+    "What wandb.sweep, agent and init do: keep a sweep by its id, draw settings of it"
+    def __init__(self): self.sweeps,self.runs,self.current = {},[],None
+
+    def sweep(self, config, project=None, entity=None):
+        self.sweeps["abc123"] = config
+        return "abc123"
+
+    def agent(self, sweep, function, entity=None, project=None, count=None):
+        self.asked = entity, project
+        for i in range(count):
+            drawn = {k:p["values"][i % len(p["values"])] if "values" in p else p.get("value", p.get("min")) for k,p in self.sweeps[sweep]["parameters"].items()}
+            self.current = FakeRun(drawn)
+            self.runs.append(self.current)
+            function()
+
+    def init(self): return self.current
+
+
+@pytest.fixture
+def server(monkeypatch):
+    fake = FakeServer()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return fake
+
+
+def test_a_sweep_is_created_and_joined_by_its_id(workspace, server, capfd):
+    "The plan travels in it; what does not act beside the rest is left out; each trial is a run folder"
+    (workspace/"space.json").write_text(json.dumps(SPACE))
+    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--entity", "me", "-p", "epochs", "1"]) == 0
+    assert "vitnb sweep-agent me/train_demo/abc123" in capfd.readouterr().out
+    config = server.sweeps["abc123"]
+    assert config["method"] == "bayes" and config["metric"] == dict(name="near", goal="maximize")
+    assert config["early_terminate"] == dict(type="hyperband", min_iter=5, eta=3)
+    assert config["parameters"]["x"] == dict(distribution="uniform", min=0., max=4.) and config["parameters"]["kind"] == dict(values=["a", "b"])
+    assert main(["sweep-agent", "me/train_demo/abc123", "--count", "2"]) == 0
+    assert server.asked == ("me", "train_demo") and [run.failed for run in server.runs] == [False, False]
+    asked = [read_json(workspace/"out"/run.summary["run"]/"params.json") for run in server.runs]
+    assert [a["kind"] for a in asked] == ["a", "b"] and [run.summary["near"] for run in server.runs] == [-2., -2.]
+
+
+@pytest.mark.parametrize("entry,wanted", [
+    (dict(low=1e-5, high=.1, log=True), dict(distribution="log_uniform_values", min=1e-5, max=.1)),
+    (dict(low=5, high=20), dict(distribution="int_uniform", min=5, max=20)), ([16, 32], dict(values=[16, 32])),
+    (dict(low=.1, high=.9, step=.2), dict(distribution="q_uniform", q=.2, min=.1, max=.9))])
+def test_each_kind_of_entry_in_wandbs_words(workspace, entry, wanted):
+    from vitnb.experiment.study import SearchPlan
+    from vitnb.experiment.sweep import sweep_config
+    assert sweep_config(SearchPlan("n.ipynb", check_space(dict(p=entry)), "s", "min"))["parameters"]["p"] == wanted
+
+
+def test_whole_numbers_that_come_back_as_real_ones_are_whole():
+    found = active_params(check_space(dict(n=dict(low=5, high=20))), dict(n=7.))
+    assert found == dict(n=7) and isinstance(found["n"], int)
+
+
+def test_a_server_that_cannot_be_reached_names_the_way_without_it(workspace, server, capfd):
+    def refuse(*_, **__): raise ConnectionError("no route to host")
+    server.sweep = refuse
+    (workspace/"space.json").write_text(json.dumps(SPACE))
+    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max"]) == 2
+    err = capfd.readouterr().err
+    assert "no route to host" in err and "WANDB_MODE=offline" in err and "vitnb search" in err
+
+
+def test_offline_a_sweep_is_a_study_of_this_machine(workspace, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (workspace/"space.json").write_text(json.dumps(SPACE))
+    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--sweep-name", "mine", "-p", "epochs", "1"]) == 0
+    assert "W&B is offline" in capfd.readouterr().out
+    assert main(["sweep-agent", "mine", "--count", "1"]) == 0
+    assert [row["state"] for row in study_rows(open_study("mine", root=workspace))] == ["complete"]
+    assert main(["sweep-agent", "mine"]) == 2 and "--count" in capfd.readouterr().err
+    assert main(["sweep-agent", "other", "--count", "1"]) == 2 and "no study 'other'" in capfd.readouterr().err

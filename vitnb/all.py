@@ -5,6 +5,7 @@ from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
 from vitnb.gather import *
+from vitnb.storage import *
 from vitnb.parameters import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *

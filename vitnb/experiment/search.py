@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['requeue', 'requeue_dead', 'claim', 'trial_value', 'Worker', 'study_rows', 'best_params', 'write_results', 'search']
 
-# %% ../../nbs/library/676_experiment.search.ipynb #e337e2ed
+# %% ../../nbs/library/676_experiment.search.ipynb #4a1264a1
 import csv
 import json
 import math
@@ -21,13 +21,13 @@ from uuid import uuid4
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from ..callback.trial import PRUNED, TRIAL, storage_url
 from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
 from .notebook import notebook_params, read_notebook
 from .run import hold, new_run_dir, read_json, release, write_json
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
+from ..storage import PRUNED, TRIAL, storage_url
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
 def _states(): return need("optuna", "search").trial.TrialState

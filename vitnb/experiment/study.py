@@ -6,7 +6,7 @@
 __all__ = ['SAMPLERS', 'SearchPlan', 'make_sampler', 'make_plan', 'study_folder', 'study_lock', 'plan_changes', 'study_plan',
            'open_study']
 
-# %% ../../nbs/library/674_experiment.study.ipynb #8e8a6536
+# %% ../../nbs/library/674_experiment.study.ipynb #560f9dba
 import json
 import re
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from ..callback.trial import make_named, make_pruner, open_storage
 from ..core import nearest, need, one_of, repo_root, settings
 from .execute import workspace_of
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import plain
 from .space import check_space
 from ..parameters import check_given, flat
+from ..storage import make_named, make_pruner, open_storage
 
 # %% ../../nbs/library/674_experiment.study.ipynb #3de55bef
 def _tpe(): return dict(name="tpe", seed=42, n_startup_trials=10)

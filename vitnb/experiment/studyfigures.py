@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['plot_study', 'save_study_figures']
 
-# %% ../../nbs/library/677_experiment.studyfigures.ipynb #639461f2
+# %% ../../nbs/library/677_experiment.studyfigures.ipynb #14e03147
+import warnings
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..core import atomic_write, need, one_of
 
-# %% ../../nbs/library/677_experiment.studyfigures.ipynb #7b422b31
+# %% ../../nbs/library/677_experiment.studyfigures.ipynb #cf781607
 _PLOTS = dict(history="plot_optimization_history", importance="plot_param_importances",
               curves="plot_intermediate_values")
 
@@ -22,11 +21,13 @@ def plot_study(
     study:object, # Optuna's study, from `open_study`
     what:str="history", # "history", "importance" or "curves"
     score:str="score", # Name of the score, for the axis
-)->Figure: # A matplotlib figure
+)->object: # A matplotlib figure
     "Draw a study"
+    plt = need("matplotlib.pyplot") # here, for the command line loads this room and seldom draws
     draw = getattr(need("optuna.visualization.matplotlib", "search"), _PLOTS[one_of(what, _PLOTS, "picture")])
     options = dict(target_name=score) if what != "curves" else {}
-    with plt.rc_context():
+    with plt.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore") # Optuna calls these plots experimental, and few trials few
         axes = draw(study, **options)
         if what == "curves": axes.set(xlabel="epoch", ylabel=score)
         fig = np.ravel(axes)[0].figure
