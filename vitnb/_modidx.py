@@ -2703,6 +2703,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._normal': ( 'library/experiment.space.html#_normal',
                                                                             'vitnb/experiment/space.py'),
+                                        'vitnb.experiment.space._parsed': ( 'library/experiment.space.html#_parsed',
+                                                                            'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._stored': ( 'library/experiment.space.html#_stored',
                                                                             'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._sweep': ( 'library/experiment.space.html#_sweep',

@@ -164,17 +164,21 @@ spaces["chest_raddino"] = _sweep(["csi_raddino"], [8], ["adam", "adamw"], (1e-4,
 spaces["chest_general"] = _sweep(["csi_resnet50", "csi_chexnet", "csi_cnn", "csi_raddino"], [8, 16, 32, 64, 128], _all,
                                  (1e-5, 1e-2), (1e-6, 1e-3), (.1, .7), ["plateau", "cosine"])
 
-# %% ../../nbs/library/672_experiment.space.ipynb #cdb41105
-def read_plan(
-    text:str, # A name among `spaces`, or a JSON file
-)->dict: # `space`, and whatever else the file says
-    "Read what `--space` names"
-    path = Path(text).expanduser()
-    if not path.is_file() and path.suffix != ".json":
-        return dict(space=spaces[text])
-    if not path.is_file():
-        raise ValueError(f"space={text!r} is not there; give a JSON file, or one of {', '.join(spaces)}")
-    try: said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"space={text!r} is not JSON: {e}") from e
-    if not isinstance(said, dict): raise ValueError(f"space={text!r} must hold a dictionary of parameters")
+# %% ../../nbs/library/672_experiment.space.ipynb #1c694e43
+def _parsed(text, what):
+    "JSON that holds a dictionary"
+    try: said = json.loads(text)
+    except ValueError as e: raise ValueError(f"space: {what} is not JSON: {e}") from e
+    if not isinstance(said, dict): raise ValueError(f"space: {what} must hold a dictionary of parameters")
     return said if "space" in said else dict(space=said)
+
+def read_plan(
+    text:str, # A name among `spaces`, a JSON file, or JSON itself
+)->dict: # `space`, and whatever else is said there
+    "Read what `--space` names"
+    if text.lstrip().startswith("{"): return _parsed(text, "what was typed")
+    path = Path(text).expanduser()
+    if path.is_file(): return _parsed(path.read_text(encoding="utf-8"), text)
+    if path.suffix == ".json":
+        raise ValueError(f"space={text!r} is not there; give a JSON file, or one of {', '.join(spaces)}")
+    return dict(space=spaces[text])
