@@ -31,6 +31,7 @@ from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
+from ..callback.trial import trial_callbacks
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
@@ -229,14 +230,14 @@ def run_callbacks(
     tags:dict|None=None, # Words about the run for the tracker, by name
     scalar_names:dict|None=None, # Other names of scalars in the tracker, such as `{"train/lr": "LR"}`
 )->list: # Callbacks for `fit(cbs=...)`
-    "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
+    "Make history, event stream, tracker and checkpoints of a run, and what may stop it or asks about its epochs"
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
     record = make_tracker(tracker, folder, tags=tags, scalar_names=scalar_names)
     cbs = [History(folder), EventLog(folder/"events.jsonl"), record, SystemWatch(), ExplainOOM(), checkpoints,
            NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
-    return cbs
+    return cbs + trial_callbacks()
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
 def _check_arch(name):
