@@ -283,6 +283,16 @@ def test_images_grow_in_training_and_validation_keeps_its_size(phase1, capsys):
     assert {s for training,_,s in learn.shapes.seen if not training} == {(16, 16)}
 
 
+def test_a_run_does_not_go_on_with_other_sizes(phase1, tmp_path):
+    def learner(*phases):
+        learn = second(phase1)
+        if phases: size_schedule(learn, phases, 2)
+        return learn
+    learner((.5, 6), (1., 8)).fit(1, cbs=run_callbacks(tmp_path, tracker="none"))
+    for other in ([(.5, 4), (1., 8)], []):
+        with pytest.raises(ValueError, match="image_sizes"): learner(*other).fit(2, cbs=run_callbacks(tmp_path, tracker="none"), resume="auto")
+
+
 @pytest.mark.parametrize("size,legal", [(256, 256), (1, 128), (191, 128), (192, 256), (200, 256), ((130, 500), (128, 512))])
 def test_sizes_are_moved_to_the_nearest_legal_one(size, legal):
     class Coarse: size_step = 128
@@ -296,7 +306,7 @@ def test_sizes_are_moved_to_the_nearest_legal_one(size, legal):
 def test_every_epoch_has_one_size_and_the_last_the_last(n):
     class Dls: img_size = 8
     class Learn:
-        model,dls = create_model("hvit_micro", **SMALL),Dls
+        model,dls,config = create_model("hvit_micro", **SMALL),Dls,{}
     schedule = size_schedule(Learn, [(.3, 4), (.6, 6), (1., 8)], n)
     found = [schedule(e)[0] for e in range(n)]
     assert found == sorted(found) and found[-1] == 8 and schedule(n + 5) == (8, 8)
