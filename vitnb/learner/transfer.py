@@ -19,7 +19,6 @@ from torch import nn
 
 from ..callback.checkpoint import load_checkpoint
 from ..callback.pretext import pretexts
-from ..callback.simmim import MaskedPixels # noqa: F401, registers masked_pixels
 from .core import vit_learner
 from .freeze import FreezeEpochs
 from .loop import VitLearner
