@@ -110,6 +110,7 @@ from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *
 from vitnb.callback.probe import *
 from vitnb.callback.masked import *
+from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -28,6 +29,7 @@ from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
+from ..callback.simmim import MaskedPixels # noqa: F401, registers its pretext task
 from ..callback.stop import EarlyStop
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
@@ -63,12 +65,22 @@ def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
     counted = {name:dict(weight=count_weights(dls.train.dataset.class_counts(name), task.never))
                for name,task in tasks.items()}
+    if _is_balanced(dls.train, tasks.only):
+        raise ValueError("sampling='balanced' draws all classes equally often, and class_weights=True would weigh them "
+                         "twice; give one")
     given = {"":given} if tasks.only else given
     for name in counted:
         twice = given.get(name, {}).keys() & {"weight", "alpha"}
         if twice:
             raise ValueError(f"class_weights=True and loss_kw with {twice.pop()!r} weigh the classes twice; give one")
     return counted[""] if tasks.only else counted
+
+def _is_balanced(loader, task):
+    "Whether a loader draws the classes of its task equally often"
+    weights = getattr(loader, "sample_weights", None)
+    if weights is None or task is None: return False
+    balanced = task.balance(loader.dataset.labels)
+    return np.allclose(weights/weights.sum(), balanced/balanced.sum())
 
 def _merge(first, second, nested):
     "Arguments of losses, by task where there are several"
