@@ -51,9 +51,9 @@ class Family:
     other:tuple=() # Fields that the family's notebooks read themselves
     advice:dict|None=None # Where its recommendations begin, as `register_family` says; None: it has none
 
-    def pick(self, names:Sequence, r:Mapping):
+    def pick(self, names:Sequence, recipe:Mapping):
         "Pick those of `names` that recipes of the family have"
-        return {k:r[k] for k in names if k in self.fields}
+        return {name:recipe[name] for name in names if name in self.fields}
 
 families = Registry("family of recipes")
 recipes = Registry("family of recipes")
@@ -78,7 +78,7 @@ ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_wh
 def _check_advice(family):
     "Refuse advice that lacks something, or says what nobody reads"
     if family.advice is None: return
-    lacks = [k for k in ADVICE if k not in family.advice]
+    lacks = [key for key in ADVICE if key not in family.advice]
     if lacks: raise ValueError(f"advice of family {family.name!r} lacks {lacks[0]!r}; it needs {', '.join(ADVICE)}")
     unknown = family.advice.keys() - set(ADVICE)
     if unknown:
@@ -89,10 +89,12 @@ def _check_advice(family):
 
 def _fields(name, own, without):
     "All fields of a family"
-    unknown = [k for k in without if k not in {**FIELDS, **RUN_FIELDS}]
+    unknown = [field for field in without if field not in {**FIELDS, **RUN_FIELDS}]
     if unknown: raise ValueError(f"without={unknown[0]!r} is no common field: {nearest(unknown[0], FIELDS)}")
-    return {k:v for k,v in FIELDS.items() if k not in without} | dict(own or {}) | dict(family=name)
+    common = {field:value for field,value in FIELDS.items() if field not in without}
+    return common | dict(own or {}) | dict(family=name)
 
+# %% ../../nbs/library/660_experiment.recipes.ipynb #71b60136
 def _keep(family, named, run, replace):
     "Enter a family, its recipes and what its notebooks can be asked"
     known = families.get(family.name)
@@ -119,15 +121,16 @@ def register_family(
 )->None: # It stands in `families` then, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
     have = _fields(name, fields, without)
-    own_model = model if isinstance(model, Mapping) else {k:k for k in model}
-    to_model = {k:v for k,v in _MODEL.items() if k in have} | dict(own_model)
-    to_loaders = (*(k for k in _LOADERS if k in have and k not in other), *loaders)
+    own_model = model if isinstance(model, Mapping) else {field:field for field in model}
+    to_model = {field:argument for field,argument in _MODEL.items() if field in have} | dict(own_model)
+    to_loaders = (*(field for field in _LOADERS if field in have and field not in other), *loaders)
     given = None if advice is None else dict(advice)
     family = Family(name, have, to_loaders, to_model, pretext, tuple(pretext_fields), tuple(other), given)
     _check_places(family)
     _check_advice(family)
-    run = tuple(k for k in RUN_FIELDS if k not in without)
-    _keep(family, {k:{**have, **check_params(have, r)} for k,r in recipes.items()}, run, replace)
+    run = tuple(field for field in RUN_FIELDS if field not in without)
+    whole = {recipe:{**have, **check_params(have, given)} for recipe,given in recipes.items()}
+    _keep(family, whole, run, replace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #543c0fe2
 _swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100,
@@ -220,12 +223,12 @@ def resolve(
     "Look up a recipe, and put the parameters that were given in place of its own"
     base = recipes[family][name]
     own = asked_fields(given, base)
-    r = AttrDict({**base, **own})
-    if "data" in r and r.data is None:
+    recipe = AttrDict({**base, **own})
+    if "data" in recipe and recipe.data is None:
         raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
-    shortened = "warmup_epochs" in r and r.epochs <= r.warmup_epochs
-    if shortened and "warmup_epochs" not in own: r.warmup_epochs *= r.epochs/base["epochs"] # the same share
-    return r
+    is_short = "warmup_epochs" in recipe and recipe.epochs <= recipe.warmup_epochs
+    if is_short and "warmup_epochs" not in own: recipe.warmup_epochs *= recipe.epochs/base["epochs"] # the same share
+    return recipe
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #56afe53c
 _WARM = ("warmup_epochs", "warmup_lr")
@@ -237,50 +240,55 @@ _LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimiz
             "clip", "precision", "channels_last", "grad_checkpointing", "compile")
 _CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")
 
-def _set(r, names): return {k:r[k] for k in names if r[k] is not None}
+def _given(recipe, names): return {name:recipe[name] for name in names if recipe[name] is not None}
 
-def _optimizer_args(r):
+def _optimizer_args(recipe):
     "Pick the options of the optimiser, which are other ones for each"
-    options = _set(r, _OPTIMIZER.get(r["optimizer"], ()))
+    options = _given(recipe, _OPTIMIZER.get(recipe["optimizer"], ()))
     if "beta2" in options: options = dict(betas=(.9, options["beta2"]))
     return options
 
-def _model_args(family, r):
+def _model_args(family, recipe):
     "Make `model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"
-    own = {family.model[k]:v for k,v in _set(r, family.model).items()}
-    return {**own, **(r["model_kw"] or {})}
+    own = {family.model[field]:value for field,value in _given(recipe, family.model).items()}
+    return {**own, **(recipe["model_kw"] or {})}
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #62d117ab
 def learner_args(
-    r:Mapping, # A resolved recipe
+    recipe:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of `vit_learner`
     "Pick what `vit_learner` needs of a recipe"
-    family = families[r["family"]]
-    out = {k:v for k,v in family.pick(_LEARNER, r).items() if v is not None}
-    out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
-    out.update(opt_kw=_optimizer_args(r), schedule_kw=_set(r, _SCHEDULE.get(r["schedule"], ())))
-    if family.pretext: out["pretext"] = dict(name=family.pretext, **{k:r[k] for k in family.pretext_fields})
-    return out
+    family = families[recipe["family"]]
+    args = {name:value for name,value in family.pick(_LEARNER, recipe).items() if value is not None}
+    args.update(arch=recipe["arch"], model_kw=_model_args(family, recipe), pretrained=recipe["pretrained"] or False)
+    schedule_kw = _given(recipe, _SCHEDULE.get(recipe["schedule"], ()))
+    args.update(opt_kw=_optimizer_args(recipe), schedule_kw=schedule_kw)
+    if family.pretext:
+        args["pretext"] = dict(name=family.pretext, **{name:recipe[name] for name in family.pretext_fields})
+    return args
 
 def loader_args(
-    r:Mapping, # A resolved recipe
+    recipe:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of the family's loaders, such as `image_loaders`
     "Pick what the loaders need of a recipe"
-    return {k:r[k] for k in families[r["family"]].loaders}
+    return {name:recipe[name] for name in families[recipe["family"]].loaders}
 
 def callback_args(
-    r:Mapping, # A resolved recipe
+    recipe:Mapping, # A resolved recipe
 )->dict: # Keyword arguments of `train_callbacks`
     "Pick what `train_callbacks` needs of a recipe"
-    return families[r["family"]].pick(_CALLBACKS, r)
+    return families[recipe["family"]].pick(_CALLBACKS, recipe)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
 def _of_format_1(stored, path):
     "Name the family, and what a 0 meant before"
-    own = [k for k in families if str(stored.get("arch")).startswith(k)]
+    own = [family for family in families if str(stored.get("arch")).startswith(family)]
     if not own:
         raise ValueError(f"{path} names no family, and model {stored.get('arch')!r} is of none: {', '.join(families)}")
-    return {k:None if k in _MODEL and v == 0 else v for k,v in stored.items()} | dict(family=max(own, key=len))
+    fields = dict(stored)
+    for name in _MODEL:
+        if fields.get(name) == 0: fields[name] = None
+    return fields | dict(family=max(own, key=len))
 
 def stored_recipe(
     folder:str|Path, # Folder of a run
