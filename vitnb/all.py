@@ -137,5 +137,7 @@ from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *
+from vitnb.explore.cam import *
+from vitnb.explore.embedding import *
 from vitnb.testing import *
 from vitnb.exactness import *

@@ -9,7 +9,7 @@ __all__ = ['FIELDS', 'families', 'recipes', 'ADVICE', 'Family', 'register_family
 # %% ../../nbs/library/660_experiment.recipes.ipynb #0af4dbdd
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcore.basics import AttrDict
@@ -25,8 +25,8 @@ FIELDS = dict(
     cache=True, sampling="uniform", overfit_batches=0,
     arch="swin_micro", model_kw=None, drop_path=None, dropout=None, pretrained=None,
     epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999, clip=None,
-    schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None,
-    patience=5, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
+    lr_decay=None, schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1,
+    milestones=None, patience=5, loss=None, focal_gamma=None, label_smoothing=0., task_weights=None, class_weights=False,
     mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, anomaly=False,
     precision=None, channels_last=False, grad_checkpointing=False, compile=False,
     tta="", keep_top_k=0, checkpoint_every_n_epochs=0, use="last")
@@ -47,7 +47,7 @@ class Family:
     loaders:tuple # Fields for the loaders
     model:dict # Fields for `model_kw`, each with the name of the model's argument
     pretext:str="" # Name of the pretext; empty: the family trains the tasks of its data
-    pretext_fields:tuple=() # Options of the pretext
+    pretext_fields:dict=field(default_factory=dict) # Fields for the pretext, each with the name of its option
     other:tuple=() # Fields that the family's notebooks read themselves
     advice:dict|None=None # Where its recommendations begin, as `register_family` says; None: it has none
 
@@ -69,7 +69,7 @@ def _check_places(family):
     if missing:
         raise ValueError(f"{min(missing)!r} is no field of {family.name!r}: {nearest(min(missing), family.fields)}")
     if family.pretext_fields and not family.pretext:
-        raise ValueError(f"{family.pretext_fields} are options of a pretext; name it with pretext=...")
+        raise ValueError(f"{tuple(family.pretext_fields)} are options of a pretext; name it with pretext=...")
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_why", "min_lr", "label_smoothing", "clip",
@@ -93,6 +93,10 @@ def _fields(name, own, without):
     if unknown: raise ValueError(f"without={unknown[0]!r} is no common field: {nearest(unknown[0], FIELDS)}")
     return {k:v for k,v in FIELDS.items() if k not in without} | dict(own or {}) | dict(family=name)
 
+def _by_name(fields):
+    "Fields with the names that they have where they go; those of a list keep theirs"
+    return dict(fields) if isinstance(fields, Mapping) else {k:k for k in fields}
+
 def _keep(family, named, run, replace):
     "Enter a family, its recipes and what its notebooks can be asked"
     known = families.get(family.name)
@@ -112,18 +116,17 @@ def register_family(
     loaders:Sequence=(), # Its own fields for the loaders
     model:Sequence|Mapping=(), # Its own fields for `model_kw`; a dict gives the name of the model's argument
     pretext:str="", # Name of its pretext, such as "masked"; empty: it trains the tasks of its data
-    pretext_fields:Sequence=(), # Its own fields for the pretext
+    pretext_fields:Sequence|Mapping=(), # Its own fields for the pretext; a dict gives the names of its options
     other:Sequence=(), # Its own fields that its notebooks read themselves
     advice:Mapping|None=None, # Where recommendations begin: the keys of `ADVICE`; None: nothing is recommended for it
     replace:bool=False, # Whether another family of that name may be replaced
 )->None: # It stands in `families` then, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
     have = _fields(name, fields, without)
-    own_model = model if isinstance(model, Mapping) else {k:k for k in model}
-    to_model = {k:v for k,v in _MODEL.items() if k in have} | dict(own_model)
+    to_model = {k:v for k,v in _MODEL.items() if k in have} | _by_name(model)
     to_loaders = (*(k for k in _LOADERS if k in have and k not in other), *loaders)
     given = None if advice is None else dict(advice)
-    family = Family(name, have, to_loaders, to_model, pretext, tuple(pretext_fields), tuple(other), given)
+    family = Family(name, have, to_loaders, to_model, pretext, _by_name(pretext_fields), tuple(other), given)
     _check_places(family)
     _check_advice(family)
     run = tuple(k for k in RUN_FIELDS if k not in without)
@@ -190,7 +193,7 @@ register_family("densenet", fields=dict(arch="densenet_micro"), advice=_densenet
                          schedule="step", step_size=30., gamma=.1, stats="imagenet", cache=False)))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #baa9e19d
-_labels_only = ("loss", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling",
+_labels_only = ("loss", "focal_gamma", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling",
                 "tta", "use")
 _images_only = ("img_size", "eval_resize", "stats", "cache")
 _masked_loss = dict(mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0.,
@@ -211,6 +214,25 @@ register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
+# %% ../../nbs/library/660_experiment.recipes.ipynb #f9a6bbac
+_ONLY_WITH = dict( # field: the other field, and its values
+    focal_gamma      = ("loss", ("focal", "combined")),
+    temperature      = ("objective", ("ntxent", "infonce", "dino")),
+    teacher_momentum = ("objective", ("byol", "dino")),
+    predictor        = ("objective", ("byol", "dino")))
+
+def _acts(r, field):
+    "Whether a field means something beside the others"
+    other,values = _ONLY_WITH.get(field, (None, ()))
+    return other not in r or r[other] in values
+
+def _check_acts(r, field):
+    "Refuse a field that was given and would do nothing"
+    if _acts(r, field) or r[field] is None: return
+    other,values = _ONLY_WITH[field]
+    raise ValueError(f"{field}={r[field]!r} does nothing with {other}={r[other]!r}; "
+                     f"leave it out, or take {other}={' or '.join(values)}")
+
 # %% ../../nbs/library/660_experiment.recipes.ipynb #d8a919e9
 def resolve(
     family:str, # "swin", "densenet", "spectral", or one of your own
@@ -221,6 +243,7 @@ def resolve(
     base = recipes[family][name]
     own = asked_fields(given, base)
     r = AttrDict({**base, **own})
+    for k in own: _check_acts(r, k)
     if "data" in r and r.data is None:
         raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
     shortened = "warmup_epochs" in r and r.epochs <= r.warmup_epochs
@@ -243,7 +266,19 @@ def _optimizer_args(r):
     "Pick the options of the optimiser, which are other ones for each"
     options = _set(r, _OPTIMIZER.get(r["optimizer"], ()))
     if "beta2" in options: options = dict(betas=(.9, options["beta2"]))
-    return options
+    return {**options, **_set(r, ["lr_decay"])}
+
+def _loss_args(r):
+    "Pick the options of the loss"
+    known = r.get("focal_gamma") is not None and _acts(r, "focal_gamma")
+    return dict(loss_kw=dict(gamma=r["focal_gamma"])) if known else {}
+
+def _pretext_args(family, r):
+    "Make the configuration of the pretext"
+    given = [k for k in family.pretext_fields if r[k] is not None and _acts(r, k)]
+    named = {family.pretext_fields[k]:r[k] for k in given}
+    options = named.pop("options", {}) # a dictionary of further ones
+    return dict(name=family.pretext, **named, **options)
 
 def _model_args(family, r):
     "Make `model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"
@@ -259,8 +294,8 @@ def learner_args(
     out = {k:v for k,v in family.pick(_LEARNER, r).items() if v is not None}
     out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
     out.update(opt_kw=_optimizer_args(r), schedule_kw=_set(r, _SCHEDULE.get(r["schedule"], ())))
-    if family.pretext: out["pretext"] = dict(name=family.pretext, **{k:r[k] for k in family.pretext_fields})
-    return out
+    if family.pretext: return dict(out, pretext=_pretext_args(family, r))
+    return dict(out, **_loss_args(r))
 
 def loader_args(
     r:Mapping, # A resolved recipe
@@ -273,6 +308,44 @@ def callback_args(
 )->dict: # Keyword arguments of `train_callbacks`
     "Pick what `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
+
+# %% ../../nbs/library/660_experiment.recipes.ipynb #39697001
+_reading = dict(data="leaves_synthetic", data_kw=None, spectral=None, arch="hvit_micro")
+_views = dict(objective="loss", objective_kw="options", temperature="temperature", projection_dim="projection",
+              head_hidden="hidden", head_depth="depth", head_norm="norm", predictor="predictor",
+              teacher_momentum="momentum", use_groups="use_groups")
+_gentle = dict(scale=(.5, 1.), jitter=.25, gray=0., blur=0.)
+_views_default = dict(dict.fromkeys(_views), objective="ntxent", projection_dim=128, head_depth=2, use_groups=False)
+
+register_family("hvit_pretrain", without=_labels_only, pretext="contrastive", pretext_fields=_views,
+    fields=dict(_reading, labels=None, augment="simclr", probe_every=5, **_views_default),
+    other=("data_kw", "labels", "spectral", "probe_every"),
+    recipes=dict(
+        leaves       = dict(data_kw=dict(n=1400), img_size=64, aug_kw=_gentle, epochs=20, bs=64, lr=1e-3, weight_decay=1e-4,
+                            warmup_epochs=2., temperature=.2, head_norm="batch", precision="fp32"),
+        sar_cld_2024 = dict(data="sar_cld_2024", img_size=256, arch="hvit_small", grad_checkpointing=True, epochs=100,
+                            bs=64, lr=3e-4, weight_decay=1e-4, warmup_epochs=10., temperature=.07, projection_dim=128,
+                            precision="auto")))
+
+# %% ../../nbs/library/660_experiment.recipes.ipynb #1020d155
+_phase2 = dict(use_dfca=None, averaged=False, freeze_epochs=0, head_scale=1., sizes=None, pretrain_epochs=0)
+_finetune_guide = dict(data="sar_cld_2024", img_size=256, augment="moderate", arch="hvit_small", use_dfca=True,
+                       drop_path=.2, epochs=100, bs=32, lr=1e-4, weight_decay=.01, warmup_epochs=5., ema_decay=.9999,
+                       tta="flip", mixup=.8, cutmix=1., loss="combined", focal_gamma=2., label_smoothing=.1,
+                       precision="auto")
+_if_small = dict(bs=16, lr=5e-5, warmup_epochs=10., weight_decay=.05,  drop_path=.3)
+_if_large = dict(bs=64, lr=3e-4, warmup_epochs=3.,  weight_decay=.001, drop_path=.1)
+
+register_family("hvit_finetune", fields=dict(_reading, augment="moderate", **_phase2), model=("use_dfca",),
+    other=("data_kw", "spectral", *(k for k in _phase2 if k != "use_dfca")),
+    recipes=dict(
+        leaves             = dict(data_kw=dict(n=560), img_size=64, pretrain_epochs=10, epochs=20, bs=32, lr=1e-3, weight_decay=.05,
+                                  warmup_epochs=2., clip=1., drop_path=.1, freeze_epochs=1, lr_decay=.8, head_scale=2.,
+                                  loss="combined", focal_gamma=2., label_smoothing=.1, mixup=.8, cutmix=1.,
+                                  ema_decay=.99, tta="flips", precision="fp32"),
+        sar_cld_2024       = _finetune_guide,
+        sar_cld_2024_small = {**_finetune_guide, **_if_small},
+        sar_cld_2024_large = {**_finetune_guide, **_if_large}))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
 def _of_format_1(stored, path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pretrained', 'read_pretrained', 'TransferReport', 'head_names', 'load_backbone', 'scale_head', 'set_head_scale',
-           'transfer_learner', 'SizeSchedule', 'legal_size', 'size_schedule']
+           'transfer_learner', 'usable_options', 'SizeSchedule', 'legal_size', 'size_schedule']
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #331dc0a2
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,8 @@ from .freeze import FreezeEpochs
 from .loop import VitLearner
 from .optim import GroupOptim, check_groups
 from .trained import find_checkpoint
-from ..models.protocol import LoadReport, check_model, load_weights, models, read_weights, trace_shapes
+from ..models.protocol import (LoadReport, check_model, list_models, load_weights, models, read_weights,
+                                   trace_shapes)
 from ..models.stages import as_pair, near_sizes
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #5c19ab38
@@ -232,6 +233,26 @@ def _fill(learn, pretrained, keep_head, drop):
     averaged = bool(pretrained.notes)
     learn.config["training"].update(pretrained=str(pretrained.path), averaged=averaged, keep_head=keep_head)
     return report
+
+# %% ../../nbs/library/516_learner.transfer.ipynb #1ad2073f
+def _useless(name, arch, dls):
+    "Why an option would do nothing; None if it would act"
+    list_models() # with it all families are registered
+    if not models[arch].takes(name): return f"{arch} has no such option"
+    if "dfca" in name and not dls.model_kw.get("spectral_channels"): return "there are no spectral images to attend to"
+    return None
+
+def usable_options(
+    arch:str, # Name of the model
+    model_kw:Mapping, # Its arguments, as a recipe has them
+    dls:DataLoaders, # The loaders
+    asked:Sequence[str]=(), # Those that somebody asked for outright
+)->dict: # The arguments that act
+    "Leave out what a model or a set has no use for, and say so"
+    reasons = {k:_useless(k, arch, dls) for k in model_kw if k not in asked}
+    for name,reason in reasons.items():
+        if reason: print(f"{name}={model_kw[name]!r} is left out: {reason}", flush=True)
+    return {k:v for k,v in model_kw.items() if not reasons.get(k)}
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #2a310899
 @dataclass(frozen=True)
