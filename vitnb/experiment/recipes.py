@@ -309,7 +309,7 @@ def callback_args(
     "Pick what `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #39697001
+# %% ../../nbs/library/660_experiment.recipes.ipynb #c01accfa
 _reading = dict(data="leaves_synthetic", data_kw=None, spectral=None, arch="hvit_micro")
 _views = dict(objective="loss", objective_kw="options", temperature="temperature", projection_dim="projection",
               head_hidden="hidden", head_depth="depth", head_norm="norm", predictor="predictor",
@@ -318,16 +318,16 @@ _gentle = dict(scale=(.5, 1.), jitter=.25, gray=0., blur=0.)
 _views_default = dict(dict.fromkeys(_views), objective="ntxent", projection_dim=128, head_depth=2, use_groups=False)
 
 register_family("hvit_pretrain", without=_labels_only, pretext="contrastive", pretext_fields=_views,
-    fields=dict(_reading, labels=None, augment="simclr", probe_every=5, **_views_default),
-    other=("data_kw", "labels", "spectral", "probe_every"),
+    fields=dict(_reading, labels=None, augment="simclr", probe_every=4, **_views_default),
+    loaders=("spectral",), other=("data_kw", "labels", "probe_every"),
     recipes=dict(
-        leaves       = dict(data_kw=dict(n=1400), img_size=64, aug_kw=_gentle, epochs=20, bs=64, lr=1e-3, weight_decay=1e-4,
+        leaves       = dict(data_kw=dict(n=1400), img_size=64, aug_kw=_gentle, epochs=12, bs=64, lr=1e-3, weight_decay=1e-4,
                             warmup_epochs=2., temperature=.2, head_norm="batch", precision="fp32"),
         sar_cld_2024 = dict(data="sar_cld_2024", img_size=256, arch="hvit_small", grad_checkpointing=True, epochs=100,
                             bs=64, lr=3e-4, weight_decay=1e-4, warmup_epochs=10., temperature=.07, projection_dim=128,
                             precision="auto")))
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #1020d155
+# %% ../../nbs/library/660_experiment.recipes.ipynb #91d5203e
 _phase2 = dict(use_dfca=None, averaged=False, freeze_epochs=0, head_scale=1., sizes=None, pretrain_epochs=0)
 _finetune_guide = dict(data="sar_cld_2024", img_size=256, augment="moderate", arch="hvit_small", use_dfca=True,
                        drop_path=.2, epochs=100, bs=32, lr=1e-4, weight_decay=.01, warmup_epochs=5., ema_decay=.9999,
@@ -337,12 +337,12 @@ _if_small = dict(bs=16, lr=5e-5, warmup_epochs=10., weight_decay=.05,  drop_path
 _if_large = dict(bs=64, lr=3e-4, warmup_epochs=3.,  weight_decay=.001, drop_path=.1)
 
 register_family("hvit_finetune", fields=dict(_reading, augment="moderate", **_phase2), model=("use_dfca",),
-    other=("data_kw", "spectral", *(k for k in _phase2 if k != "use_dfca")),
+    loaders=("spectral",), other=("data_kw", *(k for k in _phase2 if k != "use_dfca")),
     recipes=dict(
-        leaves             = dict(data_kw=dict(n=560), img_size=64, pretrain_epochs=10, epochs=20, bs=32, lr=1e-3, weight_decay=.05,
-                                  warmup_epochs=2., clip=1., drop_path=.1, freeze_epochs=1, lr_decay=.8, head_scale=2.,
-                                  loss="combined", focal_gamma=2., label_smoothing=.1, mixup=.8, cutmix=1.,
-                                  ema_decay=.99, tta="flips", precision="fp32"),
+        leaves             = dict(data_kw=dict(n=1400), img_size=64, use_dfca=True, pretrain_epochs=6, epochs=12, bs=32,
+                                  lr=1e-3, weight_decay=.05, warmup_epochs=1., clip=1., drop_path=.1, freeze_epochs=1,
+                                  lr_decay=.8, head_scale=2., loss="combined", focal_gamma=2., label_smoothing=.1,
+                                  mixup=.2, ema_decay=.99, tta="flips", precision="fp32"),
         sar_cld_2024       = _finetune_guide,
         sar_cld_2024_small = {**_finetune_guide, **_if_small},
         sar_cld_2024_large = {**_finetune_guide, **_if_large}))

@@ -39,7 +39,7 @@ from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools, o
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..models.protocol import check_model, create_model, list_models, model_info, models
+from ..models.protocol import TIMM, check_model, create_model, list_models, model_info, models
 from ..renamed import keywords_were
 from ..task import Tasks
 
@@ -228,7 +228,7 @@ def run_callbacks(
 def _check_arch(name):
     "Refuse a model that nobody has registered"
     known = list_models()
-    if name not in known:
+    if name not in known and not name.startswith(TIMM):
         raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
                          "if it is yours, import the module that registers it")
 
