@@ -15,7 +15,9 @@ from vitnb.callback.pretext import make_pretext
 from vitnb.data.companion import CompanionSplit, has_companions, spectral_loaders
 from vitnb.data.leaf import LEAF_CLASSES, load_leaves
 from vitnb.data.loader import image_loaders
-from vitnb.data.sets import has_class_folders, load_set
+from vitnb.data.pool import has_class_folders, load_pool
+from vitnb.data.sets import load_set
+import vitnb.experiment.leaves # noqa: F401, registers the families
 from vitnb.experiment.recipes import callback_args, families, learner_args, loader_args, recipes, resolve
 from vitnb.learner.core import train_callbacks, vit_learner
 from vitnb.learner.transfer import transfer_learner, usable_options
@@ -157,7 +159,7 @@ def picture(path, shade):
 def test_loose_images_are_a_pool_without_classes(tmp_path):
     for i in range(30): picture(tmp_path/"pool"/f"{'deep/' if i % 2 else ''}{i}.png", 8*i)
     with pytest.raises(ValueError, match="class folders"): load_set(tmp_path/"pool")
-    pool = load_set(tmp_path/"pool", labels=None)
+    pool = load_pool(tmp_path/"pool", labels=None)
     assert not pool.tasks and sum(map(len, pool.splits.values())) == 30 and not has_class_folders(tmp_path/"pool")
     learn = vit_learner(pool.loaders(16, bs=8, augment="simclr", device="cpu", seed=0), "hvit_micro", TINY, pretext=Contrastive(temperature=.2), **OPTIONS)
     learn.progress.plot = False
@@ -168,27 +170,27 @@ def test_loose_images_are_a_pool_without_classes(tmp_path):
 
 def test_class_folders_are_classes_unless_they_are_not_wanted_or_one_image_lies_outside(tmp_path):
     for i in range(40): picture(tmp_path/"s"/"ab"[i % 2]/f"{i}.png", 6*i)
-    assert load_set(tmp_path/"s", labels=None).classes == ["a", "b"] and not load_set(tmp_path/"s", labels=False).tasks
+    assert load_pool(tmp_path/"s", labels=None).classes == ["a", "b"] and not load_pool(tmp_path/"s", labels=False).tasks
     picture(tmp_path/"s"/"loose.png", 0)
-    assert not load_set(tmp_path/"s", labels=None).tasks and load_set(tmp_path/"s").classes == ["a", "b"]
-    assert sum(map(len, load_set(tmp_path/"s", labels=None).splits.values())) == 41
+    assert not load_pool(tmp_path/"s", labels=None).tasks and load_set(tmp_path/"s").classes == ["a", "b"]
+    assert sum(map(len, load_pool(tmp_path/"s", labels=None).splits.values())) == 41
 
 
 def test_splits_of_a_pool_stay_and_an_empty_one_is_an_error(tmp_path):
     for part,n in (("train", 12), ("test", 3)):
         for i in range(n): picture(tmp_path/"s"/part/f"{i}.png", 20*i)
-    pool = load_set(tmp_path/"s", labels=None)
+    pool = load_pool(tmp_path/"s", labels=None)
     assert len(pool.splits["test"]) == 3 and len(pool.splits["train"]) + len(pool.splits["valid"]) == 12
     (tmp_path/"empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image"): load_set(tmp_path/"empty", labels=None)
+    with pytest.raises(ValueError, match="holds no image"): load_pool(tmp_path/"empty", labels=None)
 
 
 def test_a_class_with_one_image_is_an_error_and_a_pool_takes_it(tmp_path):
     for i in range(30): picture(tmp_path/"s"/"ab"[i % 2]/f"{i}.png", 8*i)
     picture(tmp_path/"s"/"c"/"only.png", 1)
     for labels in (True, None):
-        with pytest.raises(ValueError, match="class 'c' has 1 training images"): load_set(tmp_path/"s", labels=labels)
-    assert sum(map(len, load_set(tmp_path/"s", labels=False).splits.values())) == 31
+        with pytest.raises(ValueError, match="class 'c' has 1 training images"): load_pool(tmp_path/"s", labels=labels)
+    assert sum(map(len, load_pool(tmp_path/"s", labels=False).splits.values())) == 31
 
 
 def test_a_set_of_a_later_notebook_loads_by_name_in_a_fresh_process():
@@ -203,7 +205,7 @@ def test_a_set_of_a_later_notebook_loads_by_name_in_a_fresh_process():
 def test_options_of_a_named_set_act_and_others_are_refused():
     leaves = load_set("leaves_synthetic", n=112, size=16)
     assert sum(map(len, leaves.splits.values())) == 112 and leaves.splits["train"].items.shape[1] == 16
-    bare = load_set("leaves_synthetic", labels=False, n=112, size=16)
+    bare = load_pool("leaves_synthetic", labels=False, n=112, size=16)
     assert not bare.tasks and isinstance(bare.splits["train"], CompanionSplit), "without classes, with their spectral images"
     with pytest.raises(ValueError, match="has no option 'sise': did you mean 'size'"): load_set("leaves_synthetic", sise=16)
     with pytest.raises(ValueError, match="label=... names a column"): load_set("leaves_synthetic", label="kind")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vitnb.core import Registry
 from vitnb.experiment.cli import notebook_params, read_notebook
+import vitnb.experiment.leaves # noqa: F401, registers families
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, stored_recipe
 from vitnb.renamed import upgrade
 

@@ -14,6 +14,7 @@ from vitnb.kinds.value import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
+from vitnb.data.arrays import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.show import *
@@ -37,6 +38,7 @@ from vitnb.data.workers import *
 from vitnb.data.work import *
 from vitnb.data.imageloader import *
 from vitnb.data.loader import *
+from vitnb.data.pool import *
 from vitnb.data.mix import *
 from vitnb.data.cubefile import *
 from vitnb.data.cubeset import *
@@ -134,6 +136,7 @@ from vitnb.experiment.execute import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.recipes import *
+from vitnb.experiment.leaves import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.explore.widgets import *

@@ -331,20 +331,19 @@ def companion_loaders(
     about = {**dls.about, "model_kw":{**dls.model_kw, "spectral_channels":known.channels}, "reader":reader}
     return ImageLoaders(*parts, path=dls.path, device=dls.device, about=about)
 
-# %% ../../nbs/library/172_data.companion.ipynb #8e5de966
+# %% ../../nbs/library/172_data.companion.ipynb #18eb6478
 def has_companions(
     image_set:ImageSet, # Of files, or of arrays
 )->tuple: # Whether any image has a spectral one, and whether all have
     "Look for spectral images"
-    if isinstance(image_set.split("train").items, np.ndarray):
-        there = [isinstance(split, CompanionSplit) for split in image_set.splits.values()]
-    else: there = [pair.spectral.is_file() for pair in _pairs(image_set)]
+    there = [isinstance(split, CompanionSplit) for split in image_set.splits.values()]
+    if image_set.root: there = [pair.spectral.is_file() for pair in _pairs(image_set)]
     return any(there), all(there)
 
 def spectral_loaders(
     image_set:ImageSet, # What to load
     img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
-    spectral:bool|str|None=None, # With spectral images: True (each has one), "optional", False; None: where there are any
+    spectral:bool|str|None=None, # Spectral images: True (each has one), "optional", False; None: those there are
     **kw, # What `image_loaders` takes
 )->ImageLoaders: # With one input or two
     "Loaders with the spectral images that a set has, if they are wanted"

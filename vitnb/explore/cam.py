@@ -95,7 +95,7 @@ def grad_cam(
     heat = F.interpolate(heat, inputs[0].shape[-2:], mode="bilinear")[:,0]
     return heat/heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
 
-# %% ../../nbs/library/720_explore.cam.ipynb #3f0a527b
+# %% ../../nbs/library/720_explore.cam.ipynb #e98e8c41
 def plot_cam(
     images:Tensor|np.ndarray, # `(B,3,H,W)` in [0,1]
     heat:Tensor, # From `grad_cam`, `(B,H,W)`
@@ -109,11 +109,13 @@ def plot_cam(
     rows = math.ceil(len(images)/cols)
     fig,axs = new_figure(2*rows, cols, 1.4, 1.5)
     for ax in axs.flat: ax.axis("off")
+    titles = [""]*len(images) if titles is None else titles
+    colors = ["black"]*len(images) if colors is None else colors
     for number,(image,warm) in enumerate(zip(np.asarray(images), np.asarray(heat))):
         row,col = divmod(number, cols)
         above,below = axs[2*row:2*row+2,col]
         for ax in (above, below): ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         below.imshow(warm, cmap="inferno", alpha=.6, vmin=0, vmax=1)
-        if titles is not None: above.set_title(str(titles[number]), fontsize=8, color=colors[number] if colors else "black")
+        above.set_title(str(titles[number]), fontsize=8, color=colors[number])
     if title: fig.suptitle(title, fontsize=11)
     return fig

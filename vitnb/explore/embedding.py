@@ -39,7 +39,7 @@ def map_features(
     if len(features) < 4: raise ValueError(f"{len(features)} images are no map; give 4 or more")
     return plane_maps[how](normalize(np.asarray(features, dtype=np.float64)), seed)
 
-# %% ../../nbs/library/722_explore.embedding.ipynb #cd4e8ea9
+# %% ../../nbs/library/722_explore.embedding.ipynb #469f9f7d
 def plot_features(
     features:np.ndarray, # `(N,D)`
     labels:np.ndarray|None=None, # Class of each, `(N,)`; all alike if None
@@ -54,7 +54,7 @@ def plot_features(
     for ax,name in zip(axs[0], how):
         points = map_features(features, name, seed)
         for label in np.unique(labels):
-            text = str(names[label])[:22] if len(names) else None
+            text = str(names[label])[:24] if len(names) else None
             ax.plot(*points[labels == label].T, "o", ms=3.5, alpha=.7, label=text)
         ax.set(title=dict(pca="Principal components", tsne="t-SNE").get(name, name), xticks=[], yticks=[])
         ax.grid(False)
