@@ -3700,6 +3700,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vitnb/learner/loop.py'),
                                     'vitnb.learner.loop.VitLearner.predict_batch': ( 'library/learner.loop.html#vitlearner.predict_batch',
                                                                                      'vitnb/learner/loop.py'),
+                                    'vitnb.learner.loop.VitLearner.rest': ( 'library/learner.loop.html#vitlearner.rest',
+                                                                            'vitnb/learner/loop.py'),
                                     'vitnb.learner.loop.VitLearner.run_epoch': ( 'library/learner.loop.html#vitlearner.run_epoch',
                                                                                  'vitnb/learner/loop.py'),
                                     'vitnb.learner.loop.VitLearner.run_epochs': ( 'library/learner.loop.html#vitlearner.run_epochs',
