@@ -303,6 +303,7 @@ def read_pair(
     if optional: fields["has_spectral"] = np.array([there])
     return fields
 
+# %% ../../nbs/library/172_data.companion.ipynb #762df296
 def _with_norm(pipeline, norm):
     "The pipeline with the spectral normaliser just before the image's"
     at = [hasattr(step, "undo") for step in pipeline.transforms].index(True)
