@@ -27,6 +27,7 @@ def images(*shape, seed=1): return torch.randn(*shape, generator=torch.Generator
 
 OWN = {n: dict(in_chans=3, patch_size=(8, 1)) for n in NAMES if n.startswith("spectral")} # cubes of three bands are images
 OWN |= {n: dict(patch_size=4) for n in NAMES if n.startswith("hvit")} # 32 pixels are four patches of 8, too few for three mergings
+OWN |= dict(csi_raddino=dict(backbone_kw=dict(patch_size=16)), csi_micro=dict(pool="global")) # 32 pixels are no patches of 14; one class a film
 
 def small(name): return dict(name=name, img_size=32, num_classes=10, **OWN.get(name, {}))
 

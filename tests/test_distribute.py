@@ -224,6 +224,14 @@ class Trip(worker.Callback):
         time.sleep(.1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux")
+def test_no_thread_of_gloo_sees_the_end_of_the_interpreter(two):
+    "One that drops a tensor then ends the process with 'terminate called without an active exception', now and then"
+    for rank in range(2):
+        threads = json.loads((two[1]/f"threads{rank}.json").read_text())
+        assert threads and not [name for name in threads if "gloo" in name], threads
+
+
 def test_fit_distributed_is_fit(two, tmp_path, monkeypatch, capsys):
     "Weights, average, optimiser and history come back; callbacks of the call too; the next fit goes on"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -222,6 +222,24 @@ def test_a_sample_without_a_spectral_image_gets_the_answer_of_the_colours():
     with torch.no_grad(): out,alone,both = model(x, s),model(x),model(x[::2], s[::2])
     assert torch.allclose(out[1], alone[1], atol=1e-6) and torch.allclose(out[::2], both, atol=1e-5) and not torch.allclose(out[0], alone[0], atol=1e-4)
 
+def test_a_spectral_image_of_zeros_is_missing_and_one_of_few_zeros_is_not():
+    model = seeded(spectral_channels=2, modality_dropout=.3).eval()
+    x,s = images(3, 3, 16, 16),images(3, 2, 16, 16, seed=2)
+    s[1],s[2,0] = 0,0
+    with torch.no_grad(): out,alone = model(x, s),model(x)
+    assert torch.allclose(out[1], alone[1], atol=1e-6) and (out - alone)[[0, 2]].abs().amax(1).min() > 1e-4
+
+@pytest.mark.parametrize("kw", [{}, dict(use_dfca=False)])
+def test_a_stream_without_images_has_a_gradient_of_0(kw):
+    "None would stop several processes, which wait for all gradients"
+    model = seeded(spectral_channels=2, modality_dropout=.3, drop_path_rate=0., **kw).train()
+    x = images(4, 3, 16, 16)
+    model(x).sum().backward()
+    spectral = {k: p.grad for k,p in model.named_parameters() if k.startswith(("spectral.", "fusion."))}
+    assert spectral and all(g is not None and not g.any() for g in spectral.values())
+    train = model(x)
+    assert torch.equal(train, model.eval()(x))
+
 def test_missing_samples_leave_gradients_finite():
     model = seeded(spectral_channels=2, modality_dropout=.3).train()
     s = images(4, 2, 16, 16)
@@ -230,7 +248,7 @@ def test_missing_samples_leave_gradients_finite():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 def test_modality_dropout_takes_its_share_in_training_only():
-    s = torch.zeros(4000, 1, 1, 1)
+    s = torch.ones(4000, 1, 1, 1)
     assert abs(present_samples(s, .3, True).float().mean().item() - .7) < .03 and present_samples(s, .3, False).all()
     model = seeded(spectral_channels=2, modality_dropout=.5, drop_path_rate=0., dfca_drop=0.).train()
     x,s = images(16, 3, 16, 16),images(16, 2, 16, 16, seed=2)

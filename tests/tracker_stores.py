@@ -28,7 +28,7 @@ def make(cbs=()):
 def read_tensorboard(folder, uri):
     acc = EventAccumulator(str(folder/"tensorboard"), size_guidance=dict(scalars=0)).Reload()
     return {k:[(e.step, e.value) for e in acc.Scalars(k)] for k in acc.Tags()["scalars"]}
-EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr"},{"train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
+EACH_STEP,EACH_EPOCH = {"train/loss", "train/lr", "train/accuracy"},{"val/loss", "val/accuracy", "val/f1_macro", "val/top5", "time/epoch_seconds"}
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def check(read, learn, epochs):
     assert [v for _,v in got["train/loss"]] == pytest.approx([s["loss"] for s in learn.recorder.steps], rel=1e-5)
     for k in ("val/loss", "val/accuracy", "val/f1_macro", "train/accuracy"):
         want = [scalars(r)[k] for r in learn.recorder.rows]
-        assert [v for _,v in got[k]] == pytest.approx(want, rel=1e-5), k
+        assert [v for n,v in got[k] if n%4 == 0] == pytest.approx(want, rel=1e-5), k # accuracy in training: over the epoch so far
     return got
 
 

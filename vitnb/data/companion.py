@@ -312,6 +312,14 @@ def _source(image_set, split, channels):
     if isinstance(split, CompanionSplit): return CompanionSource(split.spectral, channels)
     return CompanionSource([companion_path(image_set.root/item) for item in split.items], channels)
 
+def _with_spectral(image_set):
+    "The set, whose fingerprint also speaks of the spectral images"
+    splits = image_set.splits.values()
+    if all(isinstance(split, CompanionSplit) for split in splits):
+        return image_set.with_further(*(split.spectral for split in splits))
+    paths = [companion_path(item) for split in splits for item in split.items]
+    return image_set.with_further([path.as_posix() for path in paths if (image_set.root/path).is_file()])
+
 def companion_loaders(
     image_set:ImageSet, # Of files with spectral ones beside them, or of `CompanionSplit`s
     img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
@@ -331,5 +339,6 @@ def companion_loaders(
         data = CompanionDataset(dl.dataset, _source(image_set, split, known.channels), optional)
         parts.append(dl.new(data, pipeline=_with_norm(dl.pipeline, norm), sample_weights=dl.sample_weights))
     reader = dict(name="pair", image_reader=image_set.reader, channels=known.channels, optional=optional)
-    about = {**dls.about, "model_kw":{**dls.model_kw, "spectral_channels":known.channels}, "reader":reader}
+    model_kw = {**dls.model_kw, "spectral_channels":known.channels}
+    about = {**dls.about, "model_kw":model_kw, "reader":reader, "image_set":_with_spectral(image_set)}
     return ImageLoaders(*parts, path=dls.path, device=dls.device, about=about)

@@ -7,6 +7,7 @@ __all__ = ['TABLES', 'optimizers', 'decays', 'check_groups', 'param_depths', 'pa
            'GradClip']
 
 # %% ../../nbs/library/500_learner.optim.ipynb #fd742973
+import math
 from collections import Counter
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from ..callback.base import TrainCallback
 from ..core import Registry, check_options, moved_names, nearest
+from ..task import Column
 
 # %% ../../nbs/library/500_learner.optim.ipynb #63a23bda
 TABLES = {"pos_embed", "absolute_pos_embed", "relative_position_bias_table",
@@ -302,8 +304,32 @@ class GradClip(TrainCallback):
         self.max_norm = max_norm
 
     def before_fit(self): self.learn.grad_norm = None
-    def before_step(self): self.learn.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+    def before_step(self):
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        self.learn.grad_norm = norm
+        scores = vars(self.learn).get("scores") # what a step reports; a plain Learner has no such thing
+        if scores is not None: scores["grad_norm"] = _finite(norm) if self.learn.scaler else (norm, 1)
+
     def after_fit(self): vars(self.learn).pop("grad_norm", None)
+
+def _finite(norm):
+    "A norm and 1, or zeros where fp16 has overflowed and the step is left out"
+    counts = norm.isfinite()
+    return norm.where(counts, 0.), counts.float()
+
+# %% ../../nbs/library/500_learner.optim.ipynb #142f4579
+@patch
+def columns(self:GradClip)->list: # `Column`s
+    "Declare the norm before clipping, a mean over the epoch"
+    return [Column("grad_norm")]
+
+@patch
+def after_epoch(self:GradClip):
+    "Put the mean into the row, which the recorder closes next"
+    recorder = getattr(self.learn, "recorder", None)
+    total,count = getattr(recorder, "score_sums", {}).get("grad_norm", (math.nan, 0))
+    mean = total/count if count else math.nan
+    if hasattr(recorder, "row"): recorder.row["grad_norm"] = mean if math.isfinite(mean) else None
 
 # %% ../../nbs/library/500_learner.optim.ipynb #ac7e71b6
 __getattr__ = moved_names(__name__, {
