@@ -172,4 +172,3 @@ from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.testing import *
 from vitnb.exactness import *
-from vitnb.teach_179_data.leafmodel import *
