@@ -480,7 +480,7 @@ run.finish(epochs=len(learn.recorder.rows))"""]
 
 
 def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
-    "Of two, the one that does not learn ends after its first epoch, in order: saved, and marked as stopped"
+    "Of two, the one that does not learn ends before its last epoch, in order: saved, and marked as stopped"
     nb = json.loads((workspace/"train_demo.ipynb").read_text())
     cell = nb["cells"][0]
     nb["cells"] = [dict(cell, id=f"c{i}", source=s, metadata=dict(tags=["parameters"] if i == 0 else [])) for i,s in enumerate(TRAINING)]
@@ -491,11 +491,11 @@ def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
     for lr in (3e-3, 1e-9): study.enqueue_trial(dict(lr=lr))
     found = search(study, 2, root=workspace, say=lambda line: None)
     good,bad = study_rows(study)
-    assert (good["state"], good["epochs"], bad["state"], bad["epochs"]) == ("complete", 3, "pruned", 1)
-    assert bad["why"].startswith("pruned after epoch 1: train_loss") and found["best_params"] == dict(lr=3e-3)
+    assert (good["state"], good["epochs"], bad["state"]) == ("complete", 3, "pruned") and bad["epochs"] < 3
+    assert bad["why"].startswith(f"pruned after epoch {bad['epochs']}: train_loss") and found["best_params"] == dict(lr=3e-3)
     run = workspace/"out"/bad["run"]
     rows = json.loads((run/"history.json").read_text())
-    assert len(rows) == 1 and rows[0]["train_loss"] == bad["value"] and read_json(run/"status.json")["status"] == "stopped"
+    assert len(rows) == bad["epochs"] and rows[-1]["train_loss"] == bad["value"] and read_json(run/"status.json")["status"] == "stopped"
     assert (run/"checkpoints/last_model.pth").is_file() and read_json(run/"params.json")["lr"] == 1e-9
     rows = json.loads((workspace/"out"/good["run"]/"history.json").read_text())
     assert [row["train_loss"] for row in rows] == list(study.trials[0].intermediate_values.values()) and good["value"] == min(row["train_loss"] for row in rows)
