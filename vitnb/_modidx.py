@@ -3029,6 +3029,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'vitnb/experiment/search.py'),
                                          'vitnb.experiment.search._line': ( 'library/experiment.search.html#_line',
                                                                             'vitnb/experiment/search.py'),
+                                         'vitnb.experiment.search._reason': ( 'library/experiment.search.html#_reason',
+                                                                              'vitnb/experiment/search.py'),
                                          'vitnb.experiment.search._states': ( 'library/experiment.search.html#_states',
                                                                               'vitnb/experiment/search.py'),
                                          'vitnb.experiment.search._verdict': ( 'library/experiment.search.html#_verdict',
