@@ -50,6 +50,10 @@ def test_smoke(path, ran):
     run, = (d for d in (out/path.stem).iterdir())
     result = json.loads((run/"result.json").read_text())
     assert result, "a run ends with scores"
+    if path.stem == "compare_pretraining":
+        means = {k for k in result if f"{k}_lo" in result}
+        assert len(means) == 18 and all(result[f"{k}_lo"] <= result[k] <= result[f"{k}_hi"] for k in means), "three ways, two shares, two starts and their difference"
+        assert not [d for d in run.iterdir() if d.is_dir() and d.name.startswith("tuned")], "what is known of a training replaces its checkpoints"
     if path.stem.startswith("train_"):
         assert 0 <= result["test_accuracy_lo"] <= result["test_accuracy"] <= result["test_accuracy_hi"] <= 1 and result["test_n"] > 0
         have = {str(f.relative_to(run)) for f in run.rglob("*") if f.is_file()}

@@ -92,6 +92,7 @@ from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
 from vitnb.metrics.base import *
 from vitnb.metrics.classify import *
+from vitnb.metrics.crossed import *
 from vitnb.metrics.report import *
 from vitnb.metrics.spectral import *
 from vitnb.metrics.chest import *
