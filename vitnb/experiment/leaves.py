@@ -27,7 +27,7 @@ register_family("hvit_pretrain", without=LABELS_ONLY, pretext="contrastive", pre
                             bs=64, lr=3e-4, weight_decay=1e-4, warmup_epochs=10., temperature=.07, projection_dim=128,
                             precision="auto")))
 
-# %% ../../nbs/library/661_experiment.leaves.ipynb #7bf94a4c
+# %% ../../nbs/library/661_experiment.leaves.ipynb #4c8a62db
 _phase2 = dict(use_dfca=None, averaged=False, freeze_epochs=0, head_scale=1., sizes=None, pretrain_epochs=0)
 _finetune_guide = dict(data="sar_cld_2024", img_size=256, augment="moderate", arch="hvit_small", use_dfca=True,
                        drop_path=.2, epochs=100, bs=32, lr=1e-4, weight_decay=.01, warmup_epochs=5., ema_decay=.9999,
@@ -39,10 +39,10 @@ _if_large = dict(bs=64, lr=3e-4, warmup_epochs=3.,  weight_decay=.001, drop_path
 register_family("hvit_finetune", fields=dict(_reading, augment="moderate", **_phase2), model=("use_dfca",),
     loaders=("spectral",), other=("data_kw", *(k for k in _phase2 if k != "use_dfca")),
     recipes=dict(
-        leaves             = dict(data_kw=dict(n=1400), img_size=64, use_dfca=True, pretrain_epochs=6, epochs=12, bs=32,
-                                  lr=1e-3, weight_decay=.05, warmup_epochs=1., clip=1., drop_path=.1, freeze_epochs=1,
-                                  lr_decay=.8, head_scale=2., loss="combined", focal_gamma=2., label_smoothing=.1,
-                                  mixup=.2, ema_decay=.99, tta="flips", precision="fp32"),
+        leaves             = dict(data_kw=dict(n=1400), img_size=64, use_dfca=True, augment="light",
+                                  pretrain_epochs=6, epochs=12, bs=32, lr=2e-3, weight_decay=.05, warmup_epochs=1.,
+                                  clip=1., drop_path=.1, freeze_epochs=1, lr_decay=.8, head_scale=2., loss="combined",
+                                  focal_gamma=2., label_smoothing=.1, ema_decay=.99, tta="flips", precision="fp32"),
         sar_cld_2024       = _finetune_guide,
         sar_cld_2024_small = {**_finetune_guide, **_if_small},
         sar_cld_2024_large = {**_finetune_guide, **_if_large}))
