@@ -18,7 +18,9 @@ from .metrics.calibration import calibration_error, reliability, scale_probs
 from .metrics.chest import BAND_LIMITS, GRADES
 from .metrics.selective import class_curves
 
-# %% ../nbs/library/396_chestfigures.ipynb #1a2fd5be
+# %% ../nbs/library/396_chestfigures.ipynb #b13be243
+_SHADE = dict(facecolor="black", alpha=.5, lw=0, pad=1) # scores are read on white places too
+
 def _draw_scores(ax, scores, height, width):
     "Lines between 3×2 zones, and the score of each in its corner"
     for row in (1, 2): ax.axhline(row*height/3 - .5, color="w", lw=.5, alpha=.6)
@@ -26,7 +28,7 @@ def _draw_scores(ax, scores, height, width):
     for zone, score in enumerate(scores):
         text = "?" if score >= len(GRADES) or score < 0 else str(int(score))
         place = (zone % 2 + .5)*width/2, (zone//2 + .5)*height/3
-        ax.text(*place, text, color="yellow", ha="center", va="center", fontsize=10)
+        ax.text(*place, text, color="yellow", ha="center", va="center", fontsize=10, bbox=_SHADE)
 
 def show_scored_films(
     films:Tensor|np.ndarray, # In [0,1], (N,H,W)

@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from .base import EpochMetric, new_metric
@@ -263,6 +262,10 @@ def compute_ahf_classification_metrics(
     return _plain(found | {f"n_{band}":int(cases) for band, cases in zip(BANDS, counts[1])})
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #67dd850d
+def _crossed(true, said, n):
+    "Count pairs; of nothing too, which `sklearn` refuses"
+    return np.bincount(n*true + said, minlength=n*n).reshape(n, n).tolist()
+
 def zone_confusion(
     predictions:Tensor|np.ndarray, # Logits or one-hot answers, (B,Z,5)
     targets:Tensor|np.ndarray, # 0 to 3; 4: unknown, (B,Z)
@@ -270,7 +273,7 @@ def zone_confusion(
     "Count what was taken for what, in each zone and in all"
     said, _ = zone_answers(predictions, targets)
     true = np.asarray(torch.as_tensor(targets).cpu())
-    def table(t, p): return confusion_matrix(t[t >= 0], p[t >= 0], labels=range(len(GRADES) + 1)).tolist()
+    def table(t, p): return _crossed(t[t >= 0], p[t >= 0], len(GRADES) + 1)
     found = {f"zone_{zone + 1}":table(true[:,zone], said[:,zone]) for zone in range(said.shape[1])}
     return dict(found, overall=table(true.ravel(), said.ravel()))
 
@@ -280,7 +283,7 @@ def band_confusion(
 )->list: # Counts (3,3), rows truth
     "Count films by true and predicted band"
     said, true = _bands(predictions, targets)
-    return confusion_matrix(true[true >= 0], said[true >= 0], labels=range(len(BANDS))).tolist()
+    return _crossed(true[true >= 0], said[true >= 0], len(BANDS))
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #f4d67a80
 _names = ("zone_f1", "f1_weighted", "csi_mae", "csi_coverage", "abstention")
