@@ -5115,7 +5115,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vitnb.models.protocol._pretrain': ( 'library/models.protocol.html#_pretrain',
                                                                             'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol._read': ('library/models.protocol.html#_read', 'vitnb/models/protocol.py'),
-                                       'vitnb.models.protocol._sizes': ('library/models.protocol.html#_sizes', 'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol._stage_windows': ( 'library/models.protocol.html#_stage_windows',
                                                                                  'vitnb/models/protocol.py'),
                                        'vitnb.models.protocol._unwrap': ( 'library/models.protocol.html#_unwrap',

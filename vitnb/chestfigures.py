@@ -126,15 +126,16 @@ def plot_class_curves(
     for ax in axs: ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/library/396_chestfigures.ipynb #681e888f
+# %% ../nbs/library/396_chestfigures.ipynb #3ada47de
 def _reliability_ax(ax, probs, true, title):
     "Accuracy of each bin beside its confidence, and how many are in it"
     table = reliability(probs.max(1), probs.argmax(1) == true)
     there = table["n"] > 0
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
     ax.plot(table["confidence"][there], table["accuracy"][there], "o-", ms=4, lw=1.2)
-    width = 1/len(table["n"])
-    ax.bar((np.arange(len(table["n"])) + .5)*width, .3*table["n"]/max(table["n"].max(), 1), width, color="0.85", zorder=0)
+    bins = len(table["n"])
+    share = .3*table["n"]/max(table["n"].max(), 1)
+    ax.bar((np.arange(bins) + .5)/bins, share, 1/bins, color="0.85", zorder=0)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
     ax.set_title(f"{title}, calibration error {calibration_error(probs, true):.3f}", fontsize=9)
 

@@ -19,7 +19,7 @@ from .chest import (GRADES, band_confusion, compute_ahf_classification_metrics,
     expected_csi, zone_answers, zone_confusion)
 from ..task import Ordinal
 
-# %% ../../nbs/library/368_metrics.chestreport.ipynb #0889db00
+# %% ../../nbs/library/368_metrics.chestreport.ipynb #9a4e59c3
 def _numbers_only(value):
     "Plain numbers, and None where there is none, as JSON has it"
     if isinstance(value, Mapping): return {name:_numbers_only(part) for name, part in value.items()}
@@ -39,8 +39,9 @@ def chest_metrics(
                  csi=compute_csi_average_metrics(probs, targets, file_ids, csv_data),
                  ahf=compute_ahf_classification_metrics(probs, targets),
                  calibration=calibration_report(task, probs, targets),
-                 calibration_scaled=dict(calibration_report(task, probs, targets, temperature), temperature=temperature),
+                 calibration_scaled=calibration_report(task, probs, targets, temperature),
                  zone_confusion=zone_confusion(probs, targets), band_confusion=band_confusion(probs, targets))
+    found["calibration_scaled"]["temperature"] = temperature
     return _numbers_only(found)
 
 # %% ../../nbs/library/368_metrics.chestreport.ipynb #c359a3f9

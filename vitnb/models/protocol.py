@@ -320,10 +320,6 @@ def trace_shapes(
     return counter.get_total_flops()/2/len(x)/1e9, maps
 
 # %% ../../nbs/library/200_models.protocol.ipynb #aa468327
-def _sizes(count):
-    "A number, or several as those of zones and of their classes"
-    return f"{count:,}" if isinstance(count, int) else " × ".join(map(str, count))
-
 class ModelInfo(dict):
     "What `model_info` found: a dictionary that prints itself as a table"
     def rows(self)->list: # Pairs of strings
@@ -331,7 +327,8 @@ class ModelInfo(dict):
         maps = [f"{h} × {w} × {c}" for c,h,w in self["grid"]]
         rows = {"parameters":f"{self['params']:,}", "trainable":f"{self['trainable']:,}",
                 "GMACs":f"{self['gmacs']:.3g}", "input":" × ".join(map(str, self["input"])),
-                "classes":_sizes(self["classes"]), "maps (H × W × C)":" → ".join(maps)}
+                "classes":" × ".join(f"{n:,}" for n in torch.tensor(self["classes"]).view(-1).tolist()),
+                "maps (H × W × C)":" → ".join(maps)}
         if self["windows"]: rows["windows"] = " → ".join(map(str, self["windows"]))
         return list(rows.items())
 
