@@ -80,3 +80,9 @@ def test_sizes_and_statistics_are_those_of_the_weights():
     assert (chest_size("csi_raddino", None), chest_size("csi_raddino", 96), chest_size("csi_raddino", 98), chest_size("csi_resnet50", None), chest_size("csi_cnn", 97)) == (518, 98, 98, 224, 97)
     assert chest_stats("csi_raddino") != chest_stats("csi_resnet50")
     assert recipes["chest"]["csi"]["stats"] == "arch"
+
+
+def test_the_summary_of_a_model_of_zones_names_zones_and_classes():
+    films = load_chest("chest_synthetic", n=24, size=48)
+    learn = vit_learner(films.loaders(seed=0, bs=4), "csi_micro", seed=0, device="cpu")
+    assert dict(learn.summary_table().rows())["classes"] == "6 × 5"
