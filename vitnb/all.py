@@ -53,6 +53,7 @@ from vitnb.data.cube import *
 from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
 from vitnb.data.companion import *
+from vitnb.data.companionloader import *
 from vitnb.data.evaluate import *
 from vitnb.data.duplicates import *
 from vitnb.data.leafmodel import *
@@ -69,6 +70,7 @@ from vitnb.data.chesttable import *
 from vitnb.data.filmaugment import *
 from vitnb.data.filmset import *
 from vitnb.data.chest import *
+from vitnb.models.hub import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
@@ -121,11 +123,11 @@ from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *
 from vitnb.callback.scalars import *
-from vitnb.callback.trial import *
 from vitnb.callback.tracker import *
 from vitnb.callback.tensorboard import *
 from vitnb.callback.mlflow import *
 from vitnb.callback.wandb import *
+from vitnb.callback.trial import *
 from vitnb.callback.track import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
