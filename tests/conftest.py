@@ -5,6 +5,9 @@ import matplotlib
 import pytest
 import torch
 from process_state import left, reseed, shared
+from stored_runs import make_runs
+
+from vitnb.exactness import Warm
 
 BEFORE = pytest.StashKey[dict]()
 
@@ -44,3 +47,24 @@ def the_process_stays_as_it_is():
     before = shared()
     yield
     if found := left(before, shared()): pytest.fail(f"the test leaves changed what others share: {', '.join(found)}")
+
+
+@pytest.fixture(scope="session")
+def warm():
+    "A process that has imported everything, for proofs of exact resume"
+    with Warm() as process: yield process
+
+
+@pytest.fixture(scope="session")
+def empty_db(tmp_path_factory):
+    "MLflow takes seconds to make its tables: they are made once"
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("db")/"mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    "A run of every kind of task: they are trained once, and not changed"
+    return make_runs(tmp_path_factory.mktemp("runs"))

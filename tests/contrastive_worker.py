@@ -1,4 +1,4 @@
-"What each of two ranks does in `test_contrastive.py`, and the runs that all of its tests are made of"
+"What each of two ranks does in `test_callback_contrastive.py`, and the runs that all of its tests are made of"
 import sys
 from pathlib import Path
 
@@ -11,15 +11,22 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.table import ImageSet, Split
 from vitnb.learner.core import train_callbacks, vit_learner
 from vitnb.learner.distribute import distribute
+from vitnb.learner.gradcache import GradCache
+from vitnb.learner.transfer import size_schedule
 
 ARCHS = dict(hvit_micro=dict(img_size=16, embed_dim=8, depths=(1, 1), num_heads=(1, 2)), densenet_micro=dict(growth_rate=4, block_config=(2, 2)),
              swin_micro=dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2)))
 STEP = dict(optimizer="sgd", lr=.05, opt_kw=dict(momentum=.9)) # Adam makes 1e-5 of a gradient that is nothing but rounding
+TWO = dict(ARCHS["hvit_micro"], in_chans=5, spectral_channels=2, modality_dropout=.5)
 CASES = dict(
     ntxent = dict(pretext=dict(temperature=.2)),
     groups = dict(pretext=dict(temperature=.2, use_groups=True), groups=True),
     byol = dict(arch="densenet_micro", pretext=dict(loss="byol")), # batch normalisation in model and head
-    vicreg = dict(arch="swin_micro", pretext=dict(loss="vicreg", norm="batch")))
+    vicreg = dict(arch="swin_micro", pretext=dict(loss="vicreg", norm="batch")),
+    cached = dict(pretext=dict(temperature=.2), chunk=3), # gradient caching, with drop path
+    growing = dict(pretext=dict(temperature=.2), model_kw=dict(ARCHS["hvit_micro"], patch_size=4), sizes=[(.5, 8), (1., 16)]),
+    missing = dict(pretext=dict(temperature=.2), model_kw=TWO), # colours alone: the spectral stream has no part
+    dropped = dict(pretext=dict(temperature=.2), model_kw=TWO, channels=5)) # some samples lose their spectral image
 
 
 def photos(n=72, size=16, channels=3, seed=0):
@@ -35,14 +42,16 @@ def image_set(train=48, n=72, groups=False, **kw):
     return ImageSet("photos", None, dict(train=part(0, train), valid=part(train, n)))
 
 
-def make(arch="hvit_micro", pretext=(), bs=16, valid_bs=12, groups=False, cbs=(), engine=None, data=None, loader_kw=None, **kw):
+def make(arch="hvit_micro", pretext=(), bs=16, valid_bs=12, groups=False, cbs=(), engine=None, data=None, loader_kw=None, chunk=None, channels=3, sizes=None, **kw):
     "A contrastive Learner that is small and quick"
+    if chunk: cbs = [*cbs, GradCache(chunk)]
     own = dict(bs=bs, valid_bs=valid_bs, seed=5, workers=0, augment="simclr", aug_kw=dict(blur=0., jitter=.5))
-    dls = image_loaders(image_set(groups=groups) if data is None else data, **{**own, **(loader_kw or {})})
+    dls = image_loaders(image_set(groups=groups, channels=channels) if data is None else data, **{**own, **(loader_kw or {})})
     engine = dict(ema_decay=.8) if engine is None else engine
     kw = {**dict(model_kw=ARCHS[arch], seed=3, precision="fp32"), **STEP, **kw}
     learn = vit_learner(dls, arch, pretext=dict(dict(name="contrastive", projection=16), **dict(pretext)), cbs=[*train_callbacks(**engine), *cbs], **kw)
     learn.logger = lambda *a: None
+    if sizes: size_schedule(learn, sizes, 2)
     return learn
 
 
@@ -63,3 +72,8 @@ def train(epochs=2, **kw):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.save({k: train(**kw) for k,kw in CASES.items()}, Path(sys.argv[1])/f"rank{my_rank()}.pth")
+
+
+def quiet_fit(learn, n, **kw):
+    with learn.no_bar(): learn.fit(n, **kw)
+    return learn

@@ -1,4 +1,5 @@
 "What each of two ranks does in `test_distribute.py`: everything in one launch, because starting Python costs more than training"
+import atexit
 import json
 import os
 import signal
@@ -68,10 +69,20 @@ def result(learn):
     return dict(model=dict(learn.model.state_dict()), opt=learn.opt.opt.state_dict(), ema=ema, rows=learn.recorder.rows, losses=[o["loss"] for o in learn.recorder.steps])
 
 
+KEPT = [] # as the variables of a notebook keep a Learner until the process ends
+
+
 def train(epochs=2, **kw):
     learn = distribute(make(**kw), timeout=120)
     learn.fit(epochs)
+    KEPT.append(learn)
     return result(learn)
+
+
+def note_threads(path):
+    "Write the names of this process's threads, those of C++ too"
+    names = [(task/"comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    path.write_text(json.dumps(names))
 
 
 def resume(folder, step=None, epochs=2, monitor="accuracy", **kw):
@@ -154,6 +165,7 @@ def clean():
 
 
 def main(out):
+    atexit.register(note_threads, out/f"threads{my_rank()}.json") # the first to be registered is the last to be called
     done = {f"case {k}": train(**kw) for k,kw in CASES.items()}
     resume(out/"cut", 8)
     done["resumed"] = resume(out/"cut")

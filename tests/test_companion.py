@@ -12,6 +12,8 @@ from vitnb.data.image import UnreadableImage
 from vitnb.data.sets import load_set
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
+from vitnb.models.hvit import HierarchicalViT # noqa: F401, registers hvit_micro
+from vitnb.models.protocol import create_model
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +129,37 @@ def test_missing_files_are_counted_and_optional_ones_are_zeros_that_say_so(tmp_p
     lacking = torch.tensor([dls.image_set.splits["train"].items[i] in ("train/a/0.png", "train/a/3.png") for i in b["index"]])
     assert torch.equal(b["has_spectral"], ~lacking) and lacking.sum() == 2
     assert (b["spectral"][lacking] == 0).all() and (b["spectral"][~lacking].flatten(1).std(1) > .1).all()
+
+
+def test_the_fingerprint_of_a_run_speaks_of_the_spectral_files(tmp_path):
+    "Another number of bands, or a file more, is other data; images loaded by themselves are not touched by it"
+    root = pairs(tmp_path)
+    prints = lambda: (load_set(root).fingerprint, loaders(root, optional=True).image_set.fingerprint)
+    alone,both = prints()
+    assert both != alone and prints() == (alone, both)
+    companion_path(root/"valid"/"b"/"3.png").unlink()
+    fewer = prints()
+    assert fewer[0] == alone and fewer[1] not in (alone, both)
+    for file in root.rglob("*_spectral.npy"): np.save(file, np.load(file)[:1])
+    assert prints()[0] == alone and prints()[1] not in (alone, both, fewer[1])
+    rng = np.random.default_rng(0)
+    images,spectra = rng.integers(0, 256, (6,8,8,3), dtype=np.uint8),rng.random((6,2,8,8))
+    def arrays(s): return ImageSet("arrays", ["a","b"], {k: CompanionSplit(images, [0,1]*3, spectral=s) for k in ("train", "valid", "test")})
+    one,other = (companion_loaders(arrays(s), device="cpu", workers=0, bs=2).image_set for s in (spectra, spectra + 1))
+    assert one.fingerprint != other.fingerprint and arrays(spectra).fingerprint == arrays(spectra + 1).fingerprint
+
+
+def test_a_missing_spectral_image_is_missing_to_the_model_too(tmp_path):
+    "From the file that is not there to the answer of the colours alone"
+    root = pairs(tmp_path, size=(16,16))
+    companion_path(root/"test"/"a"/"0.png").unlink()
+    dls = loaders(root, size=16, optional=True, bs=12)
+    batch = dls.test.one_batch()
+    model = create_model("hvit_micro", num_classes=2, img_size=16, embed_dim=8, depths=(1,1), num_heads=(1,2), spectral_channels=2, modality_dropout=.2).eval()
+    with torch.no_grad(): both,colours = model(*batch[:2]),model(batch["image"])
+    there = batch["has_spectral"]
+    assert there.tolist() == [False] + [True]*11
+    assert torch.allclose(both[~there], colours[~there], atol=1e-6) and (both[there] - colours[there]).abs().amax(1).min() > 1e-4
 
 
 def test_a_set_without_any_is_an_error_even_where_they_are_optional(tmp_path):

@@ -12,16 +12,15 @@ from timm.models import group_parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitnb.data.loader import image_loaders
 from vitnb.data.holdout import Split
+from vitnb.data.loader import image_loaders
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import vit_learner
-from vitnb.learner.wholebatch import WholeBatch
 from vitnb.learner.optim import decays, param_groups
-from vitnb.models.dfca import DFCA, ConcatFusion, attention_weights, lesion_bias, present_samples
+from vitnb.learner.wholebatch import WholeBatch
+from vitnb.models.dfca import present_samples
 from vitnb.models.hvit import HVIT_SIZES, fit_hvit_state, hvit
 from vitnb.models.protocol import check_model, create_model, load_weights, model_info, models
-from vitnb.models.stages import check_size, fitting_patch, near_sizes, resize_positions, size_step
 from vitnb.task import OneClass
 
 SMALL = dict(img_size=16, patch_size=2, embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2), num_classes=5)
@@ -128,23 +127,6 @@ def test_the_model_is_its_second_implementation(size):
 
 # ---------------------------------------------------------------------------------------------- legal sizes
 
-@settings(max_examples=120, deadline=None)
-@given(height=st.integers(1, 300), width=st.integers(1, 300), patch=st.integers(1, 16), stages=st.integers(1, 4))
-def test_a_size_is_legal_or_the_error_names_the_nearest_that_are(height, width, patch, stages):
-    step = patch*2**(stages - 1)
-    assert size_step(patch, stages) == step
-    if height % step == width % step == 0:
-        assert check_size((height, width), patch, stages) == (height//patch, width//patch)
-        return
-    with pytest.raises(ValueError, match="is not legal") as e: check_size((height, width), patch, stages)
-    for side in (height, width):
-        legal = [k for k in range(step, side + 2*step, step) if abs(k - side) < step]
-        assert near_sizes(side, step) == legal and all(str(k) in str(e.value) for k in legal)
-        for k in legal: check_size((k, k), patch, stages)
-    fits = [k for k in range(1, 17) if height % (k*2**(stages - 1)) == width % (k*2**(stages - 1)) == 0]
-    assert fitting_patch((height, width), stages) == max(fits, default=None)
-    assert ("patch_size=" in str(e.value)) == bool(fits)
-
 @pytest.mark.parametrize("size", [224, 320, (256, 384 - 64), 1, (128, 100)])
 def test_sizes_that_crashed_are_refused_when_the_model_is_made_and_when_it_runs(size):
     with pytest.raises(ValueError, match="a multiple of 128 pixels; use img_size"): meta("hvit_small", img_size=size)
@@ -194,120 +176,10 @@ def test_images_of_other_channels_are_refused(shape):
 
 # ---------------------------------------------------------------------------------------------- positions
 
-def test_a_grid_of_as_many_tokens_but_another_form_gets_another_table():
-    "128×512 has the 256 tokens of 256×256; the guide's code takes the table as it is and scrambles rows and columns"
-    model,wide = seeded(img_size=32).eval(),seeded(img_size=(16, 64)).eval()
-    wide.load_state_dict({**model.state_dict(), "pos_embed":resize_positions(model.pos_embed, (8, 32)).detach()})
-    assert model.pos_embed[0,...,0].numel() == wide.pos_embed[0,...,0].numel()
-    x = images(1, 3, 16, 64)
-    with torch.no_grad():
-        model(images(1, 3, 32, 32)) # a model that kept the grid of its last image would be misled
-        assert torch.equal(model(x), wide(x))
-        scrambled = {**model.state_dict(), "pos_embed":model.pos_embed.reshape(1, 8, 32, 8)}
-        wide.load_state_dict(scrambled)
-        assert not torch.allclose(model(x), wide(x), atol=1e-5)
-
-@settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 12), cols=st.integers(1, 12), new_rows=st.integers(1, 24), new_cols=st.integers(1, 24))
-def test_resized_rows_stay_rows(rows, cols, new_rows, new_cols):
-    "A table that depends on the row alone still does; a constant stays; the same grid is the same table"
-    by_row = torch.arange(float(rows)).view(1, rows, 1, 1).expand(1, rows, cols, 3)
-    out = resize_positions(by_row, (new_rows, new_cols))
-    assert out.shape == (1, new_rows, new_cols, 3) and torch.allclose(out, out[:,:,:1].expand_as(out), atol=1e-4)
-    assert torch.allclose(resize_positions(torch.ones(1, rows, cols, 2), (new_rows, new_cols)), torch.ones(1, new_rows, new_cols, 2), atol=1e-4)
-    assert resize_positions(by_row, (rows, cols)) is by_row
-
 def test_a_resized_table_is_trained():
     model = seeded()
     model(images(2, 3, 32, 16)).sum().backward()
     assert model.pos_embed.grad.abs().sum() > 0
-
-
-# ---------------------------------------------------------------------------------------------- cross-attention
-
-def slow_dfca(layer, x, s, m):
-    "One sample, written out from the formula of the notebook; `m` is the share of a lesion at each key"
-    w = dict(layer.named_parameters())
-    linear = lambda t,name: t @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-    norm = lambda t,name: F.layer_norm(t, t.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
-    if "align.weight" in w: s = linear(s, "align")
-    key,value = linear(s, "kv").chunk(2, -1)
-    query,c,out = linear(x, "q"),layer.prototypes.shape[1],[]
-    for h in range(layer.num_heads):
-        part,rows = slice(h*c, (h + 1)*c),[]
-        for i in range(len(x)):
-            logits = [query[i,part] @ key[j,part]/c**.5 + torch.sigmoid(s[j,part] @ layer.prototypes[h]/c**.5).log() + m[j].log() for j in range(len(s))]
-            rows.append(torch.stack(logits).softmax(0) @ value[:,part])
-        out.append(torch.stack(rows))
-    y = norm(x + linear(torch.cat(out, -1), "proj"), "norm1")
-    return norm(y + linear(F.gelu(linear(y, "mlp.fc1")), "mlp.fc2"), "norm2")
-
-def dfca(dim=12, heads=3, spectral_dim=None, prototypes=1.):
-    torch.manual_seed(0)
-    layer = DFCA(dim, heads, spectral_dim).eval()
-    with torch.no_grad(): layer.prototypes.normal_(0, prototypes)
-    return layer
-
-@pytest.mark.parametrize("spectral_dim", [None, 8])
-def test_cross_attention_is_its_second_implementation(spectral_dim):
-    layer = dfca(spectral_dim=spectral_dim)
-    x,s,lesion = images(1, 4, 12),images(1, 6, spectral_dim or 12, seed=2),torch.rand(1, 1, 2, 3)*.9 + .05
-    with torch.no_grad():
-        assert torch.allclose(layer(x, s, lesion_bias(lesion, (2, 3)))[0], slow_dfca(layer, x[0], s[0], lesion.flatten()), atol=1e-5)
-
-@pytest.mark.parametrize("scale", [.5, 3.])
-def test_the_prior_changes_attention(scale):
-    "A constant vector added to all keys moves it by 4e-8"
-    x,s = images(2, 4, 12),images(2, 6, 12, seed=2)
-    with torch.no_grad(): moved = (attention_weights(dfca(prototypes=scale), x, s) - attention_weights(dfca(prototypes=0.), x, s)).abs()
-    assert moved.max() > .01
-
-def test_a_prior_of_0_is_plain_attention():
-    x,s = images(2, 4, 12),images(2, 6, 12, seed=2)
-    layer = dfca(prototypes=0.)
-    with torch.no_grad():
-        query,key,_,_ = layer.parts(x, s)
-        assert torch.allclose(attention_weights(layer, x, s), (query @ key.transpose(-2, -1)/2).softmax(-1), atol=1e-6)
-
-def test_the_prior_draws_attention_to_tokens_like_its_prototype():
-    layer,s = dfca(heads=1, prototypes=0.),.1*images(1, 6, 12)
-    with torch.no_grad():
-        layer.prototypes.copy_(9*F.normalize(torch.ones(1, 12)))
-        s[0,4] += 3
-        weights = attention_weights(layer, .01*images(1, 3, 12), s)
-    assert (weights.argmax(-1) == 4).all()
-
-def test_the_prior_is_learnt():
-    "Its gradient is not 0 where training begins"
-    layer = dfca(prototypes=0.)
-    layer(images(2, 4, 12), images(2, 6, 12, seed=2)).square().sum().backward()
-    layer.zero_grad()
-    (layer(images(2, 4, 12), images(2, 6, 12, seed=2))*images(2, 4, 12, seed=3)).sum().backward()
-    assert layer.prototypes.grad.abs().max() > 1e-5
-
-def test_a_lesion_mask_takes_attention_to_the_lesion():
-    layer = dfca()
-    lesion = torch.zeros(1, 1, 8, 8)
-    lesion[:,:,:4,4:] = 1
-    with torch.no_grad(): weights = attention_weights(layer, images(1, 4, 12), images(1, 4, 12, seed=2), lesion_bias(lesion, (2, 2)))
-    assert (weights[...,1] > .98).all() and torch.allclose(weights.sum(-1), torch.ones(1, 3, 4))
-
-def test_a_mask_of_ones_changes_nothing():
-    layer,x,s = dfca(),images(2, 4, 12),images(2, 4, 12, seed=2)
-    with torch.no_grad(): assert torch.allclose(layer(x, s, lesion_bias(torch.ones(2, 1, 4, 4), (2, 2))), layer(x, s), atol=1e-6)
-
-@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 8, 8)])
-def test_a_mask_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match="it has one channel"): lesion_bias(torch.ones(shape), (2, 2))
-
-def test_dropout_of_cross_attention_acts_in_training_only():
-    layer,x,s = dfca(),images(2, 4, 12),images(2, 4, 12, seed=2)
-    assert torch.equal(layer(x, s), layer(x, s)) and not torch.equal(layer.train()(x, s), layer(x, s))
-
-def test_side_by_side_is_a_linear_layer_of_both():
-    layer = ConcatFusion(4, 6)
-    x,s = images(2, 5, 4),images(2, 5, 6, seed=2)
-    assert torch.allclose(layer(x, s)[1,3], layer.proj.weight @ torch.cat([x[1,3], s[1,3]]) + layer.proj.bias, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- two streams
@@ -350,6 +222,24 @@ def test_a_sample_without_a_spectral_image_gets_the_answer_of_the_colours():
     with torch.no_grad(): out,alone,both = model(x, s),model(x),model(x[::2], s[::2])
     assert torch.allclose(out[1], alone[1], atol=1e-6) and torch.allclose(out[::2], both, atol=1e-5) and not torch.allclose(out[0], alone[0], atol=1e-4)
 
+def test_a_spectral_image_of_zeros_is_missing_and_one_of_few_zeros_is_not():
+    model = seeded(spectral_channels=2, modality_dropout=.3).eval()
+    x,s = images(3, 3, 16, 16),images(3, 2, 16, 16, seed=2)
+    s[1],s[2,0] = 0,0
+    with torch.no_grad(): out,alone = model(x, s),model(x)
+    assert torch.allclose(out[1], alone[1], atol=1e-6) and (out - alone)[[0, 2]].abs().amax(1).min() > 1e-4
+
+@pytest.mark.parametrize("kw", [{}, dict(use_dfca=False)])
+def test_a_stream_without_images_has_a_gradient_of_0(kw):
+    "None would stop several processes, which wait for all gradients"
+    model = seeded(spectral_channels=2, modality_dropout=.3, drop_path_rate=0., **kw).train()
+    x = images(4, 3, 16, 16)
+    model(x).sum().backward()
+    spectral = {k: p.grad for k,p in model.named_parameters() if k.startswith(("spectral.", "fusion."))}
+    assert spectral and all(g is not None and not g.any() for g in spectral.values())
+    train = model(x)
+    assert torch.equal(train, model.eval()(x))
+
 def test_missing_samples_leave_gradients_finite():
     model = seeded(spectral_channels=2, modality_dropout=.3).train()
     s = images(4, 2, 16, 16)
@@ -358,7 +248,7 @@ def test_missing_samples_leave_gradients_finite():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 def test_modality_dropout_takes_its_share_in_training_only():
-    s = torch.zeros(4000, 1, 1, 1)
+    s = torch.ones(4000, 1, 1, 1)
     assert abs(present_samples(s, .3, True).float().mean().item() - .7) < .03 and present_samples(s, .3, False).all()
     model = seeded(spectral_channels=2, modality_dropout=.5, drop_path_rate=0., dfca_drop=0.).train()
     x,s = images(16, 3, 16, 16),images(16, 2, 16, 16, seed=2)

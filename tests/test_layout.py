@@ -168,6 +168,89 @@ def test_the_shares_count():
     assert counts("a = b if c else d\nfor i in x: pass\ny = [z for z in x]") == [0, 1, 4]
 
 
+def tests_of(names):
+    "The file with the tests of each module, by its last name where no other module has the same"
+    last = [name.split(".")[-1] for name in names]
+    return {name:f"test_{end if last.count(end) == 1 else name.replace('.', '_')}.py" for name,end in zip(names, last)}
+
+
+def has_tests(path): return path.is_file() and bool(re.search(r"^def test_", path.read_text(encoding="utf-8"), re.M))
+
+
+@pytest.mark.parametrize("name,file", tests_of(list(map(module, NUMBERED))).items())
+def test_each_module_has_its_tests(name, file):
+    assert has_tests(ROOT/"tests"/file), f"the tests of {name} are looked for in tests/{file}"
+
+
+def test_the_search_for_tests_sees(tmp_path):
+    "Two modules that end alike are told apart by their rooms, and a file without a test is none"
+    assert tests_of(["core", "data.mix", "callback.mix", "learner.core", "data.once"]) == {
+        "core":"test_core.py", "data.mix":"test_data_mix.py", "callback.mix":"test_callback_mix.py",
+        "learner.core":"test_learner_core.py", "data.once":"test_once.py"}
+    (tmp_path/"test_once.py").write_text("import pytest\n")
+    assert not has_tests(tmp_path/"test_once.py") and not has_tests(tmp_path/"test_core.py")
+    (tmp_path/"test_once.py").write_text("def test_all(): pass\n")
+    assert has_tests(tmp_path/"test_once.py")
+
+
+RUN = 4 # exported cells in a row that a reader takes without an example
+
+
+def defines(code):
+    "Whether an exported cell has more than imports"
+    is_exported = re.search(r"^#\|\s*export", code, re.M)
+    return bool(is_exported) and not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(code).body)
+
+
+def is_example(code): return not re.search(r"^#\|\s*(export|hide|default_exp)", code, re.M)
+
+
+def long_runs(codes):
+    "How many cells of definitions follow one another without an example between them, where they are too many"
+    runs = [0]
+    for code in codes:
+        if is_example(code): runs.append(0)
+        else: runs[-1] += defines(code)
+    return [n for n in runs if n > RUN]
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_definitions_are_followed_by_an_example(p):
+    found = long_runs(map(source, cells(p)))
+    assert not found, f"{found} exported cells without an example among them; show a value after {RUN} at most"
+
+
+def test_the_search_for_examples_sees():
+    "Hidden cells show nothing, and cells of imports define nothing"
+    cell,imported,hidden,example = "#| export\ndef f(): pass", "#| export\nimport os", "#| hide\nimport os", "f()"
+    assert long_runs([cell]*RUN + [hidden, cell]) == [RUN + 1] and long_runs([cell]*2*RUN) == [2*RUN]
+    assert long_runs([imported, *[cell]*RUN, example, *[cell]*RUN, imported]) == []
+
+
+WHOLE = r"`[^`]*`|\[[^\]]*\]\([^)]*\)" # code and links, which are not broken
+
+
+def wide_prose(path, columns=surface.COLUMNS["experiment"]):
+    "Lines of text that are wider than JupyterLab shows; tables, titles, pictures and code stay whole"
+    texts = [re.sub(r"^```.*?^```", "", source(c), flags=re.M | re.S) for c in cells(path, "markdown")]
+    lines = [line for text in texts for line in text.splitlines() if not re.match(r"\s*(\||<|>|#|!\[)", line)]
+    return [line for line in lines if len(line) > columns and " " in re.sub(WHOLE, "x", line).strip("-* ")]
+
+
+@pytest.mark.parametrize("p", **ids(SHOWN))
+def test_prose_is_as_wide_as_the_page(p):
+    assert not wide_prose(p), "break these lines where a reader breathes"
+
+
+def test_the_measure_of_prose_sees(tmp_path):
+    page = tmp_path/"train_a.ipynb"
+    def said(*lines):
+        page.write_text(json.dumps(dict(cells=[dict(cell_type="markdown", source="\n".join(lines))])))
+        return wide_prose(page)
+    assert said("word "*20, "word "*21) == ["word "*21]
+    assert said("| " + "cell | "*30, "[text](" + "path/"*30 + ")", "- `" + "run "*30 + "`", "```", "word "*30, "```") == []
+
+
 def blankets(t):
     "Handlers that catch everything: without a type, or a broad one whose body does nothing"
     for n in ast.walk(t):

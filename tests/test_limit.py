@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 from fastai.callback.core import Callback
-from test_learner import make, weights
+from test_learner_core import make, weights
 from test_resume import state
 
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint

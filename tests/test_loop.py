@@ -6,99 +6,23 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback
 from fastai.learner import Metric, Recorder
-from fastai.metrics import accuracy
+from loop_helpers import Save, everything, net, tiny
+from tiny_tasks import classes, fit, weights
 from torch import nn
 
-from tiny_tasks import From, classes, fit, task_learner, weights
 from vitnb.callback.base import PHASES, TrainCallback
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
 from vitnb.callback.ema import EMACallback
-from vitnb.callback.stop import EarlyStop
 from vitnb.callback.history import History
+from vitnb.callback.stop import EarlyStop
 from vitnb.data.sample import Batch
-from vitnb.learner.core import run_callbacks, train_callbacks
-from vitnb.learner.freeze import FreezeEpochs
-from vitnb.learner.loop import VitLearner, resize_batch
+from vitnb.learner.core import run_callbacks
+from vitnb.learner.loop import resize_batch
 from vitnb.losses.objective import TaskObjective, make_objective
 from vitnb.task import Column, Tasks
-from vitnb.testing import Spy, differences, tiny_learner
-
-
-def net(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
-
-
-def tiny(*cbs, n=44, bs=8, model=net, **kw):
-    torch.manual_seed(0)
-    x,y = torch.randn(n, 1, 8, 8),torch.arange(n)%3
-    return task_learner(x, y, classes(3), model(), *cbs, bs=bs, **kw)
-
-
-class Save(TrainCallback):
-    "The state after `n` optimiser steps"
-    order = 150
-    def __init__(self, n): self.n,self.state = n,None
-    def after_batch(self):
-        if self.training and self.opt_steps == self.n: self.state = copy.deepcopy(self.learn.training_state())
-
-
-# ---- phases
-
-def spy(**names):
-    "A callback that writes down every event it is called for, and the phase"
-    class Log(TrainCallback):
-        seen = []
-        def __call__(self, event): self.seen.append((event, self.learn.phase))
-    for k,v in names.items(): setattr(Log, k, v)
-    return Log()
-
-
-ACTIONS = dict(validate=lambda learn: learn.validate(), predict=lambda learn: learn.get_preds(), lr_find=lambda learn: learn.lr_find(num_it=4, show_plot=False), fit=lambda learn: learn.fit(1))
-
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("mine", [None, ("lr_find",), ("fit", "lr_find"), PHASES], ids=str)
-def test_a_callback_is_called_in_its_phases_only(phase, mine, tmp_path):
-    cb = spy(**(dict(phases=mine) if mine else {}))
-    learn = tiny(cb, path=tmp_path)
-    with learn.no_bar(), learn.no_logging(): ACTIONS[phase](learn)
-    assert bool(cb.seen) == (phase in (mine or ("fit",))) and {p for _,p in cb.seen} <= {phase}
-    assert learn.phase == "fit" # what a Learner is for when it does nothing
-
-
-def test_fastais_callbacks_are_called_in_every_phase(tmp_path):
-    class Foreign(Callback):
-        def before_fit(self): seen.append(self.learn.phase)
-    seen,learn = [],tiny(Foreign(), path=tmp_path)
-    with learn.no_bar(), learn.no_logging():
-        for act in ACTIONS.values(): act(learn)
-    assert seen == ["validate", "predict", "lr_find", "fit"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_a_phase_ends_with_an_error(error):
-    class Break(Callback):
-        def before_batch(self): raise error("stop")
-    learn = tiny()
-    for act in (ACTIONS["validate"], ACTIONS["predict"], ACTIONS["fit"]):
-        with pytest.raises(error), learn.no_bar(), learn.no_logging(), learn.added_cbs([Break()]): act(learn)
-        assert learn.phase == "fit"
-
-
-def test_a_validation_inside_a_fit_is_a_validation(tmp_path):
-    "It starts no callback of the fit anew, and the fit ends with the same bits and rows"
-    class Probe(TrainCallback):
-        order,values = 300,[]
-        def after_batch(self):
-            if self.training and self.iter == 2:
-                with self.learn.side_pass(): self.values.append(list(self.learn.validate()))
-    cbs = lambda: [EMACallback(.9), EarlyStop(patience=5), spy(seen=[])]
-    plain,probed = tiny(*cbs()),tiny(*cbs(), Probe(), metrics=accuracy)
-    fit(plain, 2)
-    fit(probed, 2, cbs=Checkpoints(tmp_path, "valid_loss"))
-    assert torch.equal(weights(plain), weights(probed)) and plain.log.seen == probed.log.seen
-    assert len(Probe.values) == 2 and all(0 < v[0] and 0 <= v[1] <= 1 for v in Probe.values)
-    for a,b in zip(plain.recorder.rows, probed.recorder.rows): assert all(a[k] == b[k] for k in a if k != "seconds")
+from vitnb.testing import differences, tiny_learner
 
 
 # ---- columns and their directions
@@ -300,217 +224,7 @@ def test_a_dry_run_puts_a_companion_back():
     assert not differences(before, states(learn))
 
 
-# ---- a pass beside the training
-
-class Look(TrainCallback):
-    "Run the model in the middle of a fit, and leave a mess"
-    order = 120
-    def __init__(self, at, error=False): self.at,self.error,self.seen = at,error,[]
-    def go(self):
-        learn = self.learn
-        kept = {k:getattr(learn, k) for k in ("dl", "batch", "pred", "loss", "report", "iter", "n_iter", "training", "position", "epoch", "epochs_done", "opt_steps")}
-        modes,generator = [m.training for m in self.model.modules()],torch.get_rng_state()
-        try:
-            with learn.side_pass() as model:
-                assert not any(m.training for m in model.modules()) and not torch.is_grad_enabled()
-                torch.rand(5)
-                np.random.rand(5)
-                learn.dl,learn.batch,learn.iter,learn.training = learn.dls.valid,None,99,False
-                self.seen.append(float(model(torch.randn(4, 1, 8, 8)).sum()))
-                if self.error: raise ZeroDivisionError
-        except ZeroDivisionError: pass
-        assert all(getattr(learn, k) is v for k,v in kept.items())
-        assert [m.training for m in self.model.modules()] == modes and torch.equal(torch.get_rng_state(), generator)
-    def after_batch(self):
-        if self.at == "batch" and self.training: self.go()
-    def after_pred(self):
-        if self.at == "pred": self.go()
-    def after_epoch(self):
-        if self.at == "epoch": self.go()
-
-
-@pytest.mark.parametrize("at,times", [("batch", 12), ("pred", 24), ("epoch", 2)])
-@pytest.mark.parametrize("error", [False, True])
-def test_a_side_pass_leaves_no_trace(at, times, error):
-    "Dropout draws, the norms gather and a frozen one stands still: all as if nobody had looked"
-    def learner(*cbs):
-        learn = tiny(*cbs)
-        learn.model[0].requires_grad_(False)
-        learn.model[1].requires_grad_(False)
-        return learn
-    plain,looked = fit(learner(), 2),fit(learner(Look(at, error)), 2)
-    assert len(looked.look.seen) == times
-    assert not differences(plain.model.state_dict(), looked.model.state_dict())
-    assert not differences(plain.recorder.rows, looked.recorder.rows, ["seconds"])
-
-
 # ---- freezing by epoch
-
-def moved(learn, before): return {n for n,p in learn.model.named_parameters() if not torch.equal(p, before[n])}
-def copy_of(learn): return {n:p.detach().clone() for n,p in learn.model.named_parameters()}
-
-
-class Watch(TrainCallback):
-    "Which weights each epoch moved, and whether the statistics of norms did"
-    order = 150
-    def __init__(self): self.weights,self.buffers = [],[]
-    def before_train(self): self.before,self.stats = copy_of(self.learn),{k:v.clone() for k,v in self.model.named_buffers()}
-    def after_train(self):
-        self.weights.append(moved(self.learn, self.before))
-        self.buffers.append({k for k,v in self.model.named_buffers() if not torch.equal(v, self.stats[k])})
-
-
-def frozen(*cbs, epochs=2, depth=-1, **kw): return tiny_learner(arch="densenet_micro", cbs=[FreezeEpochs(epochs, depth), Watch(), *cbs], **kw)
-
-
-def test_the_head_is_trained_first_then_all():
-    learn = frozen()
-    names = {n for n,_ in learn.model.named_parameters()}
-    fit(learn, 3)
-    assert learn.watch.weights == [{"classifier.weight", "classifier.bias"}]*2 + [names]
-    assert learn.watch.buffers[:2] == [set()]*2 and learn.watch.buffers[2], "the statistics of frozen norms stand still"
-    assert all(p.requires_grad for p in learn.model.parameters())
-
-
-def test_a_depth_and_what_is_frozen_by_hand():
-    learn = frozen(epochs=1, depth=-2)
-    learn.model.features.conv0.requires_grad_(False)
-    fit(learn, 2)
-    first,second = learn.watch.weights
-    assert any("denseblock3" in n for n in first) and not any("denseblock2" in n for n in first)
-    assert any("denseblock2" in n for n in second) and "features.conv0.weight" not in first | second
-    assert [n for n,p in learn.model.named_parameters() if not p.requires_grad] == ["features.conv0.weight"]
-
-
-@pytest.mark.parametrize("n", [3, 7, 10, 14, 17])
-def test_freezing_goes_on_after_a_kill(n):
-    save = Save(n)
-    whole,rest = frozen(save, optimizer="adamw"),frozen(optimizer="adamw")
-    fit(whole, 3)
-    fit(rest, 3, resume=save.state)
-    assert torch.equal(weights(whole), weights(rest)) and rest.watch.weights[-1] == whole.watch.weights[-1]
-    with pytest.raises(ValueError, match="epochs: 2 -> 1"): fit(frozen(epochs=1), 3, resume=save.state)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_fit_leaves_nothing_frozen(error):
-    class Break(TrainCallback):
-        def after_pred(self):
-            if self.training and self.iter == 2: raise error("stop")
-    learn = frozen(Break())
-    with pytest.raises(error): fit(learn, 3)
-    assert all(p.requires_grad for p in learn.model.parameters())
-
-
-def test_freezing_is_for_training_and_refuses_nonsense():
-    learn = frozen()
-    with learn.no_bar(), learn.no_logging():
-        learn.validate()
-        learn.get_preds()
-    assert all(p.requires_grad for p in learn.model.parameters())
-    for epochs in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="whole number from 1"): FreezeEpochs(epochs)
-    with pytest.raises(ValueError, match="freeze_to\\(9\\): there are"): fit(frozen(depth=9), 1)
-
-
-@pytest.mark.parametrize("kw", [dict(), dict(engine=dict(mixup=.8, ema_decay=.9, accumulate=2)), dict(precision="fp16"), dict(schedule="plateau", optimizer="sgd", lr=.1)], ids=str)
-def test_a_dry_run_changes_nothing(kw):
-    one,two = tiny_learner(**kw),tiny_learner(**kw)
-    said = two.dry_run()
-    assert np.isfinite(said["train_loss"]) and said["step_seconds"] > 0
-    assert two.opt_steps == two.epochs_done == 0 and not two.recorder.rows and not two.recorder.steps
-    one.fit(2)
-    two.fit(2)
-    assert torch.equal(weights(one), weights(two)) and not differences(one.recorder.rows, two.recorder.rows, ["seconds"])
-
-
-def _nan(self): self.learn.pred = self.learn.pred*float("nan")
-
-
-def test_a_dry_run_finds_what_is_wrong():
-    class Broken(Callback):
-        def after_validate(self): raise KeyError("a metric that fails")
-    learn = tiny_learner(cbs=[Broken()])
-    before = weights(learn)
-    with pytest.raises(KeyError, match="a metric that fails"): learn.dry_run()
-    assert torch.equal(before, weights(learn)) and learn.opt_steps == 0
-    with pytest.raises(FloatingPointError, match="lower lr"): tiny_learner(cbs=[Callback(after_pred=_nan)]).dry_run()
-
-
-def test_events_come_as_in_fastai():
-    "The same events in the same order as fastai's own dispatch"
-    from fastai.learner import Learner
-    seen = []
-    for plain in (False, True):
-        learn,spy = tiny_learner(),Spy()
-        if plain: learn.__class__ = type("Plain", (VitLearner,), dict(_call_one=Learner._call_one, __call__=Learner.__call__))
-        learn.fit(1, cbs=spy)
-        learn.validate(cbs=spy)
-        learn.get_preds(cbs=spy)
-        seen.append(spy.seen)
-    assert seen[0] == seen[1]
-
-
-def test_callbacks_come_and_go_during_a_fit():
-    heard = []
-    class Late(Callback):
-        def after_batch(self): heard.append(self.iter)
-    class Brings(Callback):
-        def before_batch(self):
-            if self.training and self.iter == 2: self.learn.add_cb(late)
-            if self.training and self.iter == 4: self.learn.remove_cb(late)
-    late = Late()
-    tiny_learner(cbs=[Brings()]).fit(1)
-    assert heard == [2, 3]
-    class Off(Callback):
-        def before_train(self): self.run = False
-        def after_batch(self): heard.append("never")
-    off = Off()
-    tiny_learner(cbs=[off]).fit(1)
-    assert "never" not in heard and off.run
-
-
-def train_all(): return train_callbacks(mixup=.8, cutmix=1., ema_decay=.9, accumulate=2, early_stop=3, anomaly=True)
-
-
-def everything(folder):
-    "All callbacks of the engine at once"
-    return [*run_callbacks(folder, every_n_steps=2, every_n_epochs=1, keep_top_k=2, max_hours=1, tracker="none"), *train_all()]
-
-
-def outside(learn):
-    "What a callback could leave behind: on the Learner, on the model, in the process"
-    import signal
-    here = {k:id(v) for k,v in vars(learn).items() if k in ("loss_func", "model", "opt_func", "dls", "scaler", "logger", "metrics", "_metrics")}
-    hooks = [len(v) for m in learn.model.modules() for k,v in vars(m).items() if "_hooks" in k and isinstance(v, dict)]
-    return dict(names=sorted(k for k in vars(learn) if k not in seen_after_any_fit), here=here, cbs=[type(c).__name__ for c in learn.cbs], hooks=hooks,
-                signals=[signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)], anomaly=torch.is_anomaly_enabled(), grad=torch.is_grad_enabled(),
-                listeners=len(learn.recorder.listeners), threads=[t.name for t in __import__("threading").enumerate() if t.name == "checkpoint"],
-                opt=[{k:v for k,v in g.items() if k != "params"}.keys() for g in learn.opt.opt.param_groups], lent=[p.requires_grad for p in learn.model.parameters()])
-
-
-seen_after_any_fit = {"epoch", "iter", "n_iter", "n_epoch", "dl", "xb", "yb", "pred", "loss", "loss_grad", "training", "pct_train", "train_iter", "smooth_loss",
-                      "final_record", "logger", "it"} # fastai's own, after a fit that nobody interrupted
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, CancelFitException], ids=lambda e: e.__name__)
-@pytest.mark.parametrize("event", ["before_fit", "after_pred", "before_step", "after_batch", "before_validate", "after_epoch"])
-def test_no_trace_of_any_callback(tmp_path, error, event):
-    class Break(Callback):
-        order = 250 if event == "before_fit" else 45
-        def go(self):
-            if event in ("before_fit", "after_epoch") or self.opt_steps == 2: raise error("stop")
-    setattr(Break, event, Break.go)
-    learn = tiny_learner()
-    for p in learn.model.parameters(): p.grad = None
-    before = outside(learn)
-    try: learn.fit(2, cbs=[*everything(tmp_path), Break()])
-    except (KeyboardInterrupt, RuntimeError): pass
-    assert outside(learn) == before
-    assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters()) or event in ("after_pred", "before_step")
-    pickle.loads(pickle.dumps(learn))
-    learn.fit(1) # and it goes on
-
 
 def test_every_callback_pickles(tmp_path):
     "Also in the middle of a fit; one that owns files comes back as a callback that does nothing"
@@ -524,16 +238,3 @@ def test_every_callback_pickles(tmp_path):
                     finally: cb.learn = learn
     tiny_learner().fit(1, cbs=[*everything(tmp_path), Try()])
     assert {"Checkpoints", "StopOnSignal", "TimeLimit", "NaNWatch", "EMACallback", "Accumulate", "EarlyStop", "History", "EventLog"} <= set(Try.tried)
-
-
-@pytest.mark.parametrize("momentum", [0., .9])
-def test_layers_that_wake_train_with_sgd(momentum):
-    "In one epoch the head, then all: the weights of torch's own unfused optimiser, which takes parameters one by one"
-    def run(**kw):
-        learn = frozen(epochs=1, optimizer="sgd", lr=.05, opt_kw=dict(momentum=momentum))
-        for group in learn.opt.opt.param_groups: group.update(kw)
-        learn.fit(3)
-        return learn
-    ours,plain = run(),run(fused=False, foreach=False)
-    assert ours.opt_steps == plain.opt_steps > 3
-    for a,b in zip(ours.model.parameters(), plain.model.parameters()): assert torch.allclose(a, b, atol=1e-6)

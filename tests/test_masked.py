@@ -7,9 +7,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.optimizer import OptimWrapper
-from tiny_spectral import TINY
+from tiny_spectral import TINY, pixel_learner
 from tiny_spectral import masked_learner as tiny
-from tiny_spectral import pixel_learner
 
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.checkpoint import load_checkpoint
@@ -171,39 +170,6 @@ def test_accumulated_batches_with_masks_of_other_sizes_are_the_large_batch():
     a,b = a.model.state_dict(),b.model.state_dict()
     assert max((a[k] - first[k]).abs().max() for k in a) > 1e-2
     for k in a: assert torch.allclose(a[k], b[k], atol=2e-6), k
-
-def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
-    plain,shown = tiny(),tiny()
-    plain.fit(3)
-    shown.fit(3, cbs=[MaskedLive(tmp_path, n=2, keep=2, share=1.)])
-    assert not differences(state(plain), state(shown))
-    frames = sorted(p.name for p in tmp_path.glob("*.png"))
-    assert frames == ["masked.png", "masked_epoch_0002.png", "masked_epoch_0003.png"]
-    assert all(p.stat().st_size < 250_000 for p in tmp_path.glob("*.png"))
-
-def test_live_pictures_take_their_share_of_the_time(tmp_path):
-    learn = tiny()
-    live = MaskedLive(tmp_path, share=0.)
-    learn.fit(4, cbs=[live])
-    assert len(list(tmp_path.glob("masked_epoch_*.png"))) <= 2 # the first, and the last, which is always drawn
-
-def test_live_pictures_show_the_same_cubes_and_masks_each_epoch(tmp_path, monkeypatch):
-    import vitnb.callback.live as module
-    views,real = [],module.masked_view
-    monkeypatch.setattr(module, "masked_view", lambda *a, **kw: views.append(real(*a, **kw)) or views[-1])
-    tiny().fit(2, cbs=[MaskedLive(tmp_path, share=1.)])
-    assert len(views) == 2
-    for k in ("true", "masked", "spectra"): assert torch.equal(views[0][k], views[1][k])
-    assert views[0]["points"] == views[1]["points"] and not torch.equal(views[0]["reconstruction"], views[1]["reconstruction"])
-
-def test_frames_reach_the_tracker(tmp_path):
-    from vitnb.callback.tensorboard import TensorBoard
-    class Spied(TensorBoard):
-        taken = []
-        def put_figure(self, name, fig, step): self.taken.append((name, step))
-    learn = tiny()
-    learn.fit(2, cbs=[Spied(tmp_path/"tb", tmp_path), MaskedLive(share=1.)])
-    assert [n for n,_ in Spied.taken] == ["masked"]*2 and Spied.taken[-1][1] == learn.opt_steps
 
 def test_the_view_is_reflectance_on_one_scale():
     learn = tiny()

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vitnb.core import repo_root
-from vitnb.experiment.notebook import notebook_askable, notebook_family, notebook_params, read_notebook
+from vitnb.experiment.notebook import notebook_askable, notebook_params, read_notebook
 from vitnb.experiment.recipes import recipes, register_family, resolve
 from vitnb.experiment.run import Run, family_params, read_json
-from vitnb.parameters import Askable, asked_fields, askable, check_injected, literal_params, parse_params, take_params
+from vitnb.parameters import Askable, askable, asked_fields, check_injected, literal_params, parse_params, take_params
 
 NBS = repo_root(Path(__file__).parent)/"nbs"
 FAMILIES = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune",
@@ -72,14 +72,6 @@ def leaves():
 
 
 # ------------------------------------------------------------------------------------------- what the notebooks show
-
-@pytest.mark.parametrize("notebook", FAMILIES)
-def test_a_notebook_shows_a_part_of_what_it_can_be_asked(notebook):
-    nb,shown,family = opened(notebook)
-    assert notebook_family(nb) == FAMILIES[notebook]
-    assert len(shown) <= 20 and shown.keys() <= family.everything().keys()
-    assert len(family.beyond(shown)) > len(shown)
-
 
 @pytest.mark.parametrize("notebook", FAMILIES)
 def test_what_is_read_of_the_recipe_is_a_field_of_it(notebook):
@@ -208,13 +200,6 @@ def test_a_dictionary_is_checked_like_a_cell(monkeypatch, tmp_path):
 def test_a_family_of_a_users_own_can_be_asked(leaves):
     assert parse_params([["share", "1"]], dict(tag="", lr=None), leaves) == dict(share=1.)
     with pytest.raises(ValueError, match="did you mean 'share'"): parse_params([["shar", "1"]], dict(tag=""), leaves)
-
-
-def test_what_a_family_that_is_not_known_here_may_be_asked_its_kernel_decides():
-    cell = dict(source="tag = ''\nlr = None", metadata=dict(tags=["parameters"]))
-    nb = dict(cells=[cell, dict(source="%time 1\nRun(", metadata={}), dict(source="run = Run('a', {}, family='ferns')", metadata={})])
-    assert notebook_family(nb) == "ferns"
-    assert parse_params([["fronds", "3"]], notebook_params(nb), notebook_askable(nb, ["fronds"])) == dict(fronds=3)
 
 
 # --------------------------------------------------------------------------------------------------- real processes

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vitnb.core import Registry
 from vitnb.experiment.cli import notebook_params, read_notebook
-from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, stored_recipe
+from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, run_args, stored_recipe
 from vitnb.renamed import upgrade
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,10 +128,10 @@ def test_resolving_changes_no_recipe():
 
 # ---------------------------------------------------------------------------------------------- every field acts
 
-USED_BY_NOTEBOOKS = {"family", "data", "data_root", "epochs", "tta", "use", "keep_top_k", "checkpoint_every_n_epochs"}
+USED_BY_NOTEBOOKS = {"family", "data", "data_root", "epochs", "tta", "use"}
 OTHER = dict(optimizer="sgd", schedule="multistep", milestones=[.5], loss="focal", sampling="balanced", mix_mode="pair", augment="flip", stats="imagenet", arch="other",
              normalize="none", mask_mode="tube", spectral_pos="index", precision="bf16", pretrained="weights.pth", model_kw=dict(depth=1), aug_kw=dict(padding=2),
-             patch_size=(2, 2), task_weights=dict(zones=2.), window=8, stride=4)
+             patch_size=(2, 2), betas=(.8, .9), loss_kw=dict(gamma=1.), early_stop_monitor="accuracy", monitor="valid_loss", max_hours=2., scalar_names={"train/lr": "LR"}, task_weights=dict(zones=2.), window=8, stride=4)
 
 
 def other(name, value):
@@ -141,7 +141,7 @@ def other(name, value):
     return 3 if isinstance(value, int) else .37
 
 
-def everything(r): return repr([loader_args(r), learner_args(r), callback_args(r)])
+def everything(r): return repr([loader_args(r), learner_args(r), callback_args(r), run_args(r)])
 
 
 @pytest.mark.parametrize("family,field", [(f,k) for f in families for k in families[f].fields])
@@ -149,8 +149,8 @@ def test_every_field_reaches_the_loaders_the_learner_or_the_callbacks(family, fi
     "With the optimiser and the schedule that know it"
     f = families[family]
     if field in USED_BY_NOTEBOOKS or field in f.other: return
-    home = dict(beta2=dict(optimizer="adamw"), momentum=dict(optimizer="sgd"), nesterov=dict(optimizer="sgd"), step_size=dict(schedule="step"), gamma=dict(schedule="step"),
-                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau")).get(field, {})
+    home = dict(betas=dict(optimizer="adamw"), momentum=dict(optimizer="sgd"), nesterov=dict(optimizer="sgd"), step_size=dict(schedule="step"), gamma=dict(schedule="step"),
+                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau"), factor=dict(schedule="plateau"), focal_gamma=dict(loss="focal")).get(field, {})
     base = recipe(family=family, **{"optimizer":"adamw", "schedule":"warmup_cosine", **home})
     assert everything({**base, field:other(field, base[field])}) != everything(base)
 
@@ -162,6 +162,16 @@ def test_what_a_notebook_reads_of_its_recipe_is_there(notebook, family):
     left = [k for k in families[family].fields if (k in USED_BY_NOTEBOOKS or k in families[family].other) and k != "family"]
     missing = [k for k in left if f"r.{k}" not in text]
     assert not missing, missing
+    for share in ("loader_args(r)", "learner_args(r)", "callback_args(r)", "run_args(r)"): assert f"**{share}" in text, share
+
+
+def test_what_was_done_before_there_was_a_field_still_stands(tmp_path):
+    "A run of the time before `factor`, `betas` and `focal_gamma`"
+    old = {k:v for k,v in recipes["swin"]["digits"].items() if k not in ("factor", "betas", "focal_gamma", "loss_kw")}
+    (tmp_path/"recipe.json").write_text(json.dumps(dict(old, schedule="plateau", patience=5, beta2=.95)))
+    args = learner_args(stored_recipe(tmp_path))
+    assert (args["schedule_kw"]["factor"], args["schedule_kw"]["patience"], args["opt_kw"]) == (.1, 5, dict(betas=(.9, .95)))
+    assert args["loss_kw"] == {}
 
 
 def test_zero_is_given_and_none_is_not():

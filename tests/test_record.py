@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastai.callback.core import Callback
-from test_track import make, read_tensorboard
+from tracker_stores import make, read_tensorboard
 from tiny_tasks import fit, task_learner
 
 from vitnb.callback.checkpoint import Checkpoints, snapshot

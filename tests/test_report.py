@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.learner import Metric
 from sklearn import metrics as sk
-from test_task_metrics import KINDS, expected_scores, feed, only, sample
+from test_metrics_base import KINDS, expected_scores, feed, only, sample
 from torch.nn.functional import one_hot
 
 from vitnb.metrics.base import metrics

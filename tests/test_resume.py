@@ -7,16 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback, TerminateOnNaNCallback
+from tiny_tasks import weights
 
-from vitnb.callback.checkpoint import Checkpoints, load_checkpoint, newest_state
-from vitnb.callback.ema import EMACallback
-from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
-from vitnb.callback.stop import EarlyStop
-from vitnb.exactness import MOMENTS, Warm, assert_exact_resume
+from vitnb.callback.checkpoint import load_checkpoint, newest_state
+from vitnb.exactness import MOMENTS, assert_exact_resume
 from vitnb.experiment.run import read_json
 from vitnb.learner.core import run_callbacks
 from vitnb.testing import Spy, differences, tiny_fit, tiny_learner
@@ -50,9 +49,7 @@ def cut_and_resume(folder, step, **kw):
 def state(learn): return dict(model=learn.model.state_dict(), opt=learn.opt.opt.state_dict())
 
 
-@pytest.fixture(scope="module")
-def warm():
-    with Warm() as w: yield w
+def _nan(self): self.learn.pred = self.learn.pred*float("nan")
 
 
 # ---------------------------------------------------------------------------------------------- kills
@@ -121,18 +118,6 @@ def test_kills_at_given_files_are_checked(warm):
         with pytest.raises(ValueError, match=says): assert_exact_resume(tiny_fit, warm=warm, params=dict(epochs=1), at=at)
     report = assert_exact_resume(tiny_fit, warm=warm, params=dict(epochs=2), at=[("half", 1), ("renamed", 4), ("half", 2)])
     assert report["kills"] == report["at_a_file"] == 3 and report["identical"] == report["runs"] == 1
-
-
-def test_the_proof_wants_checkpoints(warm):
-    with pytest.raises(ValueError, match="wrote no checkpoint"): assert_exact_resume(lambda folder: 1, warm=warm)
-    with pytest.raises(RuntimeError, match="(?s)failed before anything was killed.*division"): assert_exact_resume(lambda folder: 1/0, warm=warm)
-    with pytest.raises(FileNotFoundError): assert_exact_resume("no_such_script.py", warm=warm)
-
-
-def test_a_script(warm, tmp_path):
-    f = tmp_path/"train.py"
-    f.write_text("import sys\nfrom vitnb.testing import tiny_fit\ntiny_fit(sys.argv[1], epochs=2)\n")
-    assert assert_exact_resume(f, kills=1, warm=warm)["identical"] == 1
 
 
 # ---------------------------------------------------------------------------------------------- what callbacks see
@@ -366,3 +351,24 @@ def test_interrupted_and_killed(workspace, tmp_path):
     whole = tiny_fit(tmp_path/"whole", engine=dict(mixup=.8, ema_decay=.9))
     assert read_json(the_run(workspace)/"result.json") == dict(weights=score(whole), steps=whole.opt_steps)
     assert not differences(json.loads((the_run(workspace)/"history.json").read_text()), whole.recorder.rows, ["seconds"])
+
+
+@pytest.mark.parametrize("kw", [dict(), dict(engine=dict(mixup=.8, ema_decay=.9, accumulate=2)), dict(precision="fp16"), dict(schedule="plateau", optimizer="sgd", lr=.1)], ids=str)
+def test_a_dry_run_changes_nothing(kw):
+    one,two = tiny_learner(**kw),tiny_learner(**kw)
+    said = two.dry_run()
+    assert np.isfinite(said["train_loss"]) and said["step_seconds"] > 0
+    assert two.opt_steps == two.epochs_done == 0 and not two.recorder.rows and not two.recorder.steps
+    one.fit(2)
+    two.fit(2)
+    assert torch.equal(weights(one), weights(two)) and not differences(one.recorder.rows, two.recorder.rows, ["seconds"])
+
+
+def test_a_dry_run_finds_what_is_wrong():
+    class Broken(Callback):
+        def after_validate(self): raise KeyError("a metric that fails")
+    learn = tiny_learner(cbs=[Broken()])
+    before = weights(learn)
+    with pytest.raises(KeyError, match="a metric that fails"): learn.dry_run()
+    assert torch.equal(before, weights(learn)) and learn.opt_steps == 0
+    with pytest.raises(FloatingPointError, match="lower lr"): tiny_learner(cbs=[Callback(after_pred=_nan)]).dry_run()

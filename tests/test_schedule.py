@@ -133,10 +133,13 @@ def test_every_schedule_takes_a_warmup(name):
 ACTS = dict(cosine=dict(min_lr=.2), warmup_cosine=dict(min_lr=.2), step=dict(step_size=3, gamma=.5, min_lr=.05), multistep=dict(milestones=(.3,), gamma=.5, min_lr=.05),
             one_cycle=dict(pct_start=.5, div=2., div_final=2., moms=(.9, .8, .7)), plateau=dict(monitor="accuracy", mode="max", factor=.7, patience=3, threshold=.5, cooldown=9, min_lr=.5), constant={})
 
+ACTS["reduce_lr_on_plateau"] = ACTS["plateau"]
+
+
 @pytest.mark.parametrize("name", schedules.names())
 def test_each_schedule_option_acts(name):
     assert set(ACTS[name]) == set(schedule_options(name)) # a new option needs its line here
-    base = dict(step=dict(step_size=8), plateau=dict(mode="min")).get(name, {})
+    base = dict(step=dict(step_size=8), plateau=dict(mode="min"), reduce_lr_on_plateau=dict(mode="min")).get(name, {})
     def run(**kw):
         s,out = make_schedule(name, 1., 300, 10, **base | kw),[]
         for i in range(301):

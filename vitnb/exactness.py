@@ -319,7 +319,7 @@ def assert_exact_resume(
     kills:int=6, # SIGKILLs in all
     seed:int=0, # Of the moments of death
     params:dict|None=None, # Arguments of the function, or parameters of the notebook
-    ignore:Sequence[str]=("seconds", "TimeLimit"), # Keys whose values are times and not compared
+    ignore:Sequence[str]=("seconds", "TimeLimit", "memory_mib"), # Keys whose values are times and not compared
     warm:Warm|None=None, # A process to use again; a new one if None
     once:bool=False, # Kill each run once, rather than again and again until it comes to its end
     at:Sequence[tuple]=(), # Moment and number of the file of each kill, such as ("half", 3); random if empty

@@ -40,10 +40,11 @@ def new_figure(
 def png(
     fig:Figure, # What to draw
     dpi:int=80, # Dots per inch
+    file_format:str="png", # "png", "svg" or "pdf"
 )->bytes: # The file
-    "Draw `fig` as PNG"
+    "Draw `fig` as PNG, or as another file"
     with io.BytesIO() as f:
-        fig.savefig(f, format="png", dpi=dpi)
+        fig.savefig(f, format=file_format, dpi=dpi)
         return f.getvalue()
 
 # %% ../nbs/library/390_figures.ipynb #d1ccb073

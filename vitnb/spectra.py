@@ -72,14 +72,17 @@ def _show_cube(ax, image):
 
 def _masked_row(axs, view, index):
     "One sample: true, masked and reconstructed image, spectra"
-    for ax,name in zip(axs, ("true", "masked", "reconstruction")): _show_cube(ax, view[name][index])
+    *first,true,masked,filled,spectra = axs
+    for ax in first: _show_cube(ax, view["companion"][index])
+    for ax,name in zip((true, masked, filled), ("true", "masked", "reconstruction")): _show_cube(ax, view[name][index])
     for (row,column),color in zip(view["points"], POINTS):
-        for ax in (axs[0], axs[2]): ax.plot(column, row, "o", ms=5, mfc="none", mec=color, mew=1.5)
-    _spectra_ax(axs[3], view["nm"], view["spectra"][index], view["spectra_reconstructed"][index], POINTS)
+        for ax in (true, filled): ax.plot(column, row, "o", ms=5, mfc="none", mec=color, mew=1.5)
+    _spectra_ax(spectra, view["nm"], view["spectra"][index], view["spectra_reconstructed"][index], POINTS)
 
 def _title_row(axs, share):
     "Titles above the first sample"
     titles = "true", f"masked, {share:.0%}", "reconstruction", "reflectance: input —, output - -"
+    if len(axs) > len(titles): titles = "companion image", *titles
     for ax,title in zip(axs, titles): ax.set_title(title, fontsize=10)
 
 # %% ../nbs/library/394_spectra.ipynb #181647b7
@@ -107,7 +110,7 @@ def _below(figure, view, rows, terms):
         ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
 
 def plot_masked(
-    view:dict, # true, masked, reconstruction `(n,3,H,W)`; points `(k,2)`; nm; spectra, spectra_reconstructed
+    view:dict, # true, masked, reconstruction, perhaps companion `(n,3,H,W)`; points `(k,2)`; nm; spectra of both
     rows:Sequence[dict]=(), # Epoch records with `train_mse`, `valid_mse` and the other terms
     terms:Sequence[str]=(), # Names of the terms
     title:str="", # Title of the figure
@@ -115,15 +118,16 @@ def plot_masked(
     "Draw what a masked autoencoder makes of some cubes"
     count = len(view["true"])
     heights = 1.9*count, 2.3
-    fig = plt.figure(figsize=(9, sum(heights)))
+    images = 3 + ("companion" in view)
+    fig = plt.figure(figsize=(9 + 2*(images > 3), sum(heights)))
     plt.close(fig)
     with plt.rc_context(STYLE):
         fig.set_layout_engine("constrained")
         top,below = fig.subfigures(2, 1, height_ratios=heights)
-        axs = top.subplots(count, 4, squeeze=False, width_ratios=(1, 1, 1, 1.5))
+        axs = top.subplots(count, images + 1, squeeze=False, width_ratios=(*[1]*images, 1.5))
         for index in range(count): _masked_row(axs[index], view, index)
         _title_row(axs[0], view["share"])
-        axs[-1,3].set_xlabel(view["unit"], fontsize=9)
+        axs[-1,-1].set_xlabel(view["unit"], fontsize=9)
         _below(below, view, rows, terms)
     if title: fig.suptitle(title, fontsize=11)
     return fig

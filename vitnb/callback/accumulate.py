@@ -26,7 +26,7 @@ class Accumulate(TrainCallback):
         if self.n_batches > 1 and objective.whole_batch:
             raise ValueError(f"the loss of a sample depends on the whole batch here ({type(objective).__name__}), "
                              f"so a step of {self.n_batches} batches would be another loss; leave Accumulate out, "
-                             "and lower memory with gradient checkpointing or bf16")
+                             "and take a larger bs with GradCache(chunk=...), gradient checkpointing or bf16")
         if self.n_batches > 1 and getattr(objective, "uneven", ""):
             raise ValueError(f"this loss is no mean over samples ({objective.uneven}), so its batches do not add up; "
                              "take vitnb's, make_loss('cross_entropy', weight=...)")

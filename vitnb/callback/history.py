@@ -29,6 +29,8 @@ class History(TrainCallback):
         rows = self.recorder.rows
         self._write_json("columns.json", {c.name:_facts(c) for c in self.learn.columns.values()})
         self._write_json("history.json", rows)
+        self._write_json("training_history.json", [_part(row, True) for row in rows])
+        self._write_json("validation_history.json", [_part(row, False) for row in rows if _is_validated(row)])
         with atomic_write(self.folder/"history.csv") as path, path.open("w", newline="") as file:
             table = csv.DictWriter(file, fieldnames=list(rows[-1]))
             table.writeheader()
@@ -36,6 +38,19 @@ class History(TrainCallback):
 
     def _write_json(self, name, values):
         with atomic_write(self.folder/name) as path: path.write_text(json.dumps(values, indent=1))
+
+_HEAD = ("epoch", "step")
+_TRAINING = ("lr", "grad_norm", "skipped_steps", "memory_mib", "seconds")
+
+def _is_training(name): return name in _TRAINING or name.rpartition("/")[2].startswith("train_")
+
+def _part(row, training):
+    "A row without the columns of the other part"
+    return {name:value for name,value in row.items() if name in _HEAD or _is_training(name) == training}
+
+def _is_validated(row):
+    "Whether the epoch of a row was validated: it is one of `valid_every`"
+    return any(value is not None for name,value in _part(row, False).items() if name not in _HEAD)
 
 def _facts(column): return dict(better=column.better, unit=column.unit, task=column.task)
 

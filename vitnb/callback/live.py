@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from .base import TrainCallback
 from .ema import bare
-from .masked import VALID_EPOCH, fixed_cubes, masked_view
+from .masked import VALID_EPOCH, fixed_batch, masked_view
 from .tracker import track_figure
-from ..core import atomic_write, is_main
+from ..core import atomic_write, is_main, one_of
 from ..figures import plot_curves, png
 from ..progress import headless, in_kernel
 from ..spectra import plot_masked
@@ -35,6 +35,7 @@ class LiveFigure:
         self.path = Path(path) if path else None
         self.share = share
         self.handle = None # of what the page shows
+        self.image = b"" # the last frame, as PNG
         self.start = time.time()
         self.spent = 0. # seconds of drawing
         self.frames = 0
@@ -47,9 +48,9 @@ class LiveFigure:
         "Draw a frame if it is due"
         if not force and not self.due(): return False
         start = time.time()
-        image = png(self.draw())
-        if in_kernel(): self._show(image)
-        if self.path and force: write_image(image, self.path)
+        self.image = png(self.draw())
+        if in_kernel(): self._show(self.image)
+        if self.path and force: write_image(self.image, self.path)
         self.frames += 1
         self.spent += time.time() - start
         return True
@@ -142,6 +143,8 @@ def say(self:LiveView,
     self.bar.update({"text/plain":text}, raw=True)
 
 # %% ../../nbs/library/490_callback.live.ipynb #15f4dd60
+_FORMATS = ("png", "svg", "pdf") # of files
+
 class MaskedLive(TrainCallback):
     "Show what a masked autoencoder makes of a few fixed cubes"
     order = LiveView.order+1 # after the row of the epoch is whole
@@ -153,15 +156,20 @@ class MaskedLive(TrainCallback):
         keep:int=20, # Frames that are kept, at most
         share:float=.02, # Largest share of the time that drawing may take
         title:str="", # Title of the figure
+        dpi:int=80, # Pixels an inch of the files
+        file_format:str="png", # Of the files: "png", "svg", "pdf"
     ):
-        store_attr("n,points,keep,share,title")
+        one_of(file_format, _FORMATS, "figure format")
+        store_attr("n,points,keep,share,title,dpi,file_format")
         self.folder = Path(folder) if folder else None
         self.live = None # the figure, during a fit
 
     def before_train(self):
         "Choose the cubes, once: they are a function of the split, their masks of the seed"
         if self.live or not is_main(): return
-        self.cubes,self.valid = fixed_cubes(self.dls.valid, self.n)
+        batch = fixed_batch(self.dls.valid, self.n)
+        self.cubes,self.valid = batch["image"],batch.get("mask")
+        self.companion = batch.get("rgb") # where the loaders read companion images
         seed = self.learn.objective.mask_seed(self.learn)
         self.masks = bare(self.model).seeded_order(seed, VALID_EPOCH, range(len(self.cubes)))
         self.live = LiveFigure(self.draw, share=self.share)
@@ -186,7 +194,7 @@ def draw(self:MaskedLive)->Figure: # As the model stands
     wavelengths = getattr(dls, "wavelengths", None)
     with self.learn.autocast():
         view = masked_view(self.model, self.cubes, self.valid, self.masks, normalizer, bands, wavelengths, self.points,
-                           pretext.norm_target)
+                           pretext.norm_target, self.companion)
     terms = [name for name,weight in pretext.weights.items() if weight]
     self.figure = plot_masked(view, self.recorder.rows, terms, self.title)
     return self.figure
@@ -196,8 +204,8 @@ def store(self:MaskedLive):
     "Keep the last frame as a file and in the trackers; the time counts as drawing"
     start = time.time()
     if self.folder:
-        image = png(self.figure)
-        write_image(image, self.folder/f"masked_epoch_{self.epoch+1:04}.png")
-        write_image(image, self.folder/"masked.png")
+        image = png(self.figure, self.dpi, self.file_format)
+        for name in (f"masked_epoch_{self.epoch+1:04}", "masked"):
+            write_image(image, self.folder/f"{name}.{self.file_format}")
     track_figure(self.learn, "masked", self.figure)
     self.live.spent += time.time() - start

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from .base import TrainCallback
 from .contrastive import Contrastive
-from .live import LiveFigure, LiveView
+from .live import LiveFigure, LiveView, write_image
 from .tracker import track_figure
-from ..core import atomic_write, is_main
-from ..figures import png
+from ..core import is_main
 
 # %% ../../nbs/library/492_callback.panel.ipynb #87fb6f25
 class HealthLive(TrainCallback):
@@ -24,7 +23,7 @@ class HealthLive(TrainCallback):
     def __init__(self,
         folder:str|Path|None=None, # Where the newest frame goes, such as `run.figures`; None: it is shown only
         n:int=16, # Validation images whose similarity is shown
-        share:float=.02, # Largest share of the time that drawing may take
+        share:float=.01, # Largest share of the time that drawing may take; the first and the last frame always come
         title:str="", # Title of the figure
     ):
         self.folder = Path(folder) if folder else None
@@ -54,8 +53,7 @@ class HealthLive(TrainCallback):
     def store(self):
         "Keep the frame as a file and in the trackers; the time counts as drawing"
         start = time.time()
-        if self.folder:
-            with atomic_write(self.folder/"health.png") as file: file.write_bytes(png(self.figure))
+        if self.folder: write_image(self.live.image, self.folder/"health.png")
         track_figure(self.learn, "health", self.figure)
         self.live.spent += time.time() - start
 

@@ -131,7 +131,9 @@ def _value(self:ScheduleLR):
 @patch
 def after_epoch(self:ScheduleLR):
     "Hand its metric to a plateau schedule, if the epoch trained"
-    if self.trained and self.plan.monitor: self.plan.listen(self._value(), self.done)
+    value = self._value() if self.trained and self.plan.monitor else None
+    left_out = value is None and not getattr(self.learn, "validated", True) # without a validation it does not count
+    if self.trained and self.plan.monitor and not left_out: self.plan.listen(value, self.done)
     self.trained = False
 
 @patch

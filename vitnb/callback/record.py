@@ -190,7 +190,8 @@ def flush(self:StepRecorder):
     read = []
     for (step,lr,_),(terms,scores) in zip(waiting, _read([report for _,_,report in waiting])):
         loss = self._add_step(terms, scores)
-        if loss is not None: read.append(dict(step=step, lr=lr, loss=loss)) # a step of unknown entries only has no loss
+        if loss is None: continue # a step of unknown entries only has none
+        read.append(dict(step=step, lr=lr, loss=loss, **self._running_scores()))
     self.steps += read
     for listener in self.listeners:
         if read: listener(read)
@@ -204,6 +205,12 @@ def _add_step(self:StepRecorder, terms, scores):
     if loss is not None: self.smooth_loss.add(loss)
     self.losses.append(torch.tensor(self.smooth_loss.value))
     return loss
+
+@patch
+def _running_scores(self:StepRecorder):
+    "Scores of training over the epoch so far; the last step's are those of its row"
+    means = _part_means("train", self.learn.objective.score_columns(), self.score_sums)
+    return {name:value for name,value in means.items() if value is not None}
 
 @patch
 def after_fit(self:StepRecorder):
@@ -271,10 +278,25 @@ def after_epoch(self:StepRecorder):
 def _closed_row(self:StepRecorder):
     "All columns of the epoch that has just ended, in the order of the files"
     head = dict(epoch=self.learn.epochs_done + 1, step=self.learn.opt_steps, lr=self.lrs[-1] if self.lrs else None)
-    return {**head, **self.row, **self._terms, **self._valid_terms, "seconds":round(time.time()-self.t0, 3)}
+    row = {**head, **self.row, **self._terms, **self._valid_terms}
+    if not self.learn.validated: row |= {name:None for name in self.learn.columns if name not in row}
+    return {**row, "seconds":round(time.time()-self.t0, 3)}
 
 # %% ../../nbs/library/471_callback.record.ipynb #4829a5fe
 _STEP_TYPES = dict(step=torch.int64, lr=torch.float64, loss=torch.float64)
+
+def _packed_steps(steps):
+    "One tensor a name; NaN where a step has no such score"
+    names = dict.fromkeys(name for step in steps for name in step if name not in _STEP_TYPES)
+    own = {k:torch.tensor([step[k] for step in steps], dtype=dtype) for k,dtype in _STEP_TYPES.items()}
+    scores = {k:torch.tensor([step.get(k, math.nan) for step in steps], dtype=torch.float64) for k in names}
+    return {**own, **scores}
+
+def _unpacked_steps(packed):
+    "One dictionary a step"
+    def there(name, value): return value == value or name in _STEP_TYPES # NaN: the step has no such score
+    values = zip(*(tensor.tolist() for tensor in packed.values()))
+    return [{name:value for name,value in zip(packed, step) if there(name, value)} for step in values]
 
 @patch
 def state_dict(self:StepRecorder)->dict:
@@ -282,7 +304,7 @@ def state_dict(self:StepRecorder)->dict:
     self.flush()
     return dict(
         rows=list(self.rows),
-        steps={k:torch.tensor([step[k] for step in self.steps], dtype=dtype) for k,dtype in _STEP_TYPES.items()},
+        steps=_packed_steps(self.steps),
         lrs=torch.tensor(self.lrs, dtype=torch.float64),
         losses=torch.tensor([float(loss) for loss in self.losses]),
         iters=list(self.iters),
@@ -294,7 +316,7 @@ def state_dict(self:StepRecorder)->dict:
 def load_state_dict(self:StepRecorder, s:dict):
     "Go on from `state_dict()`"
     self.rows = list(s["rows"])
-    self.steps = [dict(zip(_STEP_TYPES, step)) for step in zip(*(s["steps"][k].tolist() for k in _STEP_TYPES))]
+    self.steps = _unpacked_steps(s["steps"])
     self.lrs = s["lrs"].tolist()
     self.losses = list(s["losses"].cpu())
     self.iters = list(s["iters"])

@@ -165,6 +165,8 @@ class Plateau:
         self.opt.param_groups[0]["lr"] = sd["lr"]
         self.rule.load_state_dict({k:v for k,v in sd.items() if k != "lr"})
 
+schedules.register("reduce_lr_on_plateau")(Plateau) # what torch calls it
+
 # %% ../../nbs/library/482_callback.schedule.ipynb #f3f5040a
 class Schedule:
     "Hyper-parameters as a function of completed optimiser steps"

@@ -73,6 +73,7 @@ def before_train(self:EarlyStop):
 def after_epoch(self:EarlyStop):
     "Note the epoch, and decide"
     value = self.recorder.rows[-1].get(self.monitor)
+    if value is None and not self.learn.validated: return # nothing was measured, so nothing is counted
     if self.column.improves(value, self.best, self.min_delta):
         self.best = float(value)
         self.best_epoch = self.epoch+1

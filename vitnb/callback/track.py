@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 
 from .mlflow import MLflow # noqa: F401, registers its tracker
 from .tensorboard import TensorBoard # noqa: F401, registers its tracker
-from .tracker import trackers
+from .tracker import Tracker, trackers
 from .wandb import WandB # noqa: F401, registers its tracker
 from ..core import is_main, moved_names, settings
 
@@ -25,11 +25,14 @@ def make_tracker(
     uri:str|None=None, # Where the record is kept; the setting `tracking_uri` if None, and "" is the tracker's default
     params:dict|None=None, # Parameters of the run; the folder's params.json and the Learner's `config` if None
     tags:dict|None=None, # Words about the run, by name
+    scalar_names:dict|None=None, # Other names of scalars, such as `{"train/lr": "LR"}`
 )->Callback: # For `fit(cbs=...)`
     "Make a tracker by name; a missing package or an unknown name is an error here and not at the first batch"
     if uri is None: uri = settings().tracking_uri
     if name is None: name = settings().tracker
-    return trackers[name](Path(run_dir), uri, params, tags)
+    tracker = trackers[name](Path(run_dir), uri, params, tags)
+    if isinstance(tracker, Tracker): tracker.scalar_names = dict(scalar_names or {})
+    return tracker
 
 # %% ../../nbs/library/480_callback.track.ipynb #4e33a582
 def track_results(
@@ -48,7 +51,8 @@ def track_results(
 
 # %% ../../nbs/library/480_callback.track.ipynb #f5ace0aa
 __getattr__ = moved_names(__name__, {
-    "vitnb.callback.tracker": "TRACKED_FILES scalars Tracker track_figure",
+    "vitnb.callback.tracker": "TRACKED_FILES track_figure",
+    "vitnb.callback.scalars": "scalars",
     "vitnb.callback.record": "declared StepRecorder epoch_line",
     "vitnb.callback.history": "History EventLog",
     "vitnb.callback.wandb": "wandb_history"})

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ..core import atomic_write, settings
+from ..core import settings
 from .dataset import ImageDataset
 from .holdout import Split
 from .image import UnreadableImage, load_npy, readers, widen
 from .loader import ImageLoaders, image_loaders
+from .once import scan_once
 from .sample import stack_images
 from .stats import BandStats
 from .table import ImageSet
@@ -156,14 +158,16 @@ def _stamp(pairs):
     parts = [(split, name, stat.st_size, stat.st_mtime_ns) for split,name,stat in files]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
+def _read_all(pairs):
+    "Statistics of the spectral files"
+    with ThreadPool(8) as pool: found = pool.map(_read_one, pairs)
+    return _add_up(pairs, _other_channels(found))
+
 def _survey(pairs):
-    "Statistics of the spectral files, from the cache where nothing has changed since"
-    file = settings().cache_path/f"companions-{_stamp(pairs)[:16]}.json"
-    if file.is_file(): return json.loads(file.read_text())
-    with ThreadPool(8) as pool: known = _add_up(pairs, _other_channels(pool.map(_read_one, pairs)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as tmp: tmp.write_text(json.dumps(known))
-    return known
+    "The same, from the cache where nothing has changed since"
+    stamp = _stamp(pairs)
+    known = scan_once(settings().cache_path/f"companions-{stamp[:16]}.json", stamp, partial(_read_all, pairs))
+    return {name:known[name] for name in ("channels", "mean", "std")}
 
 def _of_arrays(image_set):
     "Statistics of spectral images in memory"
@@ -308,6 +312,14 @@ def _source(image_set, split, channels):
     if isinstance(split, CompanionSplit): return CompanionSource(split.spectral, channels)
     return CompanionSource([companion_path(image_set.root/item) for item in split.items], channels)
 
+def _with_spectral(image_set):
+    "The set, whose fingerprint also speaks of the spectral images"
+    splits = image_set.splits.values()
+    if all(isinstance(split, CompanionSplit) for split in splits):
+        return image_set.with_further(*(split.spectral for split in splits))
+    paths = [companion_path(item) for split in splits for item in split.items]
+    return image_set.with_further([path.as_posix() for path in paths if (image_set.root/path).is_file()])
+
 def companion_loaders(
     image_set:ImageSet, # Of files with spectral ones beside them, or of `CompanionSplit`s
     img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
@@ -327,5 +339,6 @@ def companion_loaders(
         data = CompanionDataset(dl.dataset, _source(image_set, split, known.channels), optional)
         parts.append(dl.new(data, pipeline=_with_norm(dl.pipeline, norm), sample_weights=dl.sample_weights))
     reader = dict(name="pair", image_reader=image_set.reader, channels=known.channels, optional=optional)
-    about = {**dls.about, "model_kw":{**dls.model_kw, "spectral_channels":known.channels}, "reader":reader}
+    model_kw = {**dls.model_kw, "spectral_channels":known.channels}
+    about = {**dls.about, "model_kw":model_kw, "reader":reader, "image_set":_with_spectral(image_set)}
     return ImageLoaders(*parts, path=dls.path, device=dls.device, about=about)

@@ -35,11 +35,12 @@ def refuse_too_many(
     total:int, # Of how many
     max_bad:float, # The share of them that may be left out
     what:str, # What they are, such as "files of leaves"
+    wrong:str="cannot be used", # What is wrong with them
 )->None:
     "Say what is left out; raise a `ValueError` if it is more than `max_bad`"
     first = "; ".join(f"{name} ({reason})" for name, reason in list(bad.items())[:5])
     more = "; ..." if len(bad) > 5 else ""
-    found = f"{len(bad)} of {total} {what} cannot be used: {first}{more}"
+    found = f"{len(bad):,} of {total:,} {what} {wrong}: {first}{more}"
     if len(bad)/max(total, 1) > max_bad:
         raise ValueError(f"{found}. That is more than max_bad={max_bad:g}; repair or remove them, or raise max_bad")
     print(f"{found}. They are left out.", flush=True)

@@ -6,7 +6,6 @@
 __all__ = ['scan_set']
 
 # %% ../../nbs/library/113_data.scan.ipynb #d6973926
-import json
 import os
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -14,11 +13,11 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 import torch
 from fastcore.basics import patch
-from filelock import FileLock
 from PIL import ImageFile
 
-from ..core import atomic_write, settings
+from ..core import settings
 from .image import UnreadableImage
+from .once import refuse_too_many, scan_once
 from .stats import BandStats, channel_counts, moments, published_stats
 from .table import ImageSet
 from ..progress import progress
@@ -110,13 +109,7 @@ def scan_set(
     if image_set.scan_record is None:
         file = settings().cache_path/f"{image_set.name}-{image_set.fingerprint[:8]}"/"survey.json"
         version = f"1 {image_set.fingerprint} {image_set.stamp}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")): # of several processes the first decodes, the others wait and read
-            record = json.loads(file.read_text()) if file.is_file() else {}
-            if record.get("of") != version:
-                record = _scan_all(image_set) | dict(of=version)
-                with atomic_write(file) as temporary: temporary.write_text(json.dumps(record, indent=1))
-        image_set.scan_record = record
+        image_set.scan_record = scan_once(file, version, partial(_scan_all, image_set))
     return image_set.scan_record
 
 # %% ../../nbs/library/113_data.scan.ipynb #deb15113
@@ -144,12 +137,7 @@ def check(self:ImageSet,
     if not bad: return {}
     total = sum(map(len, self.splits.values()))
     if max_bad is None: max_bad = self.max_bad
-    first = "; ".join(f"{name} ({reason})" for name,reason in list(bad.items())[:5])
-    if len(bad) > 5: first += "; ..."
-    message = f"{len(bad):,} of {total:,} files of {self.name} cannot be read: {first}"
-    if len(bad)/total > max_bad:
-        raise ValueError(f"{message}. That is more than max_bad={max_bad:g}; repair or remove them, or raise max_bad")
-    print(f"{message}. They are left out.")
+    refuse_too_many(bad, total, max_bad, f"files of {self.name}", "cannot be read")
     _leave_out(self, bad)
     return bad
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class ImageSet:
         self.titles = list(titles or self.classes)
         self.reader = one_of(reader or _default_reader(self.splits), readers, "reader")
         self.unreadable = {} # files that were left out, with the reason
+        self.further = () # arrays, and lists of paths, that belong to the images: see `with_further`
         self._hashes = {} # fingerprint and stamp, once they were asked for
         self.scan_record = None # what `data.scan` found in a pass over all files
         for split_name,split in self.splits.items(): _check_split(self, split_name, split)
@@ -229,6 +231,7 @@ def _hashes(image_set):
     about = image_set.classes if is_plain else [image_set.tasks.config(), image_set.reader]
     hasher.add_text(json.dumps(about)) # a plain set keeps the fingerprint it always had
     for name,split in image_set.splits.items(): hasher.add_split(name, split)
+    for items in image_set.further: hasher.add_array(items) if isinstance(items, np.ndarray) else hasher.add_files(items)
     image_set._hashes = dict(fingerprint=hasher.contents.hexdigest(), stamp=hasher.times.hexdigest()[:16])
     return image_set._hashes
 
@@ -249,6 +252,16 @@ def replace_splits(self:ImageSet,
     "Change the splits, and with them the fingerprint"
     self.splits = splits
     self._hashes = {}
+
+@patch
+def with_further(self:ImageSet,
+    *items:np.ndarray|list, # Arrays, or lists of paths that start at the root, such as second images
+)->ImageSet: # A copy; its images and targets are the same objects
+    "Let the fingerprint speak also of what lies beside the images"
+    other = copy(self)
+    other.further = (*self.further, *items)
+    other._hashes = {}
+    return other
 
 # %% ../../nbs/library/112_data.table.ipynb #350fb706
 _TEST_SHARE = 0.2

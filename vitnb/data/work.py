@@ -8,6 +8,7 @@ __all__ = ['view_index', 'join_views', 'BatchKey', 'BatchWork']
 # %% ../../nbs/library/128_data.work.ipynb #44acb958
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -114,14 +115,12 @@ class BatchWork:
 # %% ../../nbs/library/128_data.work.ipynb #bf5ab287
 _ROOM = 2**19 # bytes of images that are made in one go
 
-def _some_rows(fields, start, end):
-    "Copy the samples from `start` to `end`, so that no batch keeps the memory of others"
-    rows = {}
-    for name,field in fields.items():
-        if isinstance(field, Tensor): rows[name] = field[start:end].clone()
-        elif isinstance(field, np.ndarray): rows[name] = field[start:end].copy()
-        else: rows[name] = _some_rows(field, start, end) # targets of several tasks
-    return rows
+def _cut(field, sizes):
+    "Cut a field into parts that are copies, so that no batch keeps the memory of others"
+    if isinstance(field, Tensor): return [part.clone() for part in field.split(sizes)]
+    if isinstance(field, np.ndarray): return [part.copy() for part in np.split(field, np.cumsum(sizes)[:-1])]
+    parts = [_cut(part, sizes) for part in field.values()] # targets of several tasks
+    return [dict(zip(field, rows)) for rows in zip(*parts)]
 
 @patch
 def make_all(self:BatchWork,
@@ -150,11 +149,7 @@ def _make_several(self:BatchWork, keys):
     "Make one large batch and cut it"
     indices = [key.indices for key in keys]
     fields,done = self[keys[0]._replace(indices=np.concatenate(indices))]
-    end = 0
-    for part in indices:
-        start = end
-        end += len(part)
-        yield _some_rows(fields, start, end), done
+    for batch in _cut(fields, [len(part) for part in indices]): yield batch, done
 
 @patch
 def _can_join(self:BatchWork, key):

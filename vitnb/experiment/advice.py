@@ -190,9 +190,11 @@ def symptoms(
 )->list: # Of "nan", "overfitting", "underfitting", "unfinished"; empty if nothing shows
     "Find what the history of a run suffers from"
     if not rows: raise ValueError("no epochs to judge; pass learn.recorder.rows of a run that finished one")
-    def column(name): return [float(row[name]) for row in rows if row.get(name) is not None]
-    train,valid,accuracy = map(column, ("train_loss", "valid_loss", "accuracy"))
-    if not all(map(math.isfinite, train + valid)): return ["nan"]
+    def column(name, rows): return [float(row[name]) for row in rows if row.get(name) is not None]
+    every = [value for name in ("train_loss", "valid_loss") for value in column(name, rows)]
+    if not all(map(math.isfinite, every)): return ["nan"]
+    rows = [row for row in rows if row.get("valid_loss") is not None] or rows # epochs that were validated
+    train,valid,accuracy = (column(name, rows) for name in ("train_loss", "valid_loss", "accuracy"))
     third = max(1, len(rows)//3)
     best = valid.index(min(valid))
     found = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'families', 'recipes', 'ADVICE', 'Family', 'register_family', 'recipe', 'resolve', 'learner_args',
-           'loader_args', 'callback_args', 'stored_recipe']
+           'loader_args', 'callback_args', 'run_args', 'stored_recipe']
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #0af4dbdd
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
+from .choices import batch_lr, check_used, loss_args, optimizer_args, schedule_args
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -24,12 +25,16 @@ FIELDS = dict(
     data="digits", data_root=None, img_size=None, augment="none", aug_kw=None, eval_resize=None, stats="train",
     cache=True, sampling="uniform", overfit_batches=0,
     arch="swin_micro", model_kw=None, drop_path=None, dropout=None, pretrained=None,
-    epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, beta2=.999, clip=None,
+    epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, betas=(.9, .999),
+    lr_base_batch=0, clip=None,
     schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None,
-    patience=5, loss=None, label_smoothing=0., task_weights=None, class_weights=False,
-    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, early_stop=0, anomaly=False,
-    precision=None, channels_last=False, grad_checkpointing=False, compile=False,
-    tta="", keep_top_k=0, checkpoint_every_n_epochs=0, use="last")
+    factor=.5, patience=10,
+    loss=None, loss_kw=None, focal_gamma=None, label_smoothing=0., task_weights=None, class_weights=False,
+    mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, anomaly=False,
+    early_stop=0, early_stop_min_delta=0., early_stop_monitor=None, restore_best=True,
+    precision=None, channels_last=False, grad_checkpointing=False, compile=False, valid_every=1,
+    tta="", keep_top_k=0, checkpoint_every_n_epochs=0, max_hours=None,
+    monitor=None, use=None, scalar_names=None)
 
 _LOADERS = ("img_size", "bs", "augment", "aug_kw", "eval_resize", "stats", "cache", "sampling", "overfit_batches")
 _MODEL = dict(drop_path="drop_path_rate", dropout="proj_drop_rate") # what timm calls them
@@ -37,6 +42,7 @@ _MODEL = dict(drop_path="drop_path_rate", dropout="proj_drop_rate") # what timm 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #4fe779ae
 rename("keep_top", "keep_top_k", "0.3", "what top-k lists are called")
 rename("checkpoint_every", "checkpoint_every_n_epochs", "0.3", "it says of what")
+rename("beta2", lambda fields: dict(betas=(.9, fields["beta2"])), "0.4", "both are the guides' and torch's name")
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #ed60cb56
 @dataclass(frozen=True)
@@ -132,9 +138,10 @@ def register_family(
 # %% ../../nbs/library/660_experiment.recipes.ipynb #543c0fe2
 _swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch="swin_tiny", drop_path=.1, epochs=100,
                    bs=64, lr=3e-4, weight_decay=.05, warmup_epochs=5., warmup_lr=1e-6, min_lr=1e-5,
-                   label_smoothing=.1, clip=1., precision="auto")
+                   label_smoothing=.1, clip=1., precision="auto", checkpoint_every_n_epochs=10, max_hours=24.,
+                   scalar_names={"train/lr": "train/learning_rate"})
 _swin_paper = dict(_swin_guide, data="imagenet", epochs=300, bs=1024, lr=1e-3, warmup_epochs=20., clip=5.,
-                   drop_path=.2, cache=False, stats="imagenet", mixup=.8, cutmix=1.)
+                   max_hours=None, drop_path=.2, cache=False, stats="imagenet", mixup=.8, cutmix=1.)
 
 _swin_advice = dict(
     optimizer="adamw", lr=3e-4, batch=64, params=27.7e6, # Swin-T's: a narrower model has a higher rate
@@ -163,11 +170,16 @@ def recipe(
     "Make a recipe: `base` with `changes`"
     base = base or {}
     fields = families[changes.get("family", base.get("family", FIELDS["family"]))].fields
-    return {**fields, **base, **check_params(fields, changes)}
+    made = {**fields, **base, **check_params(fields, changes)}
+    check_used(made, changes)
+    return made
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #70c211fd
+_densenet_names = {"train/loss": "Loss/train", "val/loss": "Loss/val", "train/accuracy": "Accuracy/train",
+                   "val/accuracy": "Accuracy/val", "train/lr": "LR"} # those of the guide's dashboards
 _cifar = dict(data="cifar10", augment="crop_flip", arch="densenet121", epochs=200, bs=64, optimizer="sgd", lr=.1,
-              weight_decay=1e-4, schedule="warmup_cosine", warmup_epochs=5., precision="auto", channels_last=True)
+              weight_decay=1e-4, schedule="warmup_cosine", warmup_epochs=5., precision="auto", channels_last=True,
+              checkpoint_every_n_epochs=10, scalar_names=_densenet_names)
 
 _densenet_advice = dict(
     optimizer="sgd", lr=.1, batch=64, params=None, # SGD's rate does not follow the width
@@ -190,8 +202,8 @@ register_family("densenet", fields=dict(arch="densenet_micro"), advice=_densenet
                          schedule="step", step_size=30., gamma=.1, stats="imagenet", cache=False)))
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #baa9e19d
-_labels_only = ("loss", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix", "mix_mode", "sampling",
-                "tta", "use")
+_labels_only = ("loss", "loss_kw", "focal_gamma", "label_smoothing", "task_weights", "class_weights", "mixup", "cutmix",
+                "mix_mode", "sampling", "tta", "use")
 _images_only = ("img_size", "eval_resize", "stats", "cache")
 _masked_loss = dict(mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0.,
                     norm_target=False)
@@ -199,15 +211,17 @@ _windows = dict(window=None, stride=None, jitter=0, normalize="log")
 _tokens = dict(patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto")
 
 register_family("spectral", without=(*_labels_only, *_images_only, "dropout"),
-    fields=dict(data=None, data_kw=None, arch="spectral_mae_micro", epochs=40, bs=6, beta2=.95, warmup_epochs=2.,
-                warmup_lr=1e-6, patience=10, **_windows, **_tokens, **_masked_loss),
+    fields=dict(data=None, data_kw=None, load_rgb=False, n_show=3, dpi=100, figure_format="png",
+                arch="spectral_mae_micro", epochs=40, bs=6, betas=(.9, .95), warmup_epochs=2.,
+                warmup_lr=1e-6, **_windows, **_tokens, **_masked_loss),
     loaders=(*_windows, "patch_size"), model=tuple(_tokens), pretext="masked", pretext_fields=tuple(_masked_loss),
-    other=("data_kw", "overfit_batches"),
+    other=("data_kw", "overfit_batches", "load_rgb", "n_show", "dpi", "figure_format"),
     recipes=dict(
         synthetic = dict(data="retina_synthetic", data_kw=dict(n=96), augment="flip", epochs=40, bs=4, lr=2e-3,
                          precision="fp32"),
         retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
-                         warmup_epochs=10., precision="auto"),
+                         warmup_epochs=10., precision="auto", valid_every=5, checkpoint_every_n_epochs=10,
+                         n_show=4, dpi=150),
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
@@ -221,6 +235,7 @@ def resolve(
     base = recipes[family][name]
     own = asked_fields(given, base)
     r = AttrDict({**base, **own})
+    check_used(r, own)
     if "data" in r and r.data is None:
         raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
     shortened = "warmup_epochs" in r and r.epochs <= r.warmup_epochs
@@ -228,22 +243,14 @@ def resolve(
     return r
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #56afe53c
-_WARM = ("warmup_epochs", "warmup_lr")
-_SCHEDULE = dict(constant=_WARM, cosine=(*_WARM, "min_lr"), warmup_cosine=(*_WARM, "min_lr"), one_cycle=(),
-                 step=(*_WARM, "step_size", "gamma"), multistep=(*_WARM, "milestones", "gamma"),
-                 plateau=(*_WARM, "patience"))
-_OPTIMIZER = dict(adamw=("beta2",), adam=("beta2",), sgd=("momentum", "nesterov"))
 _LEARNER = ("loss", "label_smoothing", "task_weights", "class_weights", "optimizer", "lr", "weight_decay", "schedule",
-            "clip", "precision", "channels_last", "grad_checkpointing", "compile")
-_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "early_stop", "anomaly")
+            "clip", "precision", "channels_last", "grad_checkpointing", "compile", "valid_every")
+_CALLBACKS = ("mixup", "cutmix", "mix_mode", "ema_decay", "ema_half_life", "accumulate", "anomaly",
+              "early_stop", "early_stop_min_delta", "early_stop_monitor", "restore_best")
+_RUN = dict(checkpoint_every_n_epochs="every_n_epochs", keep_top_k="keep_top_k", max_hours="max_hours",
+            monitor="monitor", scalar_names="scalar_names")
 
 def _set(r, names): return {k:r[k] for k in names if r[k] is not None}
-
-def _optimizer_args(r):
-    "Pick the options of the optimiser, which are other ones for each"
-    options = _set(r, _OPTIMIZER.get(r["optimizer"], ()))
-    if "beta2" in options: options = dict(betas=(.9, options["beta2"]))
-    return options
 
 def _model_args(family, r):
     "Make `model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"
@@ -257,8 +264,10 @@ def learner_args(
     "Pick what `vit_learner` needs of a recipe"
     family = families[r["family"]]
     out = {k:v for k,v in family.pick(_LEARNER, r).items() if v is not None}
+    if r.get("lr_base_batch"): out["lr"] = batch_lr(r)
     out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
-    out.update(opt_kw=_optimizer_args(r), schedule_kw=_set(r, _SCHEDULE.get(r["schedule"], ())))
+    out.update(opt_kw=optimizer_args(r), schedule_kw=schedule_args(r))
+    if "loss" in family.fields: out["loss_kw"] = loss_args(r)
     if family.pretext: out["pretext"] = dict(name=family.pretext, **{k:r[k] for k in family.pretext_fields})
     return out
 
@@ -274,7 +283,15 @@ def callback_args(
     "Pick what `train_callbacks` needs of a recipe"
     return families[r["family"]].pick(_CALLBACKS, r)
 
+def run_args(
+    r:Mapping, # A resolved recipe
+)->dict: # Keyword arguments of `run_callbacks`
+    "Pick what `run_callbacks` needs of a recipe"
+    return {_RUN[k]:v for k,v in families[r["family"]].pick(_RUN, r).items()}
+
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
+_BEFORE = dict(factor=.1) # what was done before a field was there, where that is not today's default
+
 def _of_format_1(stored, path):
     "Name the family, and what a 0 meant before"
     own = [k for k in families if str(stored.get("arch")).startswith(k)]
@@ -295,4 +312,5 @@ def stored_recipe(
     if name not in families:
         raise ValueError(f"{path} is of family {name!r}, which is unknown here; run its notebook's register_family")
     fields = families[name].fields
-    return AttrDict({**fields, **check_params(fields, stored)})
+    before = {field:value for field,value in _BEFORE.items() if field in fields}
+    return AttrDict({**fields, **before, **check_params(fields, stored)})

@@ -24,7 +24,8 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, repo_root, settings
+from ..core import (atomic_write, is_main, moved_names, my_rank, n_ranks, one_of, pick_device, repo_root,
+                        settings)
 from ..parameters import NOTHING, Askable, askable, take_params
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
@@ -298,16 +299,19 @@ def save(self:Run,
     "Write `obj` to the run folder as JSON"
     return write_json(self.dir/f"{_word(name, 'name')}.json", obj)
 
+_FORMATS = ("png", "svg", "pdf")
+
 @patch
 def figure(self:Run,
     fig:object, # A matplotlib figure
     name:str, # Name of the file, without `.png`
     dpi:int=100, # Pixels an inch
+    file_format:str="png", # "png", "svg" or "pdf"; trackers take png
 )->Path: # The file
     "Write a figure to figures/"
-    path = self.figures/f"{_word(name, 'name')}.png"
+    path = self.figures/f"{_word(name, 'name')}.{one_of(file_format, _FORMATS, 'figure format')}"
     if is_main():
-        with atomic_write(path) as tmp: fig.savefig(tmp, format="png", dpi=dpi, bbox_inches="tight")
+        with atomic_write(path) as tmp: fig.savefig(tmp, format=file_format, dpi=dpi, bbox_inches="tight")
     return path
 
 # %% ../../nbs/library/600_experiment.run.ipynb #fb1599bb

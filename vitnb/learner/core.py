@@ -19,7 +19,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..callback.accumulate import Accumulate
-from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights
+from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights, weights_of
 from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
 from ..callback.ema import EMACallback
 from ..callback.history import EventLog, History
@@ -29,6 +29,7 @@ from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
+from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
@@ -39,6 +40,7 @@ from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools, o
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
+from ..metrics.chest import zone_f1 # noqa: F401, registers its metrics
 from ..models.protocol import check_model, create_model, list_models, model_info, models
 from ..renamed import keywords_were
 from ..task import Tasks
@@ -109,7 +111,7 @@ def vit_learner(
     metrics:Sequence[Metric]|None=None, # Those of the tasks, or of the pretext task, if None
     device:str|torch.device|None=None, # The setting `device` if None
     cbs:Sequence[Callback]=(), # Further callbacks
-    **kw, # Further arguments of `VitLearner`: seed, precision, channels_last, path
+    **kw, # Further arguments of `VitLearner`: seed, precision, channels_last, valid_every, path
 )->VitLearner: # Ready to fit
     "Join data, model, objective, optimiser and schedule"
     device = pick_device(str(device) if device else None)
@@ -120,7 +122,8 @@ def vit_learner(
     model = _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing)
     training = dict(seed=seed, loss=loss, label_smoothing=label_smoothing, task_weights=task_weights,
                     optimizer=optimizer, lr=_plain_rate(lr), weight_decay=weight_decay, opt_kw=opt_kw or {}, clip=clip,
-                    schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights)
+                    schedule=schedule, schedule_kw=schedule_kw or {}, class_weights=class_weights,
+                    loss_kw=_plain_options(loss_kw or {}))
     objective = _objective(tasks, pretext, dls, model, training, loss_kw or {})
     if metrics is None: metrics = make_task_metrics(tasks) if pretext is None else pretext.metrics()
     clipping = [GradClip(clip)] if clip else []
@@ -138,6 +141,11 @@ def vit_learner(
 def _plain_rate(lr):
     "A learning rate for a configuration: the two ends of a slice are a list"
     return [lr.start, lr.stop] if isinstance(lr, slice) else lr
+
+def _plain_options(options):
+    "Options for a configuration: tensors are lists"
+    if isinstance(options, Mapping): return {name:_plain_options(value) for name,value in options.items()}
+    return options.tolist() if hasattr(options, "tolist") else options
 
 def _seeded_model(arch, pretrained, model_kw, seed, device, grad_checkpointing):
     "The model, whose first weights are a function of the seed, whatever ran before"
@@ -185,8 +193,11 @@ def train_callbacks(
     ema_decay:float=0., # Share of the average kept at each step; 0: off
     ema_half_life:float=0., # In epochs, in place of `ema_decay`; 0: off
     accumulate:int=1, # Batches to one optimiser step
-    early_stop:int=0, # Epochs without a better validation loss that are tolerated; 0: train to the end
+    early_stop:int=0, # Epochs without improvement that are tolerated; 0: train to the end
     anomaly:bool=False, # Let autograd name the operation behind a NaN in the backward pass; several times slower
+    early_stop_min_delta:float=0., # Smaller changes are no improvement
+    early_stop_monitor:str|None=None, # Column that is to improve; the validation loss if None
+    restore_best:bool=True, # Whether early stopping puts the best weights back
 )->list: # Callbacks for `vit_learner(cbs=...)`
     "Make the parts of the engine that a recipe may switch on"
     cbs = []
@@ -194,7 +205,8 @@ def train_callbacks(
     if ema_decay or ema_half_life: cbs.append(EMACallback(decay=ema_decay or None, half_life=ema_half_life or None))
     if accumulate != 1: cbs.append(Accumulate(accumulate))
     if anomaly: cbs.append(Anomaly())
-    if early_stop: cbs.append(EarlyStop(patience=early_stop))
+    stopping = dict(min_delta=early_stop_min_delta, restore_best=restore_best)
+    if early_stop: cbs.append(EarlyStop(early_stop_monitor or "valid_loss", early_stop, **stopping))
     return cbs
 
 # %% ../../nbs/library/510_learner.core.ipynb #cbe318f2
@@ -215,12 +227,14 @@ def run_callbacks(
     tracker:str|None=None, # "tensorboard", "mlflow", "wandb" or "none"; the setting `tracker` if None
     keep_top_k:int=0, # Also keep the weights of so many best epochs
     tags:dict|None=None, # Words about the run for the tracker, by name
+    scalar_names:dict|None=None, # Other names of scalars in the tracker, such as `{"train/lr": "LR"}`
 )->list: # Callbacks for `fit(cbs=...)`
     "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
-    cbs = [History(folder), EventLog(folder/"events.jsonl"), make_tracker(tracker, folder, tags=tags), ExplainOOM(),
-           checkpoints, NaNWatch(), StopOnSignal()]
+    record = make_tracker(tracker, folder, tags=tags, scalar_names=scalar_names)
+    cbs = [History(folder), EventLog(folder/"events.jsonl"), record, SystemWatch(), ExplainOOM(), checkpoints,
+           NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
     return cbs
 
@@ -228,7 +242,7 @@ def run_callbacks(
 def _check_arch(name):
     "Refuse a model that nobody has registered"
     known = list_models()
-    if name not in known:
+    if name not in models: # which knows names in any case
         raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
                          "if it is yours, import the module that registers it")
 
@@ -236,7 +250,8 @@ def load_model(
     path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
     device:str|torch.device="cpu", # Where the model shall be
     recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
-)->nn.Module: # The model in eval mode, with `config` (format 2) as an attribute
+    use:str="trained", # "trained", "ema" (their average), or "auto": the average where the file has one
+)->nn.Module: # The model in eval mode, with `config` (format 2) and `weights` ("trained" or "ema") as attributes
     "Build the model a checkpoint describes and fill it"
     checkpoint = load_checkpoint(path, device)
     config = checkpoint.get("config")
@@ -248,6 +263,7 @@ def load_model(
     _check_arch(config["arch"])
     model = create_model(config["arch"], **config["model_kw"]).to(device)
     rebuild_model(model, config.get("pretext"))
-    restore_weights(model, checkpoint)
+    weights,model.weights = weights_of(checkpoint, use)
+    restore_weights(model, weights)
     model.config = config
     return model.eval()

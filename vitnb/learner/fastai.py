@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['learner_names', 'learner_arguments', 'callback_names', 'loaders_names', 'interpretation_names', 'load_arguments',
            'Support', 'works', 'refused', 'irrelevant', 'fastai_names', 'refuse', 'check_arguments', 'check_load',
-           'callback_support', 'check_callback', 'check_fit', 'follow_columns']
+           'callback_support', 'check_callback', 'check_fit', 'check_trackers', 'follow_columns']
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #802e81e0
 from collections.abc import Mapping, Sequence
@@ -217,6 +217,16 @@ def check_fit(
                              "FetchPredsCallback in a fit")
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #db817b05
+def check_trackers(
+    cbs:Sequence, # Callbacks of a fit
+    valid_every:int, # Epochs from one validation to the next
+)->None:
+    "Refuse trackers of fastai's where not every epoch is validated: they compare each"
+    found = [type(cb).__name__ for cb in cbs if isinstance(cb, TrackerCallback)] if valid_every > 1 else []
+    if found:
+        raise ValueError(f"fastai's {found[0]} compares every epoch, and with valid_every={valid_every} most have no "
+                         "value; use Checkpoints (run_callbacks) and EarlyStop, which count validated epochs")
+
 def follow_columns(
     cbs:Sequence, # Callbacks of a fit
     columns:Mapping, # Declared columns by name

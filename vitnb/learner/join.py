@@ -7,6 +7,7 @@ __all__ = ['join_ranks', 'learner_facts', 'compare_facts']
 
 # %% ../../nbs/library/525_learner.join.ipynb #9c52d58b
 import atexit
+import gc
 import os
 import zlib
 from datetime import timedelta
@@ -51,8 +52,9 @@ def _not_met(e, timeout):
             f"start all of them with the same address, port and number, or raise rank_timeout ({e})")
 
 def _leave_ranks():
-    "End the threads of the process group; one that lives until C++ cleans up aborts the process now and then"
+    "End the threads of gloo: one that drops a tensor while the interpreter ends aborts the process"
     if dist.is_initialized(): dist.destroy_process_group()
+    gc.collect() # the threads end with the last that holds the group, and wrapped models hold it in circles
 
 # %% ../../nbs/library/525_learner.join.ipynb #2b3e9c54
 def join_ranks(
@@ -68,10 +70,10 @@ def join_ranks(
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)), DistributedDataParallelKwargs(**ddp_kw)]
     try: accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=handlers)
     except (RuntimeError, ValueError) as e: raise RuntimeError(_not_met(e, timeout)) from e
-    _check_met(accelerator, device)
     if device.type == "cpu": # NCCL ends by itself, and to destroy its group could wait for a process that failed
         atexit.unregister(_leave_ranks) # once, however often a Learner is fitted
         atexit.register(_leave_ranks)
+    _check_met(accelerator, device)
     return accelerator
 
 def _check_met(accelerator, device):

@@ -34,12 +34,12 @@ from ..core import hash_seed, n_ranks, settings
 from ..data.sample import Batch
 from ..device import seed_device
 from .base import BaseLearner, cancels
-from .fastai import check_arguments, check_callback, check_fit, follow_columns
+from .fastai import check_arguments, check_callback, check_fit, check_trackers, follow_columns
 from .freeze import FrozenNorms, wake
 from .optim import GradClip, make_optimizer
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
-from ..task import Task, Tasks
+from ..task import Column, Task, Tasks
 
 # %% ../../nbs/library/506_learner.loop.ipynb #f33d32ed
 class VitLearner(BaseLearner):
@@ -57,6 +57,7 @@ class VitLearner(BaseLearner):
         precision:str|None=None, # "auto", "fp32", "bf16", "fp16"; the setting `precision` if None
         channels_last:bool=False, # Keep images and convolutions in channels-last memory format
         compile:bool|str|dict=False, # Compile the forward pass: True, a mode of `torch.compile`, or its arguments
+        valid_every:int=1, # Epochs from one validation to the next; the last epoch of a fit always validates
         config:dict|None=None, # Plain values that go into checkpoints: how to build the model again
         cbs:Sequence=(), # Further callbacks
         **kw, # Further arguments of fastai's `Learner`
@@ -70,6 +71,7 @@ class VitLearner(BaseLearner):
         self.precision = precision or settings().precision
         self.channels_last = channels_last
         self.compiled = compile
+        self.valid_every = _whole_epochs(valid_every)
         self._stand_at_the_start()
         self.run_in(pick_precision(precision, self.device))
         if channels_last: model.to(memory_format=torch.channels_last)
@@ -79,6 +81,11 @@ class VitLearner(BaseLearner):
         self.logger = partial(print, flush=True) # a log is read while it is written
         for cb in _own_callbacks(pretext): Learner.add_cb(self, cb)
         self.add_cbs(cbs)
+
+def _whole_epochs(valid_every):
+    "Refuse what is no number of epochs"
+    if isinstance(valid_every, int) and not isinstance(valid_every, bool) and valid_every >= 1: return valid_every
+    raise ValueError(f"valid_every={valid_every!r} must be a whole number of epochs from 1 (1: validate each)")
 
 def _compile_args(compile):
     "Arguments of `torch.compile`"
@@ -105,6 +112,7 @@ def _stand_at_the_start(self:VitLearner):
     self.group_size = 1
     self.max_batches = None
     self.size_of_epoch = None
+    self.validated = True # whether the epoch at hand ends with a validation
     self.companions = {}
     self._begin_step()
 
@@ -124,11 +132,27 @@ def run_in(self:VitLearner,
     self.dtype = dtype
     self.scaler = torch.amp.GradScaler(self.device.type) if dtype == torch.float16 else None
 
+# %% ../../nbs/library/506_learner.loop.ipynb #ba6afd7a
 class Unscale(Callback):
     "With fp16: bring gradients back to their true size before anything looks at them"
     order,run_valid = GradClip.order-1,False # clipping and watching follow
+    def __init__(self): self.skipped = 0 # steps of the epoch that overflowed
+
+    def columns(self)->list:
+        "Declare how many steps were left out, where any can be"
+        return [Column("skipped_steps", "min", "steps")] if self.learn.scaler is not None else []
+
+    def before_train(self): self.skipped = 0
     def before_step(self):
         if self.learn.scaler is not None: self.learn.scaler.unscale_(self.learn.opt.opt)
+
+    def after_cancel_step(self): self.skipped += 1
+    def after_epoch(self):
+        if self.learn.phase != "fit": return
+        for column in self.columns(): self.recorder.row[column.name] = self.skipped
+
+    def state_dict(self)->dict: return dict(skipped=self.skipped)
+    def load_state_dict(self, state:dict): self.skipped = state.get("skipped", 0)
 
 # %% ../../nbs/library/506_learner.loop.ipynb #c283eac6
 @patch
@@ -246,9 +270,11 @@ def run_epochs(self:VitLearner):
 
 @patch
 def run_epoch(self:VitLearner):
-    "Train, then validate"
+    "Train, then validate where that is due"
     self.train_epoch()
-    self._do_epoch_validate()
+    done = self.epoch + 1
+    self.validated = done % self.valid_every == 0 or done >= self.n_epoch
+    if self.validated: self._do_epoch_validate()
 
 @patch
 def train_epoch(self:VitLearner):
@@ -598,6 +624,7 @@ def _check_launch(learn):
 def _run_fit(self:VitLearner, run, phase, cbs):
     "Run a fit with its callbacks, in its phase"
     with self.in_phase(phase), self.added_cbs(cbs):
+        check_trackers(self.cbs, self.valid_every)
         follow_columns(self.cbs, self.columns, self.shown_columns())
         self.with_events(run, "fit", CancelFitException, self._end_cleanup)
 

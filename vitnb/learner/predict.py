@@ -196,8 +196,10 @@ class Predictions(list):
     def __init__(self,
         rows:Sequence=(), # Dictionaries
         unreadable:dict|None=None, # Name -> reason
+        weights:str="trained", # Which weights answered: "trained" or "ema"
     ):
         super().__init__(rows)
+        self.weights = weights
         self.unreadable = unreadable or {}
 
 def _columns(run, model, batch):
@@ -216,6 +218,18 @@ def _model_of(run, tta):
         raise ValueError(f"{run.path} names no task that says what its outputs mean; call run.model yourself")
     return TTA(run.model, tta, run.tasks).eval() if tta else run.model
 
+def _loaded(run, device, use):
+    "The run, and a line that says which weights answer where the file has two"
+    if not isinstance(run, LoadedRun):
+        run = load_run(run, device, use=use)
+        if run.weights == "ema": print(f"{run.path.name}: the averaged weights (ema) predict", flush=True)
+        return run
+    if device is not None: run.model.to(pick_device(str(device)))
+    if use not in ("auto", run.weights):
+        raise ValueError(f"use={use!r}, but this run was loaded with the weights {run.weights!r}; "
+                         f"load_run(..., use={use!r})")
+    return run
+
 def _report_unreadable(unreadable, total):
     "Say what was left out; if it is all, that is an error"
     if not unreadable: return
@@ -233,10 +247,10 @@ def predict(
     tta:str|Sequence="", # Views to average over, as for `pick_views`; none if empty
     bs:int=64, # Samples in a batch
     device:str|torch.device|None=None, # Where to compute; where a loaded run is, else the setting `device`, if None
+    use:str="auto", # Weights: "trained", "ema" (their average), or "auto": the average where the file has one
 )->Predictions: # `id`, `prediction`, `probabilities` of each; `task/prediction` ... where there are several tasks
     "Predict new images from the run folder alone"
-    if not isinstance(run, LoadedRun): run = load_run(run, device)
-    elif device is not None: run.model.to(pick_device(str(device)))
+    run = _loaded(run, device, use)
     model = _model_of(run, tta)
     names,values = find_inputs(items)
     rows = []
@@ -246,7 +260,7 @@ def predict(
         for n,position in enumerate(batch["index"].tolist()):
             rows.append(dict(id=names[position], **{name:column[n] for name,column in columns.items()}))
     _report_unreadable(unreadable, len(names))
-    return Predictions(rows, unreadable)
+    return Predictions(rows, unreadable, run.weights)
 
 # %% ../../nbs/library/515_learner.predict.ipynb #06c9a562
 __getattr__ = moved_names(__name__, {

@@ -37,7 +37,7 @@ class Distribute(TrainCallback):
         self.world = n_ranks()
         self.active = False
         self.clean = True
-        self.control = _control_group(accelerator.device)
+        self.control = None # the group in which they talk about other things than gradients; None: the launch's own
 
     def before_fit(self):
         if self.learn.phase == "lr_find":
@@ -48,12 +48,6 @@ class Distribute(TrainCallback):
         if not self.active: self.begin()
 
     def before_train(self): self.learn.parallel.wrap() # a callback may have frozen layers for this epoch
-
-def _control_group(device):
-    "The group in which processes talk about other things than gradients, over gloo; None for one process"
-    if n_ranks() == 1: return None
-    if device.type == "cpu": return dist.group.WORLD
-    return dist.new_group(backend="gloo")
 
 def check_batches(
     learn:VitLearner, # Before a fit
@@ -81,10 +75,11 @@ def check_batches(
 def begin(self:Distribute):
     "Compare the processes, wrap the model, and take the Learner's passes over"
     self.clean = True
+    self.active = True
+    if self.world > 1 and dist.get_backend() != "gloo": self.control = dist.new_group(backend="gloo")
     self.compare()
     self.learn.parallel = Together(self.learn, self.accelerator)
     self.stop_together()
-    self.active = True
 
 @patch
 def compare(self:Distribute):
@@ -101,6 +96,9 @@ def end(self:Distribute):
     self.active = False
     for cb in self.learn.cbs: vars(cb).pop("reason", None)
     forget_models(self.accelerator)
+    if self.control is None: return
+    dist.destroy_process_group(self.control) # with its threads, which must not see the interpreter's end
+    self.control = None
 
 # %% ../../nbs/library/528_learner.ranks.ipynb #13c6bb6f
 @patch

@@ -79,8 +79,9 @@ def resume_config(self:VitLearner)->dict: # Names and plain values, one level
     "Collect all that must be the same for a run to go on"
     deciding = [cb for cb in self.cbs if hasattr(type(cb), "resume_fields")]
     engine = {type(cb).__name__:{name:vars(cb)[name] for name in cb.resume_fields} for cb in deciding}
+    further = {} if self.valid_every == 1 else dict(valid_every=self.valid_every) # earlier states know no other
     return flat(dict(self.config, seed=self.seed, epochs=self.n_epoch, precision=str(self.dtype), compile=self.compiled,
-                     companions=sorted(self.companions), engine=engine))
+                     companions=sorted(self.companions), engine=engine, **further))
 
 def _position(learn):
     "Epoch and batch to go on with, and how many epochs are done by then"
@@ -264,13 +265,18 @@ def _put_back(learn):
         set_rng_state(generators)
         for name,count in counters.items(): setattr(learn, name, count)
 
+# %% ../../nbs/library/508_learner.resume.ipynb #dbb49f52
 def _try_batches(learn, batches, timer):
     "Train and validate a few batches; the loss of the last one of training"
+    before = learn.valid_every
     learn.max_batches = batches
+    learn.valid_every = 1
     try:
         with learn.no_logging(), learn.removed_cbs(learn._grab_cbs(LiveView)):
             learn.fit(1000, cbs=timer) # room for any warm-up
-    finally: learn.max_batches = None
+    finally:
+        learn.max_batches = None
+        learn.valid_every = before
     steps = learn.recorder.steps
     return steps[-1]["loss"] if steps else None
 

@@ -55,7 +55,7 @@ def _model_of(run_or_checkpoint, device):
     "The model in evaluation mode, and the checkpoint it came from (None if it was given)"
     if isinstance(run_or_checkpoint, nn.Module): return run_or_checkpoint.to(device).eval(), None
     checkpoint = find_checkpoint(run_or_checkpoint)
-    return load_model(checkpoint, device), checkpoint
+    return load_model(checkpoint, device, use="auto"), checkpoint
 
 def _labels(loader):
     "The label of each cube of a loader, in its order; None if there is only one"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .base import Loss, make_loss, weigh
 from .classify import CrossEntropy # noqa: F401, registers its losses
+from .ordinal import OrdinalCSILoss # noqa: F401, registers its losses
 from .regress import SquaredError # noqa: F401, registers its losses
 from ..task import Column, Tasks, column
 

@@ -117,11 +117,12 @@ class ConcatFusion(nn.Module):
 
 # %% ../../nbs/library/248_models.dfca.ipynb #f71397eb
 def present_samples(
-    spectral:Tensor, # Spectral images, `(B,C,H,W)`; NaN where a sample has none
+    spectral:Tensor, # Spectral images, `(B,C,H,W)`; NaN, or 0 everywhere, where a sample has none
     rate:float, # Share of samples that lose theirs
     training:bool, # Whether any lose theirs
 )->Tensor: # `(B,)`, bool
     "Look which samples have a spectral image, once some have been taken away in training"
-    there = ~spectral.isnan().flatten(1).any(1)
+    rows = spectral.flatten(1)
+    there = rows.any(1) & ~rows.isnan().any(1)
     if not training: return there
     return there & (torch.rand(len(spectral), device=spectral.device) >= rate)

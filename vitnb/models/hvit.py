@@ -92,6 +92,11 @@ def fuse(self:HierarchicalViT,
     fused = self.fusion(x.flatten(1, 2), other.flatten(1, 2), bias).unflatten(1, x.shape[1:3])
     return fused if there is None else torch.where(there, fused, x)
 
+@patch
+def idle(self:HierarchicalViT)->Tensor: # 0
+    "Give the spectral stream a gradient of 0 in a batch without spectra: several processes wait for each gradient"
+    return 0.*sum(p.sum() for p in (*self.spectral.parameters(), *self.fusion.parameters()))
+
 # %% ../../nbs/library/250_models.hvit.ipynb #2f7aa311
 @patch
 def forward_features(self:HierarchicalViT,
@@ -104,8 +109,8 @@ def forward_features(self:HierarchicalViT,
     if spectral is None and lesion is not None:
         raise ValueError("a lesion mask steers attention to the spectral stream, and there is no spectral image")
     x = self.encode(x)
-    if spectral is not None: x = self.fuse(x, spectral, lesion)
-    return x
+    if spectral is not None: return self.fuse(x, spectral, lesion)
+    return x + self.idle() if self.spectral is not None and self.training else x
 
 @patch
 def forward_head(self:HierarchicalViT,

@@ -6,10 +6,8 @@ import torch
 
 from vitnb.callback.sensors import MaskedSensors, add_band_noise
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.sensors import sensor_learner
 from vitnb.losses.reflectance import ReflectanceLoss
 from vitnb.models.protocol import create_model
-from vitnb.testing import differences
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +62,3 @@ def test_noise_is_in_what_is_seen_and_not_in_the_target(sensors):
     expected = pretext.loss.terms(out, batch["clean"], batch["mask"])
     assert all(torch.equal(v[0], expected[k][0]) for k,v in pretext.terms(out, batch).items())
     assert prepared(sensors, noise=3., training=False)[2].get("clean") is None
-
-
-def test_two_runs_of_one_seed_are_the_same(sensors, tmp_path):
-    def run(seed):
-        learn = sensor_learner(model_of(sensors), sensors, ReflectanceLoss(), 5, 1e-3, seed=seed, noise=1., path=tmp_path)
-        learn.progress.plot,learn.logger = False,lambda *a: None
-        learn.fit(1)
-        return learn.model.state_dict()
-    first,second,other = run(3),run(3),run(4)
-    assert not differences(first, second) and differences(first, other)

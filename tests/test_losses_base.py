@@ -37,7 +37,7 @@ def data(case, n, seed=0):
     return 2*torch.randn(n, width, generator=g), torch.randint(K, (n,), generator=g), known
 
 
-def test_all_losses_of_rows_are_here(): # those of views compare rows with each other: see test_contrastive_losses
+def test_all_losses_of_rows_are_here(): # those of views compare rows with each other: see test_losses_contrastive
     assert {name for name,_ in CASES.values()} == {k for k in losses.names() if not issubclass(losses[k], ViewLoss)}
 
 

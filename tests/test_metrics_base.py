@@ -19,7 +19,7 @@ from torch.nn.functional import one_hot
 
 from vitnb.metrics.base import EpochMetric, make_task_metrics, metric_columns, metrics
 from vitnb.metrics.classify import bootstrap_interval
-from vitnb.metrics.scores import Score, answers, drawn_weights, intervals, n_classes, right_answers, sum_ratio
+from vitnb.metrics.scores import Score, answers, drawn_weights, n_classes, right_answers, sum_ratio
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Task, Tasks, Value
 
 ZONES = tuple(f"zone {i}" for i in range(6))
@@ -401,17 +401,3 @@ def test_samples_are_drawn_and_not_zones():
         for m in mets: m.accumulate(SimpleNamespace(pred=p, yb=(y,)))
         spans.append([m.interval(draws=500) for m in mets])
     assert np.array(spans[0]) == pytest.approx(np.array(spans[1]))
-
-def test_options_of_an_interval_act():
-    of = dict(a=lambda w: (w*np.arange(50)).sum()/50)
-    base = intervals(of, 50, draws=200)
-    assert base == intervals(of, 50, draws=200) != intervals(of, 50, draws=200, seed=1)
-    wide = intervals(of, 50, draws=200, level=.99)
-    assert wide["a"][0] < base["a"][0] and wide["a"][1] > base["a"][1]
-    for kw in (dict(draws=0), dict(level=1.), dict(level=0)):
-        with pytest.raises(ValueError, match="level="): intervals(of, 50, **kw)
-
-def test_sets_in_which_a_score_is_undefined_are_left_out():
-    of = dict(never=lambda w: math.nan, seldom=lambda w: w[0] if w[0] else math.nan)
-    got = intervals(of, 5, draws=300)
-    assert all(map(math.isnan, got["never"])) and got["seldom"][0] >= 1

@@ -3,7 +3,6 @@ import copy
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import contrastive_worker as worker
@@ -11,17 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_worker import ARCHS, image_set, make, outcome, photos
+from contrastive_worker import ARCHS, make, outcome, quiet_fit
 from tiny_tasks import Die, DieAt
 
 from vitnb.callback.base import TrainCallback
 from vitnb.callback.contrastive import Contrastive, MomentumTeacher, ProjectionHead, make_teacher, put_head
-from vitnb.callback.health import CollapseAlarm, CollapseWarning, effective_rank, is_collapsed, measure, measures
-from vitnb.callback.panel import HealthLive
 from vitnb.callback.pretext import make_pretext, pretexts
-from vitnb.data.augment import Draws, train_pipeline
-from vitnb.data.simclr import IntensityJitter, RandomGrayscale
-from vitnb.data.transform import make_pipeline
 from vitnb.launch import Ranks
 from vitnb.learner.core import load_model, run_callbacks
 from vitnb.losses.contrastive import InfoNCELoss, NTXentLoss, VICRegLoss
@@ -29,195 +23,6 @@ from vitnb.models.protocol import create_model
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
-
-
-def quiet_fit(learn, n, **kw):
-    with learn.no_bar(): learn.fit(n, **kw)
-    return learn
-
-
-# ---------------------------------------------------------------------------------------------- views
-
-def recipe(**kw): return {o.pop("name"): o for o in train_pipeline("simclr", 32, [.5]*3, [.2]*3, **kw).config()}
-
-
-def test_the_recipe_is_the_guides():
-    "Checklist of the guide: crops of 0.2 to 1, flips, strong jitter on 80 %, grey, a blur whose sigma is 0.1 to 2, normalised at the end"
-    steps = recipe()
-    assert list(steps) == ["RandomResizedCrop", "Flip", "RGBJitter", "RandomGrayscale", "GaussianBlur", "Normalize"]
-    assert steps["RandomResizedCrop"]["scale"] == [.2, 1.] and steps["Flip"] == dict(p=.5)
-    assert steps["RGBJitter"] == dict(brightness=.8, contrast=.8, saturation=.8, hue=.2, p=.8)
-    assert steps["RandomGrayscale"] == dict(p=.2) and steps["GaussianBlur"] == dict(p=.5, sigma=[.1, 2.])
-
-
-@pytest.mark.parametrize("option,step,name,value", [("scale", "RandomResizedCrop", "scale", [.5, .9]), ("flip", "Flip", "p", .1), ("jitter_p", "RGBJitter", "p", .3),
-                                                    ("gray", "RandomGrayscale", "p", .6), ("blur", "GaussianBlur", "p", .1), ("sigma", "GaussianBlur", "sigma", [.2, .3])])
-def test_every_option_of_the_recipe_acts(option, step, name, value): assert recipe(**{option: value})[step][name] == value
-
-
-def test_strength_scales_all_of_the_jitter():
-    assert recipe(jitter=.5)["RGBJitter"] == dict(brightness=.4, contrast=.4, saturation=.4, hue=.1, p=.8)
-
-
-def test_every_sample_and_every_view_has_draws_of_its_own():
-    "What the guide's code gets wrong: eight copies of one image come out identical"
-    data = image_set(n=72)
-    data.splits["train"].items[:] = data.splits["train"].items[0]
-    learn = make(data=data)
-    batch = learn.dls.train.make_batch(np.arange(8), 0)["image"]
-    assert batch.shape == (8, 2, 3, 16, 16)
-    views = batch.flatten(0, 1).flatten(1)
-    assert (torch.cdist(views, views) + torch.eye(16)).min() > .1
-    assert not torch.equal(batch, learn.dls.train.make_batch(np.arange(8), 1)["image"]), "and another in the next epoch"
-    assert torch.equal(batch, learn.dls.train.make_batch(np.arange(8), 0)["image"])
-
-
-def test_a_pipeline_is_made_again_from_its_configuration():
-    pipeline = train_pipeline("simclr", 16, [.5]*3, [.2]*3)
-    again,draws = make_pipeline(pipeline.config()),Draws(1, 0, np.arange(5))
-    x = torch.from_numpy(photos(5)).permute(0, 3, 1, 2)
-    assert torch.equal(pipeline(x, draws), again(x, draws))
-
-
-def test_grey_is_that_of_the_eye_and_spares_other_channels():
-    x = torch.from_numpy(photos(400, channels=5)).permute(0, 3, 1, 2)
-    grey = RandomGrayscale(.2)(x, Draws(1, 0, np.arange(400)))
-    hit = (grey[:,0] == grey[:,1]).flatten(1).all(1)
-    assert abs(hit.float().mean() - .2) < .06 and torch.equal(grey[:,3:], x[:,3:]) and torch.equal(grey[~hit], x[~hit])
-    eye = x[hit,0]*.2989 + x[hit,1]*.587 + x[hit,2]*.114
-    assert all((grey[hit,c].float() - eye).abs().max() <= 1 for c in range(3))
-
-
-def test_intensity_is_one_gain_and_one_contrast_for_all_channels():
-    x = torch.rand(300, 6, 8, 8) + .2
-    draws = lambda: Draws(1, 0, np.arange(300))
-    y = IntensityJitter(.8, .5, p=.8)(x, draws())
-    hit = (y != x).flatten(1).any(1)
-    assert abs(hit.float().mean() - .8) < .07
-    gain,contrast = IntensityJitter(.8, .5, p=.8).draw((8, 8), draws())
-    assert .2 <= gain.min() < .3 and 1.7 < gain.max() <= 1.8 and contrast[hit].min() < .6 and contrast.max() > 1.4
-    for i in (0, 7, 33):
-        for c in range(6):
-            mean = x[i,c].mean()
-            assert torch.allclose(y[i,c], gain[i]*(mean + contrast[i]*(x[i,c] - mean)), atol=1e-5)
-    bytes_ = IntensityJitter(.8, .5, p=1.)((100*x).byte(), draws())
-    assert bytes_.dtype == torch.uint8 and bytes_.max() > 150
-
-
-@pytest.mark.parametrize("transform", [lambda: RandomGrayscale(1.5), lambda: IntensityJitter(p=-1), lambda: IntensityJitter(-.1)])
-def test_a_transform_refuses_what_means_nothing(transform):
-    with pytest.raises(ValueError, match="must (lie|be)"): transform()
-
-
-def test_more_than_three_channels_train():
-    "8-bit images with further channels keep these; cubes of decimal numbers leave colours out"
-    data = image_set(channels=5)
-    learn = quiet_fit(make(data=data), 1)
-    assert learn.model.in_chans == 5 and np.isfinite(learn.recorder.rows[0]["train_loss"])
-    cubes = image_set(channels=5)
-    for split in cubes.splits.values(): split.items = (split.items/255).astype(np.float32)
-    with pytest.raises(ValueError, match="aug_kw=dict\\(color=False\\)"): make(data=cubes, loader_kw=dict(aug_kw={})).dls.train.one_batch()
-    learn = quiet_fit(make(data=cubes, loader_kw=dict(aug_kw=dict(color=False))), 1)
-    assert np.isfinite(learn.recorder.rows[0]["valid_loss"])
-
-
-# ---------------------------------------------------------------------------------------------- health
-
-def slow(name, z):
-    "The definitions, sample by sample"
-    z = (z/z.norm(dim=-1, keepdim=True)).double()
-    n = len(z)
-    if name == "alignment": return sum(((a - b)**2).sum().item() for a,b in z)/n
-    if name == "uniformity":
-        near = [math.exp(-2*((z[i,0] - z[j,0])**2).sum().item()) for i in range(n) for j in range(n) if i != j]
-        return math.log(sum(near)/len(near))
-    rows = z.flatten(0, 1).numpy()
-    if name == "spread": return rows.std(0).mean()
-    share = np.linalg.svd(rows, compute_uv=False)
-    share = share[share > 1e-12]/share.sum()
-    return math.exp(-(share*np.log(share)).sum())
-
-
-@pytest.mark.parametrize("name", measures)
-@pytest.mark.parametrize("n,width", [(6, 4), (9, 20), (30, 8)])
-def test_a_measure_is_its_definition(name, n, width):
-    z = torch.randn(n, 2, width, generator=torch.Generator().manual_seed(n))
-    assert measure(name, z) == pytest.approx(slow(name, z), rel=1e-3)
-    assert measure(name, z*torch.rand(n, 2, 1).add(.1)) == pytest.approx(slow(name, z), rel=1e-3), "lengths do not matter"
-
-
-def test_closed_forms_of_the_measures():
-    "A02: one point, an orthonormal basis, and directions at random"
-    one = torch.ones(8, 2, 16)
-    assert [measure(k, one) for k in ("alignment", "uniformity", "spread")] == pytest.approx([0, 0, 0], abs=1e-3) and effective_rank(one[:,0]) == pytest.approx(1, abs=1e-3)
-    assert effective_rank(torch.eye(8)) == pytest.approx(8, abs=1e-4) and effective_rank(torch.zeros(4, 3)) == 1
-    assert measure("uniformity", torch.eye(8)[:,None].expand(8, 2, 8)) == pytest.approx(-4, abs=1e-5)
-    assert measure("spread", torch.randn(8192, 2, 128, generator=torch.Generator().manual_seed(0))) == pytest.approx(.0884, abs=1e-3)
-
-
-def test_validation_measures_all_batches_together():
-    learn = quiet_fit(make(engine={}), 1)
-    learn.model.eval()
-    learn.dls.valid.set_epoch(0) # validation has the same draws each time
-    with torch.no_grad(): parts = [learn.model(learn.pretext.prepare(learn, b)["image"]).view(-1, 2, 16) for b in learn.dls.valid]
-    row = learn.recorder.rows[-1]
-    assert len(parts) == 2
-    for name in ("alignment", "effective_rank", "spread"): assert row[name] == pytest.approx(slow(name, torch.cat(parts)), rel=1e-3), name
-
-
-def test_columns_are_declared_with_their_directions():
-    learn = make()
-    better = {k: c.better for k,c in learn.columns.items()}
-    assert {k: better[k] for k in measures} == dict(alignment="min", uniformity="min", effective_rank="max", spread="max")
-    assert better["spread_ema"] == "max" and learn.monitor == "valid_loss"
-    quiet_fit(learn, 1)
-    assert set(measures) < set(learn.recorder.rows[0])
-    assert {"train_invariance", "valid_covariance"} < set(make(pretext=dict(loss="vicreg")).columns)
-    assert make(pretext=dict(loss="dino")).columns["valid_teacher_entropy"].better == ""
-
-
-# ---------------------------------------------------------------------------------------------- alarm
-
-@pytest.mark.parametrize("loss,at,spread,width,said", [
-    (math.log(127), math.log(127), 0., 128, True), (4.84, math.log(127), .0884, 128, False), (3.1, math.log(127), 0., 128, False),
-    (8.317766, math.log(4096), 0., 4096, True), (11.090355, math.log(65536), 0., 65536, True), (.001, 0., 1e-4, 64, True), (.001, 0., .1, 64, False)])
-def test_collapse_is_a_loss_at_its_value_without_spread(loss, at, spread, width, said): assert is_collapsed(loss, at, spread, width) == said
-
-
-class Collapse(TrainCallback):
-    "Make the head forget everything"
-    order = -10
-    def before_epoch(self):
-        last = self.learn.model.get_classifier().layers[-1]
-        with torch.no_grad(): last.weight.zero_()
-
-
-@pytest.mark.parametrize("loss", ["ntxent", "infonce"])
-def test_the_alarm_speaks_in_a_fit(loss):
-    learn = make(pretext=dict(loss=loss), cbs=[Collapse()], lr=1e-9, schedule="constant")
-    with pytest.warns(CollapseWarning, match="for 2 epochs the loss lies at .* which is that of features that are all the same") as said: quiet_fit(learn, 3)
-    assert len([o for o in said if o.category is CollapseWarning]) == 1, "once"
-    assert learn.recorder.rows[-1]["train_loss"] == pytest.approx(math.log(31 if loss == "ntxent" else 16), abs=1e-4) == learn.pretext.collapse_value
-
-
-@pytest.mark.parametrize("epochs,cbs", [(1, [Collapse()]), (3, [])])
-def test_the_alarm_is_silent_after_one_epoch_and_where_features_are_well(epochs, cbs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", CollapseWarning)
-        quiet_fit(make(cbs=cbs, lr=1e-9 if cbs else .05, schedule="constant"), epochs)
-
-
-def test_patience_counts_epochs_in_a_row():
-    with pytest.raises(ValueError, match="patience=0"): CollapseAlarm(1., 8, 0)
-    alarm = CollapseAlarm(1., 8, 2)
-    rows = [dict(train_loss=1., spread=0.), dict(train_loss=.5, spread=.3), dict(train_loss=1., spread=0.)]
-    for row in rows:
-        alarm.learn = type("L", (), dict(recorder=type("R", (), dict(rows=[row]))))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            alarm.after_epoch()
-    assert alarm.state_dict() == dict(epochs=1)
-    with pytest.warns(CollapseWarning): alarm.after_epoch()
 
 
 # ---------------------------------------------------------------------------------------------- head
@@ -446,18 +251,6 @@ def test_a_model_of_a_task_that_adds_nothing_is_rebuilt_as_before():
     net = create_model("hvit_micro", num_classes=3, **ARCHS["hvit_micro"])
     pretexts["masked"].rebuild(net, dict(name="masked"))
     assert isinstance(net.get_classifier(), torch.nn.Linear)
-
-
-# ---------------------------------------------------------------------------------------------- panel
-
-def test_the_panel_is_drawn_and_the_run_does_not_notice(tmp_path):
-    plain,seen = quiet_fit(make(), 2),quiet_fit(make(cbs=[HealthLive(tmp_path, n=6, share=1.)]), 2)
-    assert not differences(outcome(plain)["model"], outcome(seen)["model"])
-    assert not differences(plain.recorder.rows, seen.recorder.rows, ["seconds"])
-    assert (tmp_path/"health.png").read_bytes()[:4] == b"\x89PNG"
-    figure = seen.pretext.draw(seen, 6)
-    assert figure.axes[3].images[0].get_array().shape == (6, 6)
-    assert seen.pretext.collapse_value in figure.axes[0].lines[-1].get_ydata()
 
 
 # ---------------------------------------------------------------------------------------------- several processes

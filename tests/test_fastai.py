@@ -36,12 +36,13 @@ import vitnb.learner.resume as resume
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
-from vitnb.learner.fastai import callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names, load_arguments, loaders_names
+from vitnb.learner.fastai import (
+    callback_names, check_callback, fastai_names, interpretation_names, learner_arguments, learner_names,
+    load_arguments, loaders_names)
 from vitnb.learner.loop import VitLearner
 from vitnb.learner.optim import GradClip
 from vitnb.losses.objective import make_objective
 from vitnb.models.protocol import create_model
-from vitnb.task import MultiLabel, Ordinal, Tasks, Value
 
 DIGITS = load_set("digits", limit=8)
 
@@ -343,34 +344,6 @@ def test_predict_takes_all_forms_of_an_image(trained, tmp_path):
     assert grey[0] == name, "a grey image becomes three channels, as in the set"
 
 
-KINDS = dict(labels=(MultiLabel(("a", "b", "c")), (3,)), zones=(Ordinal(("left", "right"), levels=4), (2, 4)), level=(Ordinal(levels=4), (4,)), value=(Value(("age",)), (1,)))
-
-
-class Heads(nn.Module):
-    "The same prediction for each image, for each head"
-    def __init__(self, outputs): super().__init__(); self.outputs = nn.ParameterDict({k:nn.Parameter(v) for k,v in outputs.items()})
-    def forward(self, x): return {k:v.expand(len(x), *v.shape) for k,v in self.outputs.items()}
-
-
-def test_predict_of_several_tasks():
-    "Decoded from what the model gives: a label of probability .3 is not there"
-    torch.manual_seed(0)
-    outputs = {k:torch.randn(shape) for k,(_,shape) in KINDS.items()}
-    outputs["labels"] = torch.tensor([-1., 2, .5])
-    tasks = Tasks({k:task for k,(task,_) in KINDS.items()})
-    dls = loaders()
-    for o in dls.loaders: o.dataset.tasks,o.dataset.targets = tasks,{}
-    found = VitLearner(dls, Heads(outputs), make_objective(tasks), precision="fp32").predict(DIGITS.read("valid", 0))
-    assert found["labels"][0] == ["b", "c"] and torch.allclose(found["labels"][2], outputs["labels"].sigmoid())
-    assert found["zones"][0] == dict(zip(("left", "right"), outputs["zones"].argmax(-1).tolist()))
-    assert found["level"][0] == outputs["level"].argmax().item() and found["value"][0] == dict(age=pytest.approx(outputs["value"].item()))
-
-
-def test_predict_needs_a_task():
-    learn = VitLearner(loaders(), create_model("densenet_micro", num_classes=10, img_size=8), nn.CrossEntropyLoss(), precision="fp32")
-    with pytest.raises(ValueError, match="no task"): learn.predict(DIGITS.read("valid", 0))
-
-
 def test_show_results(trained):
     trained.show_results(max_n=4, shuffle=False)
     _,_,_,said = trained.get_preds(with_input=True, with_decoded=True)
@@ -569,6 +542,12 @@ def test_loaders_work():
     if torch.cuda.is_available(): assert dls.cuda().device.type == "cuda"
 
 
+def test_items_of_a_loader_keep_their_labels(trained):
+    items = [trained.dls.valid.items[i] for i in (5, 1)]
+    batch,plain = (trained.dls.test_dl(items, with_labels=k).one_batch() for k in (True, False))
+    assert batch["target"].tolist() == DIGITS.split("valid").labels[[5, 1]].tolist() and batch["index"].tolist() == [5, 1] and plain.get("target") is None
+
+
 def test_test_dl(trained, tmp_path):
     "New images in batches, in their order, without targets"
     arrays = [DIGITS.read("test", i) for i in range(20)]
@@ -580,18 +559,6 @@ def test_test_dl(trained, tmp_path):
         assert dl.one_batch().get("target") is None and len(dl.dataset) == 20
         assert torch.allclose(trained.get_preds(dl=dl)[0], whole, atol=1e-6)
     assert len(trained.dls.test_dl(paths[0]).dataset) == 1
-
-
-def test_items_of_a_loader_keep_their_labels(trained):
-    items = [trained.dls.valid.items[i] for i in (5, 1)]
-    batch,plain = (trained.dls.test_dl(items, with_labels=k).one_batch() for k in (True, False))
-    assert batch["target"].tolist() == DIGITS.split("valid").labels[[5, 1]].tolist() and batch["index"].tolist() == [5, 1] and plain.get("target") is None
-
-
-@pytest.mark.parametrize("call,say", [(lambda d: d.test_dl([]), "nothing to load"), (lambda d: d.test_dl([np.zeros((8, 8), np.uint8)], with_labels=True), "no labels"),
-    (lambda d: d.test_dl(["x"], rm_type_tfms=1), "leave them out"), (lambda d: d.test_dl([d.train.items[0], d.valid.items[0]]), "several datasets")])
-def test_test_dl_refuses(call, say):
-    with pytest.raises(ValueError, match=say): call(loaders())
 
 
 # interpretation
@@ -630,16 +597,6 @@ def test_top_losses(trained):
     found.plot_top_losses([0, 2], largest=False)
     found.show_results(at)
     assert [a.get_title() for a in plt.gcf().axes if a.get_title()] == [f"{DIGITS.classes[y]} / {DIGITS.classes[d]}" for d,y in zip(decoded, t)]
-
-
-def test_a_set_without_classes_is_not_interpreted():
-    "10 classes gave a matrix of one entry, and zones would give one of none"
-    dls = loaders()
-    for o in dls.loaders: o.dataset.tasks = Tasks.of(Ordinal(levels=10))
-    learn = VitLearner(dls, create_model("densenet_micro", num_classes=10, img_size=8), make_objective(dls.tasks), precision="fp32")
-    with pytest.raises(AttributeError, match="task_report"): interpret.ClassificationInterpretation.from_learner(learn)
-    assert hasattr(vitnb.all, "task_report") and not hasattr(dls.valid, "vocab") and list(loaders().valid.vocab) == list(DIGITS.classes)
-    assert len(interpret.Interpretation.from_learner(learn).top_losses(2)[0]) == 2
 
 
 INTERPRETATION = dict(__init__=test_confusion, from_learner=test_confusion, confusion_matrix=test_confusion, most_confused=test_confusion, plot_confusion_matrix=test_confusion,

@@ -1,0 +1,82 @@
+"Processes of one command: their port, their number, their environment, and their end"
+import os
+import socket
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+import vitnb.launch as launch
+from vitnb.launch import Ranks, check_processes, end_tree, free_port
+
+CPU = torch.device("cpu")
+SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+
+
+def test_a_port_in_use_is_refused_and_a_free_one_can_be_had():
+    with socket.socket() as held:
+        held.bind(("", 0))
+        held.listen()
+        with pytest.raises(ValueError, match="is in use on this machine.*choose another"): free_port(held.getsockname()[1])
+    port = free_port()
+    assert free_port(port) == port
+
+
+@pytest.mark.parametrize("n", [0, -1, True, 1.5, "2", None])
+def test_a_number_of_processes_is_whole(n):
+    with pytest.raises(ValueError, match="whole number from 1"): check_processes(n, CPU)
+
+
+@pytest.mark.parametrize("cores,most", [(4, 4), (1, 2), (None, 2)])
+def test_there_are_no_more_processes_than_cores(monkeypatch, cores, most):
+    "Two can always be tried"
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: cores)
+    assert check_processes(most, CPU) == most
+    with pytest.raises(ValueError, match=f"this machine has {most} cores; use at most {most}"): check_processes(most + 1, CPU)
+
+
+def test_each_knows_its_rank_and_all_the_same_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of another launch")
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT COLOUR TORCHELASTIC_RUN_ID".split()
+    code = f"import os; print(*(os.environ.get(name) for name in {names}))"
+    logs = [open(tmp_path/f"{rank}", "w") for rank in range(2)]
+    with Ranks([sys.executable, "-S", "-c", code], 2, logs=dict(enumerate(logs)), COLOUR="red") as ranks: assert ranks.wait() == [0, 0]
+    for log in logs: log.close()
+    first,second = ((tmp_path/f"{rank}").read_text().split() for rank in range(2))
+    assert first[:4] == ["0", "0", "2", "2"] and second[:4] == ["1", "1", "2", "2"]
+    assert first[4:] == second[4:] == ["127.0.0.1", first[5], "red", "None"]
+
+
+def test_the_failure_of_one_ends_the_others():
+    code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"
+    with Ranks([sys.executable, "-S", "-c", code], 2, grace=0) as ranks: assert ranks.wait() == [-9, 3]
+    assert ranks.ended == {1:3}, "who failed by itself is known"
+
+
+def test_leaving_the_block_leaves_nobody():
+    with Ranks(SLEEP, 2) as ranks: assert ranks.codes() == [None, None]
+    assert ranks.codes() == [-9, -9]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_a_process_is_ended_with_what_it_started(itself):
+    code = f"import subprocess, time; subprocess.Popen({SLEEP}); time.sleep(600)"
+    parent = psutil.Popen([sys.executable, "-S", "-c", code])
+    while not parent.children(): time.sleep(.01)
+    (child,) = parent.children()
+    end_tree(parent.pid, itself)
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE: time.sleep(.01) # nobody waits for it
+    assert parent.wait() == -9 if itself else parent.poll() is None
+    end_tree(parent.pid)
+    assert parent.wait() == -9
+    end_tree(parent.pid) # who is gone already is no error
+
+
+def test_a_rank_takes_its_share_of_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch.os, "cpu_count", lambda: 12)
+    with Ranks([sys.executable, "-S", "-c", "import os, sys; sys.exit(int(os.environ['OMP_NUM_THREADS']))"], 3) as ranks:
+        assert ranks.wait(calm=lambda code: True) == [4, 4, 4]
+    assert "OMP_NUM_THREADS" not in os.environ
