@@ -473,6 +473,14 @@ def test_weights_of_another_patch_fit():
     flat = torch.ones(1, 3, 32, 32)
     with torch.no_grad(): assert torch.allclose(new.patch_embed(flat)[0,0,0], old.patch_embed(flat)[0,0,0], atol=1e-3)
 
+def test_filters_of_three_colours_fit_six_channels_with_the_same_response():
+    "A20: repeated and halved; on an image that is repeated too nothing changes"
+    three,six = seeded(),seeded(in_chans=6, seed=3)
+    report = load_weights(six, three.state_dict(), adapt=fit_hvit_state)
+    assert report.adapted == ["patch_embed.proj.weight"]
+    x = images(2, 3, 16, 16)
+    with torch.no_grad(): assert torch.allclose(six.eval()(x.repeat(1, 2, 1, 1)), three.eval()(x), atol=3e-5)
+
 def test_two_streams_take_the_weights_of_one_and_say_what_is_random():
     one,two = seeded(),seeded(1, spectral_channels=2)
     report = load_weights(two, one.state_dict(), "phase 1", fit_hvit_state, two.fresh)

@@ -335,6 +335,7 @@ def test_class_weights_reach_the_loss():
     counts = np.bincount(learn.dls.train.dataset.labels)
     assert torch.equal(learn.objective.loss_of("").weight, class_weights(counts)) and learn.config["training"]["class_weights"]
     with pytest.raises(ValueError, match="twice"): tiny_learner(class_weights=True, loss_kw=dict(weight=[1.]*10))
+    with pytest.raises(ValueError, match="sampling='balanced' draws all classes equally often.*twice"): vit_learner(image_loaders(load_set("digits"), bs=8, device="cpu", workers=0, sampling="balanced"), "swin_micro", device="cpu", class_weights=True)
 
 
 def test_compiled_in_place(tmp_path):

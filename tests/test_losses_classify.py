@@ -81,6 +81,12 @@ def test_focal_oracle():
     for gamma,alpha,want in ((0, None, .239545), (2, None, .0108693), (2, .25, .00271733)):
         assert FocalLoss(gamma, alpha)(one, y).item() == pytest.approx(want, rel=1e-5)
 
+def test_focal_of_one_probability_and_of_a_uniform_answer():
+    "A19: not divided by the number of classes"
+    sure = torch.tensor([[math.log(.9), math.log(.1)]])
+    assert FocalLoss(2.)(sure, torch.tensor([0])).item() == pytest.approx(.00105361, rel=1e-5)
+    assert FocalLoss(2.)(torch.zeros(3, 7), torch.tensor([0, 3, 6])).item() == pytest.approx(1.429648, rel=1e-6)
+
 @pytest.mark.parametrize("gamma", [0., .5, 1., 2., 5.])
 @pytest.mark.parametrize("alpha", [None, W])
 def test_focal_against_a_slow_reference(gamma, alpha):

@@ -12,7 +12,7 @@ from vitnb.callback.pretext import Pretext
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet
-from vitnb.learner.core import run_callbacks, vit_learner
+from vitnb.learner.core import run_callbacks, train_callbacks, vit_learner
 from vitnb.learner.optim import make_optimizer
 from vitnb.learner.predict import load_run
 from vitnb.learner.transfer import (Pretrained, SizeSchedule, head_names, legal_size, load_backbone, read_pretrained, scale_head,
@@ -265,6 +265,27 @@ def test_a_killed_second_phase_goes_on_with_the_same_bits(phase1, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+# ---- the guide's loss and its mixing
+
+def test_a_mixed_step_of_the_combined_loss_is_that_of_its_formula(phase1):
+    "Half focal loss with gamma 2, half cross-entropy with smoothing .1, of the soft targets of MixUp and CutMix"
+    class Seen(TrainCallback):
+        order = 150
+        def __init__(self): self.steps = []
+        def after_loss(self):
+            if self.training: self.steps.append((self.learn.pred.detach(), self.learn.batch["target"], self.learn.loss.item()))
+    learn = second(phase1, loss="combined", label_smoothing=.1, cbs=[Seen(), *train_callbacks(mixup=.8, cutmix=1., ema_half_life=1.)])
+    learn.fit(2)
+    assert len(learn.seen.steps) == learn.opt_steps > 4
+    for pred,target,loss in learn.seen.steps:
+        assert target.shape == pred.shape and torch.allclose(target.sum(1), torch.ones(len(target)))
+        logs = pred.double().log_softmax(1)
+        focal = -(target*(1 - logs.exp())**2*logs).sum(1).mean()
+        smooth = -((.9*target + .01)*logs).sum(1).mean()
+        assert loss == pytest.approx(.5*focal.item() + .5*smooth.item(), rel=1e-5)
+    assert any(((target > 0) & (target < 1)).any() for _,target,_ in learn.seen.steps)
+
+
 # ---- images that grow
 
 class Shapes(TrainCallback):
@@ -283,6 +304,16 @@ def test_images_grow_in_training_and_validation_keeps_its_size(phase1, capsys):
     assert {s for training,_,s in learn.shapes.seen if not training} == {(16, 16)}
 
 
+def test_a_run_does_not_go_on_with_other_sizes(phase1, tmp_path):
+    def learner(*phases):
+        learn = second(phase1)
+        if phases: size_schedule(learn, phases, 2)
+        return learn
+    learner((.5, 6), (1., 8)).fit(1, cbs=run_callbacks(tmp_path, tracker="none"))
+    for other in ([(.5, 4), (1., 8)], []):
+        with pytest.raises(ValueError, match="image_sizes"): learner(*other).fit(2, cbs=run_callbacks(tmp_path, tracker="none"), resume="auto")
+
+
 @pytest.mark.parametrize("size,legal", [(256, 256), (1, 128), (191, 128), (192, 256), (200, 256), ((130, 500), (128, 512))])
 def test_sizes_are_moved_to_the_nearest_legal_one(size, legal):
     class Coarse: size_step = 128
@@ -296,7 +327,7 @@ def test_sizes_are_moved_to_the_nearest_legal_one(size, legal):
 def test_every_epoch_has_one_size_and_the_last_the_last(n):
     class Dls: img_size = 8
     class Learn:
-        model,dls = create_model("hvit_micro", **SMALL),Dls
+        model,dls,config = create_model("hvit_micro", **SMALL),Dls,{}
     schedule = size_schedule(Learn, [(.3, 4), (.6, 6), (1., 8)], n)
     found = [schedule(e)[0] for e in range(n)]
     assert found == sorted(found) and found[-1] == 8 and schedule(n + 5) == (8, 8)

@@ -1,13 +1,19 @@
 "Worker processes change nothing, and end with their loader"
 import gc
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import digits, equal, film_set, own_folders, paint, passes, same
 
+from vitnb.data.augment import augments
+from vitnb.data.geometry import Resize
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
+from vitnb.data.table import ImageSet, Split
+from vitnb.data.transform import Transform
 
 @pytest.mark.parametrize("augment", ["shift", "advanced"])
 def test_workers_change_nothing(digits, augment):
@@ -40,6 +46,25 @@ def test_workers_end_with_their_loader(digits, monkeypatch):
     assert len(pids) == 2
     for pid in pids:
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+class Careless(Transform):
+    "What nobody should write: numbers from the generators of the process"
+    def batch(self, x, draws):
+        drawn = [np.random.randint(1, 10**6), random.randrange(1, 10**6), int(torch.randint(1, 10**6, ()))]
+        return torch.tensor(drawn, dtype=torch.float32).view(1, 3, 1, 1).expand(len(x), 3, *x.shape[2:]).clone()
+
+def drawn(seed, epochs, workers=4):
+    s = ImageSet("plain", list("ab"), dict(train=Split(np.zeros((16, 4, 4, 3), np.uint8), [0, 1]*8), valid=Split(np.zeros((2, 4, 4, 3), np.uint8), [0, 1])))
+    dl = image_loaders(s, bs=1, augment="careless", stats=([0.]*3, [1/255]*3), workers=workers, seed=seed, device="cpu").train
+    return [sorted(tuple(b[0][0,:,0,0].round().long().tolist()) for b in passes(dl)) for _ in range(epochs)]
+
+def test_code_that_draws_by_itself_draws_other_numbers_in_each_batch_and_epoch_and_the_same_ones_again(monkeypatch):
+    "A11: 4 workers, 16 items, of NumPy, Python and torch; in a new run of the seed the same, with another seed others"
+    monkeypatch.setitem(augments, "careless", lambda size: [Resize(size), Careless()])
+    one,two = drawn(0, 2)
+    for k in range(3): assert len({o[k] for o in one + two}) == 32
+    assert drawn(0, 2) == [one, two] and drawn(0, 1, workers=2) == [one], "nor does it matter how many there are"
+    assert not set(drawn(1, 1)[0]) & set(one)
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_workers_change_no_field(views):

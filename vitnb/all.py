@@ -5,6 +5,7 @@ from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
 from vitnb.gather import *
+from vitnb.storage import *
 from vitnb.parameters import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *
@@ -110,6 +111,7 @@ from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *
 from vitnb.callback.probe import *
 from vitnb.callback.masked import *
+from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
@@ -117,6 +119,7 @@ from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *
 from vitnb.callback.scalars import *
+from vitnb.callback.trial import *
 from vitnb.callback.tracker import *
 from vitnb.callback.tensorboard import *
 from vitnb.callback.mlflow import *
@@ -161,8 +164,13 @@ from vitnb.experiment.choices import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
+from vitnb.experiment.space import *
+from vitnb.experiment.study import *
+from vitnb.experiment.search import *
+from vitnb.experiment.studyfigures import *
+from vitnb.experiment.sweep import *
+from vitnb.experiment.commands import *
 from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.testing import *
 from vitnb.exactness import *
-from vitnb.teach_179_data.leafmodel import *

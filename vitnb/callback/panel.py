@@ -23,7 +23,7 @@ class HealthLive(TrainCallback):
     def __init__(self,
         folder:str|Path|None=None, # Where the newest frame goes, such as `run.figures`; None: it is shown only
         n:int=16, # Validation images whose similarity is shown
-        share:float=.01, # Largest share of the time that drawing may take; the first and the last frame always come
+        share:float=.005, # Largest share of the time that drawing may take; the first and the last frame always come
         title:str="", # Title of the figure
     ):
         self.folder = Path(folder) if folder else None

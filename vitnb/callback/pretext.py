@@ -27,6 +27,7 @@ class Pretext(Objective):
     views = 1 # views of an image that it asks the loader for: images are then (B,V,C,H,W)
     monitor = "valid_loss" # the column that says which epoch is best
     opt_kw = {} # options of Adam and AdamW that suit it, unless the caller gives others
+    parts = () # beginnings of names that `setup` gives the model, besides the classifier's; phase two drops them
     norm_target = False # whether predictions are in units of each target's own mean and deviation
 
     def setup(self,

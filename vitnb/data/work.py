@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..core import hash_seed
 from .dataset import ImageDataset
 from .draws import Draws
 from .transform import Pipeline, is_independent
@@ -96,6 +97,10 @@ class BatchWork:
         "Augment one view of samples as they are stored; give the fields, and how many transforms ran"
         if on_device: return self.pipeline.host(fields, draws)
         return self.pipeline(fields, draws), len(self.pipeline.transforms)
+
+    def batch_seed(self, key:BatchKey)->int:
+        "Seed of what code draws that knows no `Draws`"
+        return hash_seed(self.seed, key.epoch, int(key.indices[0]))
 
     def is_complete(self, done:int)->bool:
         "Whether no transform is left"

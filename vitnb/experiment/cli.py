@@ -23,7 +23,7 @@ from .execute import (error_line, make_run_dir, other_error, rank_error, run_not
                                       workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
-from .run import mark_status, read_json
+from .run import commands, load_families, mark_status, read_json
 from ..launch import Ranks, check_processes, free_port
 from ..parameters import complain, parse_params
 from ..progress import fmt_time, in_kernel
@@ -270,10 +270,12 @@ def _add_run(commands):
 
 def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     "Make the parser of what `vitnb` understands"
+    load_families() # and with them the commands of other rooms
     whole = argparse.ArgumentParser(prog="vitnb", description="Train vision models from notebooks.")
-    commands = whole.add_subparsers(dest="command", required=True)
-    _add_run(commands)
-    readme = commands.add_parser("readme", help="make README.md from nbs/index.ipynb")
+    subparsers = whole.add_subparsers(dest="command", required=True)
+    _add_run(subparsers)
+    for add in commands.values(): add(subparsers)
+    readme = subparsers.add_parser("readme", help="make README.md from nbs/index.ipynb")
     readme.add_argument("--check", action="store_true", help="only say whether it is up to date")
     readme.set_defaults(call=cmd_readme)
     return whole

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -28,9 +29,11 @@ from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
+from ..callback.simmim import MaskedPixels # noqa: F401, registers its pretext task
 from ..callback.stop import EarlyStop
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
+from ..callback.trial import trial_callbacks
 from ..core import hash_seed, nearest, pick_device, settings
 from .config import upgrade_config
 from .loop import VitLearner
@@ -62,12 +65,22 @@ def _class_weights(tasks, dls, given):
     "Weights of the classes by task, counted on the training split"
     counted = {name:dict(weight=count_weights(dls.train.dataset.class_counts(name), task.never))
                for name,task in tasks.items()}
+    if _is_balanced(dls.train, tasks.only):
+        raise ValueError("sampling='balanced' draws all classes equally often, and class_weights=True would weigh them "
+                         "twice; give one")
     given = {"":given} if tasks.only else given
     for name in counted:
         twice = given.get(name, {}).keys() & {"weight", "alpha"}
         if twice:
             raise ValueError(f"class_weights=True and loss_kw with {twice.pop()!r} weigh the classes twice; give one")
     return counted[""] if tasks.only else counted
+
+def _is_balanced(loader, task):
+    "Whether a loader draws the classes of its task equally often"
+    weights = getattr(loader, "sample_weights", None)
+    if weights is None or task is None: return False
+    balanced = task.balance(loader.dataset.labels)
+    return np.allclose(weights/weights.sum(), balanced/balanced.sum())
 
 def _merge(first, second, nested):
     "Arguments of losses, by task where there are several"
@@ -229,14 +242,14 @@ def run_callbacks(
     tags:dict|None=None, # Words about the run for the tracker, by name
     scalar_names:dict|None=None, # Other names of scalars in the tracker, such as `{"train/lr": "LR"}`
 )->list: # Callbacks for `fit(cbs=...)`
-    "Make history, event stream, tracker and checkpoints of a run, and what may stop it"
+    "Make history, event stream, tracker and checkpoints of a run, and what may stop it or asks about its epochs"
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
     record = make_tracker(tracker, folder, tags=tags, scalar_names=scalar_names)
     cbs = [History(folder), EventLog(folder/"events.jsonl"), record, SystemWatch(), ExplainOOM(), checkpoints,
            NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
-    return cbs
+    return cbs + trial_callbacks()
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
 def _check_arch(name):

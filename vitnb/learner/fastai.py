@@ -31,7 +31,7 @@ def works(
     names:str, # Names, separated by blanks
 )->dict: # Name -> `Support`
     "Names that do what fastai's users expect"
-    return {k:Support("works") for k in names.split()}
+    return {name:Support("works") for name in names.split()}
 
 def refused(
     names:str, # Names, separated by blanks
@@ -39,14 +39,14 @@ def refused(
     why:str, # The reason
 )->dict: # Name -> `Support`
     "Names that raise"
-    return {k:Support("refused", use, why) for k in names.split()}
+    return {name:Support("refused", use, why) for name in names.split()}
 
 def irrelevant(
     names:str, # Names, separated by blanks
     why:str, # The reason
 )->dict: # Name -> `Support`
     "Names that mean nothing to images"
-    return {k:Support("not relevant", "", why) for k in names.split()}
+    return {name:Support("not relevant", "", why) for name in names.split()}
 
 # %% ../../nbs/library/504_learner.fastai.ipynb #c0004085
 _precision = "vit_learner(..., precision='bf16'), or 'fp16', 'fp32'"

@@ -18,6 +18,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..callback.checkpoint import load_checkpoint
+from ..callback.pretext import pretexts
 from .core import vit_learner
 from .freeze import FreezeEpochs
 from .loop import VitLearner
@@ -86,6 +87,11 @@ def _check_head(pretrained, model):
                          "another number of classes, or no classifier; leave keep_head out to begin with a new one")
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #5e00df7e
+def _pretext_parts(pretrained):
+    "Beginnings of names that belonged to the task of the first phase"
+    name = (pretrained.config.get("pretext") or {}).get("name")
+    return pretexts[name].parts if name in pretexts else ()
+
 def load_backbone(
     model:nn.Module, # The model to fill
     pretrained:Pretrained, # From `read_pretrained`
@@ -95,7 +101,8 @@ def load_backbone(
     "Fill all but the classifier; anything else that does not fit is a `ValueError`"
     _check_same(pretrained, model)
     if keep_head: _check_head(pretrained, model)
-    unwanted = tuple(drop) if keep_head else (*head_names(model), *drop)
+    unwanted = (*_pretext_parts(pretrained), *drop)
+    if not keep_head: unwanted = (*head_names(model), *unwanted)
     dropped = [k for k in pretrained.state if k.startswith(unwanted)]
     kept = {k:v for k,v in pretrained.state.items() if k not in set(dropped)}
     adapt = models[model.name].adapt if getattr(model, "name", None) in models else None
@@ -257,5 +264,6 @@ def size_schedule(
     ends = [min(round(end*n_epoch), n_epoch - 1) for end,_ in phases[:-1]] # the last epoch always has the last size
     schedule = SizeSchedule((*ends, n_epoch), sizes)
     learn.size_of_epoch = schedule
+    learn.config.setdefault("training", {})["image_sizes"] = str(schedule) # a resumed run must have the same
     print(f"image sizes: {schedule}", flush=True)
     return schedule

@@ -50,8 +50,8 @@ class EpochMetric(Metric):
         "Keep what the score needs of this batch"
         target = batch_target(learn)
         if target is None: return
-        for _,task,pred,y in Tasks.of({self.taskname:self.task}).split(learn.pred, target):
-            self.kept.append(self.score.keep(task, pred.detach(), y))
+        for _,task,pred,own in Tasks.of({self.taskname:self.task}).split(learn.pred, target):
+            self.kept.append(self.score.keep(task, pred.detach(), own))
 
     @property
     def value(self): return np.float64(self.score.value(self.arrays())) if self.kept else None
@@ -60,7 +60,7 @@ class EpochMetric(Metric):
 @patch
 def arrays(self:EpochMetric)->tuple: # One array for each thing kept, a row a sample
     "What was kept, of all batches, on the host"
-    return tuple(torch.cat(o).cpu().numpy() for o in zip(*self.kept))
+    return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*self.kept))
 
 @patch
 def interval(self:EpochMetric,
@@ -170,11 +170,11 @@ def make_task_metrics(
 )->list: # fastai metrics, in the order of the tasks and of their names
     "The metrics that the tasks name"
     found = [metrics[metric](task, name) for name,task in Tasks.of(tasks).items() for metric in task.metrics]
-    return [m for m in found if m is not None]
+    return [metric for metric in found if metric is not None]
 
 def metric_columns(
     metrics:Sequence, # fastai metrics, ours or foreign
 )->dict: # name -> Column; the direction of a foreign metric is not known
     "What the metrics write into the history"
-    of = lambda m, k: getattr(m, k, "")
-    return {m.name:Column(m.name, of(m, "better"), of(m, "unit"), of(m, "taskname")) for m in metrics}
+    def said(metric): return [getattr(metric, name, "") for name in ("better", "unit", "taskname")]
+    return {metric.name:Column(metric.name, *said(metric)) for metric in metrics}

@@ -52,17 +52,19 @@ def _array(values):
     "Numbers on the host"
     return np.asarray(values.detach().cpu().float() if isinstance(values, Tensor) else values)
 
-def _arrays(probs, targets, K):
-    "Checked arrays `(N,K)` and `(N,)`"
-    p = _array(probs)
-    y = _array(targets).astype(np.int64)
-    if p.shape != (len(y), K) or y.ndim != 1 or not len(y):
-        raise ValueError(f"probs {p.shape} and targets {y.shape} must be (N,{K}) and (N,), N from 1, for {K} classes")
-    unusable = (~np.isfinite(p)).any(1).sum()
-    if unusable: raise ValueError(f"{unusable} of {len(y)} samples have probabilities that are not finite")
-    if y.min() < 0 or y.max() >= K:
-        raise ValueError(f"targets run from {y.min()} to {y.max()}; with {K} classes they must be from 0 to {K-1}")
-    return p, y
+def _arrays(probs, targets, count):
+    "Checked arrays `(N,K)` and `(N,)` of `count` classes"
+    probs = _array(probs)
+    targets = _array(targets).astype(np.int64)
+    if probs.shape != (len(targets), count) or targets.ndim != 1 or not len(targets):
+        raise ValueError(f"probs {probs.shape} and targets {targets.shape} must be (N,{count}) and (N,), N from 1, "
+                         f"for {count} classes")
+    unusable = (~np.isfinite(probs)).any(1).sum()
+    if unusable: raise ValueError(f"{unusable} of {len(targets)} samples have probabilities that are not finite")
+    if targets.min() < 0 or targets.max() >= count:
+        raise ValueError(f"targets run from {targets.min()} to {targets.max()}; with {count} classes they must be "
+                         f"from 0 to {count-1}")
+    return probs, targets
 
 def _class_row(precision, recall, f1, n):
     "The scores of one class; None where undefined"
@@ -76,16 +78,16 @@ def classification_report(
     level:float=0.95, # Of the interval
 )->dict: # n, accuracy, ci, top5 (where K > 5), f1_macro, per_class, confusion (rows: truth), all plain Python
     "Report what a classifier does on a set"
-    p,y = _arrays(probs, targets, len(classes))
+    probs,targets = _arrays(probs, targets, len(classes))
     labels = np.arange(len(classes))
-    pred = p.argmax(1)
-    accuracy,*interval = bootstrap_interval(pred == y, level=level)
-    scores = precision_recall_fscore_support(y, pred, labels=labels, zero_division=np.nan)
-    report = dict(n=len(y), accuracy=accuracy, ci=interval)
-    if len(labels) > 5: report["top5"] = float(top_k_accuracy_score(y, p, k=5, labels=labels))
+    pred = probs.argmax(1)
+    accuracy,*interval = bootstrap_interval(pred == targets, level=level)
+    scores = precision_recall_fscore_support(targets, pred, labels=labels, zero_division=np.nan)
+    report = dict(n=len(targets), accuracy=accuracy, ci=interval)
+    if len(labels) > 5: report["top5"] = float(top_k_accuracy_score(targets, probs, k=5, labels=labels))
     report["f1_macro"] = float(np.nanmean(scores[2]))
     report["per_class"] = {str(name):_class_row(*row) for name,*row in zip(classes, *scores)}
-    report["confusion"] = confusion_matrix(y, pred, labels=labels).tolist()
+    report["confusion"] = confusion_matrix(targets, pred, labels=labels).tolist()
     return report
 
 # %% ../../nbs/library/350_metrics.classify.ipynb #d9397011
@@ -101,4 +103,5 @@ def most_confused(
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable") # ties stay in the order of the classes
     pairs = zip(*np.unravel_index(order, counts.shape))
-    return [(classes[i], classes[j], int(counts[i,j])) for i,j in pairs if counts[i,j] >= max(1, min_n)]
+    least = max(1, min_n)
+    return [(classes[true], classes[said], int(counts[true,said])) for true,said in pairs if counts[true,said] >= least]

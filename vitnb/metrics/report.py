@@ -57,7 +57,7 @@ def confusion_counts(
     known = true >= 0
     return np.bincount(true[known]*columns + said[known], minlength=n*columns).reshape(n, columns).tolist()
 
-def _plain(x): return None if x is None or np.isnan(x) else float(x)
+def _plain(score): return None if score is None or np.isnan(score) else float(score)
 
 def class_rows(
     names:Sequence, # Of the classes, n of them
@@ -69,7 +69,10 @@ def class_rows(
     scores = dict(precision=defined_share(found, said), recall=defined_share(found, true))
     scores["f1"] = defined_share(2*found, true + said)
     if "iou" in more: scores["iou"] = defined_share(found, true + said - found)
-    return {name:dict({k:_plain(v[i]) for k,v in scores.items()}, n=int(true[i])) for i,name in enumerate(names)}
+    rows = {}
+    for index,name in enumerate(names):
+        rows[name] = {score:_plain(values[index]) for score,values in scores.items()} | dict(n=int(true[index]))
+    return rows
 
 # %% ../../nbs/library/355_metrics.report.ipynb #62f19178
 def part_rows(
@@ -78,11 +81,13 @@ def part_rows(
     known:np.ndarray, # Which entries are known, (N,E)
 )->dict: # name -> score -> value, and n
     "The scores of each part of a sample"
-    rows = {name:dict(n=int(known[:,i].sum())) for i,name in enumerate(names)}
-    for m in found:
-        kept = m.arrays()
-        if any(o.shape[1:] != (len(names),) for o in kept): continue # a score of the sample as a whole
-        for i,name in enumerate(names): rows[name][m.score.name] = _plain(m.score.value(tuple(o[:,[i]] for o in kept)))
+    rows = {name:dict(n=int(count)) for name,count in zip(names, known.sum(0))}
+    for metric in found:
+        kept = metric.arrays()
+        if any(array.shape[1:] != (len(names),) for array in kept): continue # a score of the sample as a whole
+        for index,name in enumerate(names):
+            part = tuple(array[:,[index]] for array in kept)
+            rows[name][metric.score.name] = _plain(metric.score.value(part))
     return rows
 
 def _known(task, target):
@@ -91,7 +96,7 @@ def _known(task, target):
     if known is None: known = torch.ones_like(target, dtype=torch.bool)
     return known.reshape(len(target), -1).numpy()
 
-def _arrays(*tensors): return tuple(o.numpy() for o in tensors)
+def _arrays(*tensors): return tuple(tensor.numpy() for tensor in tensors)
 
 # %% ../../nbs/library/355_metrics.report.ipynb #d74212e5
 @singledispatch
@@ -122,11 +127,11 @@ def _(task:MultiLabel, found, pred, target):
     rows = class_rows(task.names, label_counts(said, true)(np.ones(len(true))))
     parts = part_rows(found, task.names, true >= 0)
     tables = {}
-    for i,(name,row) in enumerate(rows.items()):
+    for index,(name,row) in enumerate(rows.items()):
         row["positives"] = row.pop("n")
         row |= parts[name]
         row.pop("f1_macro", None) # of one label, that is its F1
-        tables[name] = confusion_counts(said[:,[i]], true[:,[i]], 2)
+        tables[name] = confusion_counts(said[:,[index]], true[:,[index]], 2)
     return dict(per_label=rows, confusion=tables)
 
 @report_tables.register
@@ -139,22 +144,24 @@ def _abstained(task, said, true):
     "How often the answer was 'unknown'"
     if not task.abstain: return {}
     known,silent = true >= 0,said == task.unknown
-    rate = lambda among: _plain(defined_share((silent & among).sum(), among.sum()))
+    def rate(among): return _plain(defined_share((silent & among).sum(), among.sum()))
     return dict(abstained=rate(known), abstained_where_unknown=rate(~known))
 
 @report_tables.register
 def _(task:Ordinal, found, pred, target):
     said,true = _arrays(*answers(task, pred, target))
     unknown = task.unknown if task.abstain else None
-    table = lambda i: confusion_counts(said[:,i], true[:,i], task.levels, unknown)
-    if not task.names: return dict(_abstained(task, said, true), confusion=table([0]))
+    def table(zone): return confusion_counts(said[:,[zone]], true[:,[zone]], task.levels, unknown)
+    if not task.names: return dict(_abstained(task, said, true), confusion=table(0))
     rows = part_rows(found, task.names, true >= 0)
-    for i,name in enumerate(task.names): rows[name].update(_abstained(task, said[:,[i]], true[:,[i]]))
-    tables = {name:table([i]) for i,name in enumerate(task.names)}
+    for zone,name in enumerate(task.names): rows[name].update(_abstained(task, said[:,[zone]], true[:,[zone]]))
+    tables = {name:table(zone) for zone,name in enumerate(task.names)}
     return dict(_abstained(task, said, true), per_zone=rows, confusion=tables)
 
 # %% ../../nbs/library/355_metrics.report.ipynb #a346aeab
-def _tensor(o): return (o.detach() if isinstance(o, Tensor) else torch.as_tensor(np.asarray(o))).cpu()
+def _tensor(values):
+    if not isinstance(values, Tensor): values = torch.as_tensor(np.asarray(values))
+    return values.detach().cpu()
 
 def _finite(pred, target):
     "Prediction and target on the host, as many and with numbers"
@@ -178,21 +185,21 @@ def _check_outputs(task, pred):
 def _scored(task, pred, target):
     "The metrics of a task that have seen a whole set"
     found = make_task_metrics(task)
-    for m in found:
-        m.reset()
-        m.accumulate(SimpleNamespace(pred=pred, yb=(target,)))
+    for metric in found:
+        metric.reset()
+        metric.accumulate(SimpleNamespace(pred=pred, yb=(target,)))
     return found
 
 # %% ../../nbs/library/355_metrics.report.ipynb #ef3c7fc7
 def _score_rows(found, n, level, draws):
     "Value, interval, direction and unit of each metric; a foreign metric has no interval"
-    own = [m for m in found if isinstance(m, EpochMetric)]
-    spans = intervals({m.name:m.score.at(m.arrays()) for m in own}, n, level, draws) if own else {}
+    own = {metric.name:metric.score.at(metric.arrays()) for metric in found if isinstance(metric, EpochMetric)}
+    spans = intervals(own, n, level, draws) if own else {}
     rows = {}
-    for m in found:
-        low,high = spans.get(m.name, (None, None))
-        rows[m.name] = dict(value=_plain(m.value), lo=_plain(low), hi=_plain(high))
-        rows[m.name] |= dict(better=getattr(m, "better", ""), unit=getattr(m, "unit", ""))
+    for metric in found:
+        low,high = spans.get(metric.name, (None, None))
+        rows[metric.name] = dict(value=_plain(metric.value), lo=_plain(low), hi=_plain(high))
+        rows[metric.name] |= dict(better=getattr(metric, "better", ""), unit=getattr(metric, "unit", ""))
     return rows
 
 def task_report(
@@ -209,7 +216,7 @@ def task_report(
     if not raw: pred = as_prediction(task, pred)
     _check_outputs(task, pred)
     found = _scored(task, pred, target)
-    own = [m for m in found if isinstance(m, EpochMetric)]
+    own = [metric for metric in found if isinstance(metric, EpochMetric)]
     scores = _score_rows(found, len(target), level, draws)
     known = int(_known(task, target).sum())
     return dict(n=len(target), known=known, level=level, scores=scores, **report_tables(task, own, pred, target))

@@ -86,14 +86,16 @@ def pixel_counts(
     said,true = answers(task, pred, target)
     known = true >= 0
     found = torch.where(said == true, true, -1)
-    return (torch.stack([_count(o, n_classes(task)) for o in (found, true, torch.where(known, said, -1))], 1),)
+    said = torch.where(known, said, -1)
+    counts = [_count(index, n_classes(task)) for index in (found, true, said)]
+    return (torch.stack(counts, 1),)
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #3a0fdff2
 def weighted_sums(
     table:np.ndarray, # Numbers of each sample, (N,...)
 )->Callable: # Weights (N,) -> sums (...)
     "A function from weights of samples to sums"
-    return lambda w: np.tensordot(w, table, 1)
+    return lambda weights: np.tensordot(weights, table, 1)
 
 def right_answers(
     said:np.ndarray, # From `answers`, (N,E)
@@ -114,7 +116,7 @@ def class_counts(
     known = true >= 0
     chosen = [(true, known & (said == true)), (true, known), (said, known & (said >= 0) & (said < n))]
     pairs = [(index[where], sample[where]) for index,where in chosen]
-    return lambda w: np.stack([np.bincount(index, w[i], n) for index,i in pairs])
+    return lambda weights: np.stack([np.bincount(index, weights[sample], n) for index,sample in pairs])
 
 def label_counts(
     said:np.ndarray, # 0 or 1, (N,L)
@@ -173,9 +175,9 @@ def _average_precision(score, true):
     order = order[true[order] >= 0]
     ranked,positive = score[order],true[order] == 1
     last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], len(ranked) > 0)) # equal scores are one step
-    def under(w):
-        found = np.cumsum(w[order]*positive)[last]
-        given = np.cumsum(w[order])[last]
+    def under(weights):
+        found = np.cumsum(weights[order]*positive)[last]
+        given = np.cumsum(weights[order])[last]
         if not found.any(): return np.nan
         precision = np.divide(found, given, out=np.zeros(len(last)), where=given > 0)
         return np.diff(found, prepend=0) @ precision/found[-1]
@@ -186,8 +188,8 @@ def label_precision(
     true:np.ndarray, # 0 or 1, -1: unknown
 )->Callable: # Weights -> average precision of each label, (L,)
     "Average precision of each label"
-    labels = [_average_precision(s, t) for s,t in zip(score.T, true.T)]
-    return lambda w: np.array([of(w) for of in labels])
+    labels = [_average_precision(*columns) for columns in zip(score.T, true.T)]
+    return lambda weights: np.array([precision(weights) for precision in labels])
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #e0934fd5
 def _level_pairs(said, true, n):
@@ -201,8 +203,8 @@ def levels_apart(
     n:int, # Levels
 )->Callable: # Weights -> distances, entries
     "Distance between the said and the true level"
-    both,p,t = _level_pairs(said, true, n)
-    return weighted_sums(np.stack([np.abs(p - t).sum(1), both.sum(1)], 1))
+    both,said,true = _level_pairs(said, true, n)
+    return weighted_sums(np.stack([np.abs(said - true).sum(1), both.sum(1)], 1))
 
 def level_moments(
     said:np.ndarray, # From `answers`, (N,E)
@@ -210,16 +212,17 @@ def level_moments(
     n:int, # Levels
 )->Callable: # Weights -> entries and sums of t, p, t², p² and (t-p)²
     "The sums that kappa is made of"
-    both,p,t = _level_pairs(said, true, n)
-    return weighted_sums(np.stack([o.sum(1) for o in (both, t, p, t*t, p*p, (t - p)**2)], 1))
+    both,said,true = _level_pairs(said, true, n)
+    terms = both, true, said, true**2, said**2, (true - said)**2
+    return weighted_sums(np.stack([term.sum(1) for term in terms], 1))
 
 def quadratic_kappa(
     moments:np.ndarray, # From `level_moments`
 )->float: # 1: always right; 0: as good as chance
     "Quadratic weighted kappa"
-    n,t,p,tt,pp,apart = moments
-    if n*tt <= t*t: return np.nan # no entry, or one level only
-    return float(1 - apart/(tt + pp - 2*t*p/n))
+    count,true,said,true_squared,said_squared,apart = moments
+    if count*true_squared <= true*true: return np.nan # no entry, or one level only
+    return float(1 - apart/(true_squared + said_squared - 2*true*said/count))
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #4571bd2e
 def value_errors(
@@ -239,9 +242,9 @@ def value_moments(
     "The sums that R² is made of"
     known = ~np.isnan(true)
     middle = np.where(known, true, 0.).astype(float).sum(0)/np.maximum(known.sum(0), 1)
-    t = np.where(known, true - middle, 0.)
+    offset = np.where(known, true - middle, 0.)
     error = np.where(known, said.astype(float) - true, 0.)
-    return weighted_sums(np.stack([known.astype(float), t, t*t, error**2], 1))
+    return weighted_sums(np.stack([known.astype(float), offset, offset**2, error**2], 1))
 
 def root_ratio(
     sums:np.ndarray, # Squared errors, entries
@@ -253,9 +256,9 @@ def r_squared(
     moments:np.ndarray, # From `value_moments`, (4,V)
 )->float: # 1: always right; 0: as good as the mean
     "Share of the variance that is explained"
-    n,t,tt,errors = moments
-    about_mean = tt - defined_share(t*t, n)
-    varies = about_mean > 1e-12*np.maximum(tt, 1e-300) # rounding makes no variance
+    count,offset,squared,errors = moments
+    about_mean = squared - defined_share(offset**2, count)
+    varies = about_mean > 1e-12*np.maximum(squared, 1e-300) # rounding makes no variance
     return defined_mean(np.where(varies, 1 - defined_share(errors, np.where(varies, about_mean, 0.)), np.nan))
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #49fee319
@@ -275,7 +278,7 @@ def at(self:Score,
 )->Callable: # Weights (N,) -> score
     "The score as a function of how often each sample counts"
     sums = self.weigh(*kept)
-    return lambda w: self.finish(sums(w))
+    return lambda weights: self.finish(sums(weights))
 
 @patch
 def value(self:Score,
@@ -304,10 +307,10 @@ def intervals(
     "Percentile bootstrap intervals of scores, resampling samples"
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws={draws} must be from 1, level={level} between 0 and 1; such as draws=2000, level=0.95")
-    drawn = np.array([[of(w) for of in scores.values()] for w in drawn_weights(n, draws, seed)])
+    drawn = np.array([[score(weights) for score in scores.values()] for weights in drawn_weights(n, draws, seed)])
     return {name:_middle(column[~np.isnan(column)], level) for name,column in zip(scores, drawn.T)}
 
-def _middle(x, level):
-    "The interval in which `level` of `x` lies"
-    if not len(x): return np.nan, np.nan
-    return tuple(map(float, np.quantile(x, [(1-level)/2, (1+level)/2])))
+def _middle(values, level):
+    "The interval in which `level` of `values` lies"
+    if not len(values): return np.nan, np.nan
+    return tuple(map(float, np.quantile(values, [(1-level)/2, (1+level)/2])))

@@ -52,9 +52,9 @@ def to_reflectance(
     return normalizer.denormalize(torch.minimum(torch.maximum(x.float(), 2*low - high), 2*high - low))
 
 # %% ../../nbs/library/360_metrics.spectral.ipynb #018744f5
-def _mean_over(x, count):
-    "The mean of each cube's `x` where `count`"
-    return torch.where(count, x, 0.).flatten(1).sum(1)/count.flatten(1).sum(1).clamp_min(1)
+def _mean_over(values, count):
+    "The mean of each cube's `values` where `count`"
+    return torch.where(count, values, 0.).flatten(1).sum(1)/count.flatten(1).sum(1).clamp_min(1)
 
 def _ssim(reconstruction, cube, count, data_range):
     "SSIM of each cube over the voxels that count, one cube at a time: it needs ten times a cube's memory"
@@ -192,14 +192,14 @@ def by_band(self:SpectralScores)->list: # One dict a band: band, nm, voxels, mse
 # %% ../../nbs/library/360_metrics.spectral.ipynb #880b5f85
 class _Once:
     "The scores of the batch at hand, calculated when the first metric asks"
-    def __init__(self, kw):
-        self.kw = kw
+    def __init__(self, options):
+        self.options = options
         self.pred = None
 
     def __call__(self, learn):
         if self.pred is not learn.pred:
             self.pred = learn.pred
-            self.scores = cube_scores(learn.pred, learn.batch["image"], learn.batch.get("mask"), **self.kw)
+            self.scores = cube_scores(learn.pred, learn.batch["image"], learn.batch.get("mask"), **self.options)
         return self.scores
 
 class CubeMetric(Metric):

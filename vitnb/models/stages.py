@@ -139,6 +139,7 @@ class HViTStream(nn.Module):
             self.stages.append(Stage(embed_dim*2**i, heads, [next(rates) for _ in range(depth)], i > 0, **block_kw))
         self.width = embed_dim*2**(len(depths) - 1)
         self.norm = FastNorm(self.width)
+        self.register_parameter("mask_token", None) # of a model that learns to fill gaps: see `hide_patches`
 
     @property
     def size_step(self)->int:
@@ -156,7 +157,16 @@ def embed(self:HViTStream,
     height,width = x.shape[-2:]
     grid = check_size((height, width), self.patch_size, len(self.stages), self.pad)
     if self.pad: x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-    return self.patch_embed(x) + resize_positions(self.pos_embed, grid)
+    tokens = self.patch_embed(x) if self.mask_token is None else self.hide_patches(x)
+    return tokens + resize_positions(self.pos_embed, grid)
+
+@patch
+def hide_patches(self:HViTStream,
+    x:Tensor, # Images, `(B,C,H,W)`; NaN where nothing may be seen
+)->Tensor: # `(B,h,w,d)`
+    "Cut images into tokens, the mask token in place of those with a pixel that is NaN"
+    hidden = F.max_pool2d(x.isnan().any(1, keepdim=True).float(), self.patch_size).bool() # B,1,h,w
+    return torch.where(hidden.movedim(1, -1), self.mask_token, self.patch_embed(x.nan_to_num()))
 
 @patch
 def encode(self:HViTStream,
