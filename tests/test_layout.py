@@ -168,7 +168,7 @@ def test_the_shares_count():
     assert counts("a = b if c else d\nfor i in x: pass\ny = [z for z in x]") == [0, 1, 4]
 
 
-def tests_of(names):
+def file_of_tests(names):
     "The file with the tests of each module, by its last name where no other module has the same"
     last = [name.split(".")[-1] for name in names]
     return {name:f"test_{end if last.count(end) == 1 else name.replace('.', '_')}.py" for name,end in zip(names, last)}
@@ -177,14 +177,14 @@ def tests_of(names):
 def has_tests(path): return path.is_file() and bool(re.search(r"^def test_", path.read_text(encoding="utf-8"), re.M))
 
 
-@pytest.mark.parametrize("name,file", tests_of(list(map(module, NUMBERED))).items())
+@pytest.mark.parametrize("name,file", file_of_tests(list(map(module, NUMBERED))).items())
 def test_each_module_has_its_tests(name, file):
     assert has_tests(ROOT/"tests"/file), f"the tests of {name} are looked for in tests/{file}"
 
 
 def test_the_search_for_tests_sees(tmp_path):
     "Two modules that end alike are told apart by their rooms, and a file without a test is none"
-    assert tests_of(["core", "data.mix", "callback.mix", "learner.core", "data.once"]) == {
+    assert file_of_tests(["core", "data.mix", "callback.mix", "learner.core", "data.once"]) == {
         "core":"test_core.py", "data.mix":"test_data_mix.py", "callback.mix":"test_callback_mix.py",
         "learner.core":"test_learner_core.py", "data.once":"test_once.py"}
     (tmp_path/"test_once.py").write_text("import pytest\n")
@@ -439,7 +439,7 @@ PREDICTED = {"pred", "preds", "target", "targets", "y", "yb", "said", "truth", "
 SYSTEMS = {"swin", "densenet", "spectral", "hvit", "csi", "spectral_mae", "simclr"}
 SEAM_EXCEPTIONS = { # what asks all the same, and why
     ("losses.classify", "pred.ndim != 2"): "a loss refuses rows that are no rows",
-    ("metrics.classify", "y.ndim != 1"): "a report of one class a sample refuses other arrays",
+    ("metrics.classify", "targets.ndim != 1"): "a report of one class a sample refuses other arrays",
     ("learner.distribute", "isinstance(o, ImageLoader)"): "its worker processes do not travel"}
 
 

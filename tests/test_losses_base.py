@@ -20,6 +20,8 @@ CASES = dict(
     binary        = ("binary_cross_entropy", dict(label_smoothing=.1, pos_weight=[1., 2., 3., .5])),
     cumulative    = ("cumulative", {}),
     levels        = ("cumulative", dict(weight=WEIGHTS)),
+    zones         = ("weighted_csi", dict(levels=K - 1, label_smoothing=.1)),
+    zone_levels   = ("ordinal_csi", dict(levels=K - 1, weight=WEIGHTS)),
     mse           = ("mse", {}),
     mae           = ("mae", {}),
     huber         = ("huber", dict(delta=.7)))
@@ -93,7 +95,7 @@ def test_masses_are_linear(case, train, unknown):
     want = .3*loss.each(pred, y, known) + .7*loss.each(pred, other, known_other)
     torch.testing.assert_close(loss.each(pred, mixed), want)
     for k,count in loss.counts(mixed).items():
-        by = known*torch.tensor(WEIGHTS)[y] if case in ("weighted", "levels") or k == "cross_entropy" else known.float() # focal divides by rows
+        by = known*loss.weight[y] if case in ("weighted", "levels", "zones", "zone_levels") or k == "cross_entropy" else known.float() # focal divides by rows
         assert float(count) == pytest.approx(float((.3*by + .7*by.flip(0)).sum()), rel=1e-6)
 
 

@@ -13,7 +13,7 @@ from vitnb.experiment.run import Run, family_params, read_json
 from vitnb.parameters import Askable, askable, asked_fields, check_injected, literal_params, parse_params, take_params
 
 NBS = repo_root(Path(__file__).parent)/"nbs"
-FAMILIES = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune",
+FAMILIES = dict(pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune",
                 compare_scenes="scenes")
 
 # what the cells showed before they were shortened, with a value of each
@@ -245,3 +245,52 @@ def test_an_unknown_name_stops_before_data_is_read(demo, way):
     code,said = call(demo, *WAYS[way], "-p", "mixupp", "0.8")
     assert code != 0 and "did you mean 'mixup'" in said
     assert not (demo/"data_was_read").exists() and not list((demo/"out").glob("*/*"))
+
+
+# -- hyperparameters of a search -----------------------------------------------------------------------------------------
+
+def best_file(tmp_path, **best):
+    file = tmp_path/"best_params.json"
+    file.write_text(json.dumps(dict(best_value=.9, best_params=best, n_trials=3)))
+    return str(file)
+
+
+HYPERPARAMS_WAYS = {"vitnb run":lambda shown, cell, family, path: parse_params([["hyperparams", path]], shown, family),
+        "papermill":lambda shown, cell, family, path: take_params(dict({k:v for k,v in shown.items()}, hyperparams=path,
+                                                               In=["", cell, f"# Parameters\nhyperparams = {path!r}\n"]), family),
+        "jupyterlab":lambda shown, cell, family, path: take_params(dict(in_jupyterlab(cell, "hyperparams", repr(path))), family)}
+
+
+@pytest.mark.parametrize("way", HYPERPARAMS_WAYS)
+def test_every_best_parameter_is_applied_in_all_three_ways(way, tmp_path):
+    "Whether the cell shows it (lr) or not (momentum, label_smoothing), and nothing else changes"
+    nb,shown,family = opened("train_densenet")
+    best = dict(lr=.03, optimizer="sgd", momentum=.8, label_smoothing=.1, bs=8, model_kw=dict(drop_rate=.1))
+    found = HYPERPARAMS_WAYS[way](shown, cell_of(nb), family, best_file(tmp_path, **best))
+    assert {k:found[k] for k in best} == best
+    r = resolve("densenet", "digits", found)
+    assert {k:r[k] for k in best} == best and r.epochs == recipes["densenet"]["digits"]["epochs"]
+
+
+@pytest.mark.parametrize("way", HYPERPARAMS_WAYS)
+@pytest.mark.parametrize("best,message", [(dict(lrr=.1), "unknown parameter 'lrr'"), (dict(lr="high"), "lr='high' is a str"), ({}, "no best_params")])
+def test_a_best_parameter_that_is_unknown_is_refused_in_all_three_ways(way, best, message, tmp_path):
+    nb,shown,family = opened("train_densenet")
+    with pytest.raises(ValueError, match=message): HYPERPARAMS_WAYS[way](shown, cell_of(nb), family, best_file(tmp_path, **best))
+
+
+def test_a_parameter_beside_the_file_must_agree_with_it(tmp_path):
+    nb,shown,family = opened("train_densenet")
+    path = best_file(tmp_path, lr=.03)
+    with pytest.raises(ValueError, match="lr=0.1 is given, and hyperparams=.* has 0.03; give it once"):
+        parse_params([["hyperparams", path], ["lr", ".1"]], shown, family)
+    assert parse_params([["hyperparams", path], ["lr", ".03"], ["epochs", "9"]], shown, family) == dict(hyperparams=path, lr=.03, epochs=9)
+    with pytest.raises(ValueError, match="is not there"): parse_params([["hyperparams", "missing.json"]], shown, family)
+
+
+def test_a_notebook_without_a_family_takes_a_file_where_its_cell_has_the_parameter(tmp_path):
+    path = best_file(tmp_path, lr=.03)
+    shown = dict(lr=.1, hyperparams=None)
+    assert parse_params([["hyperparams", path]], shown)["lr"] == .03
+    assert take_params(dict(lr=.1, hyperparams=path))["lr"] == .03
+    with pytest.raises(ValueError, match="unknown parameter 'hyperparams'"): parse_params([["hyperparams", path]], dict(lr=.1))

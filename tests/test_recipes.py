@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from vitnb.core import Registry
 from vitnb.experiment.cli import notebook_params, read_notebook
+import vitnb.experiment.leaves # noqa: F401, registers families
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, run_args, stored_recipe
 from vitnb.renamed import upgrade
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
 ALL = [(f,n) for f in recipes for n in recipes[f] if "warmup_epochs" in families[f].fields] # those that train one model
-NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral")
+NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune")
 
 # what the spectral recipes were when they had a table and a resolver of their own
 OLD_SPECTRAL = dict(
@@ -131,7 +132,8 @@ def test_resolving_changes_no_recipe():
 USED_BY_NOTEBOOKS = {"family", "data", "data_root", "epochs", "tta", "use"}
 OTHER = dict(optimizer="sgd", schedule="multistep", milestones=[.5], loss="focal", sampling="balanced", mix_mode="pair", augment="flip", stats="imagenet", arch="other",
              normalize="none", mask_mode="tube", spectral_pos="index", precision="bf16", pretrained="weights.pth", model_kw=dict(depth=1), aug_kw=dict(padding=2),
-             patch_size=(2, 2), betas=(.8, .9), loss_kw=dict(gamma=1.), early_stop_monitor="accuracy", monitor="valid_loss", max_hours=2., scalar_names={"train/lr": "LR"}, task_weights=dict(zones=2.), window=8, stride=4)
+             patch_size=(2, 2), betas=(.8, .9), loss_kw=dict(gamma=1.), early_stop_monitor="accuracy", monitor="valid_loss", max_hours=2., scalar_names={"train/lr": "LR"}, task_weights=dict(zones=2.), window=8, stride=4,
+             objective="infonce", objective_kw=dict(eps=1.), head_norm="layer", spectral="optional")
 
 
 def other(name, value):
@@ -150,7 +152,8 @@ def test_every_field_reaches_the_loaders_the_learner_or_the_callbacks(family, fi
     f = families[family]
     if field in USED_BY_NOTEBOOKS or field in f.other: return
     home = dict(betas=dict(optimizer="adamw"), momentum=dict(optimizer="sgd"), nesterov=dict(optimizer="sgd"), step_size=dict(schedule="step"), gamma=dict(schedule="step"),
-                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau"), factor=dict(schedule="plateau"), focal_gamma=dict(loss="focal")).get(field, {})
+                milestones=dict(schedule="multistep"), patience=dict(schedule="plateau"), factor=dict(schedule="plateau"), focal_gamma=dict(loss="focal"),
+                teacher_momentum=dict(objective="byol"), predictor=dict(objective="byol")).get(field, {})
     base = recipe(family=family, **{"optimizer":"adamw", "schedule":"warmup_cosine", **home})
     assert everything({**base, field:other(field, base[field])}) != everything(base)
 

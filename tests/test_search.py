@@ -463,3 +463,39 @@ def test_offline_a_sweep_is_a_study_of_this_machine(workspace, monkeypatch, capf
     assert [row["state"] for row in study_rows(open_study("mine", root=workspace))] == ["complete"]
     assert main(["sweep-agent", "mine"]) == 2 and "--count" in capfd.readouterr().err
     assert main(["sweep-agent", "other", "--count", "1"]) == 2 and "no study 'other'" in capfd.readouterr().err
+
+
+# -- a real training ---------------------------------------------------------------------------------------------------
+
+TRAINING = ["lr     = 1e-3  # peak\nepochs = 3     # passes\ntag    = ''    # added to the run folder",
+"""from vitnb.experiment.run import Run
+run = Run("train_demo", globals(), tag)""",
+"""from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import run_callbacks, vit_learner
+dls = image_loaders(load_set("digits", limit=6), bs=16, device="cpu", seed=1)
+learn = vit_learner(dls, "swin_micro", lr=lr, schedule="constant", device="cpu", seed=1)
+learn.fit(epochs, cbs=run_callbacks(run.dir, tracker="none"), resume="auto" if run.resumed else "never")
+run.finish(epochs=len(learn.recorder.rows))"""]
+
+
+def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
+    "Of two, the one that does not learn ends before its last epoch, in order: saved, and marked as stopped"
+    nb = json.loads((workspace/"train_demo.ipynb").read_text())
+    cell = nb["cells"][0]
+    nb["cells"] = [dict(cell, id=f"c{i}", source=s, metadata=dict(tags=["parameters"] if i == 0 else [])) for i,s in enumerate(TRAINING)]
+    (workspace/"train_demo.ipynb").write_text(json.dumps(nb))
+    plan = make_plan(workspace/"train_demo.ipynb", dict(lr=dict(low=1e-9, high=1e-2, log=True)), "train_loss", "min",
+                     pruner=dict(name="median", n_startup_trials=1, n_warmup_steps=1))
+    study = open_study("s", plan, root=workspace)
+    for lr in (3e-3, 1e-9): study.enqueue_trial(dict(lr=lr))
+    found = search(study, 2, root=workspace, say=lambda line: None)
+    good,bad = study_rows(study)
+    assert (good["state"], good["epochs"], bad["state"]) == ("complete", 3, "pruned") and bad["epochs"] < 3
+    assert bad["why"].startswith(f"pruned after epoch {bad['epochs']}: train_loss") and found["best_params"] == dict(lr=3e-3)
+    run = workspace/"out"/bad["run"]
+    rows = json.loads((run/"history.json").read_text())
+    assert len(rows) == bad["epochs"] and rows[-1]["train_loss"] == bad["value"] and read_json(run/"status.json")["status"] == "stopped"
+    assert (run/"checkpoints/last_model.pth").is_file() and read_json(run/"params.json")["lr"] == 1e-9
+    rows = json.loads((workspace/"out"/good["run"]/"history.json").read_text())
+    assert [row["train_loss"] for row in rows] == list(study.trials[0].intermediate_values.values()) and good["value"] == min(row["train_loss"] for row in rows)

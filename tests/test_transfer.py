@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitnb.callback.base import TrainCallback
+from vitnb.callback.ema import EMACallback
 from vitnb.callback.pretext import Pretext
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
@@ -344,3 +345,59 @@ def test_phases_that_are_none_are_refused(phase1, phases, n, says):
 def test_a_size_that_the_model_does_not_take_is_refused():
     learn = quiet(vit_learner(loaders(size=16), "swin_micro", **OPTIONS))
     with pytest.raises(ValueError, match=r"SwinTransformer does not take images of 12 × 12"): size_schedule(learn, [(.5, 12), (1., 16)], 2)
+
+
+# ---- which of a run's weights, and none
+
+@pytest.fixture(scope="module")
+def averaged_run(tmp_path_factory):
+    "A first phase that kept an average of its weights"
+    folder = tmp_path_factory.mktemp("averaged")
+    learn = vit_learner(loaders(), "hvit_micro", SMALL, pretext=Brightness(), lr=1e-2, cbs=[EMACallback(decay=.9)], **OPTIONS)
+    learn.progress.plot = False
+    learn.fit(2, cbs=run_callbacks(folder, tracker="none"))
+    return folder,{k:v.clone() for k,v in learn.ema.module.state_dict().items()}
+
+
+def test_averaged_weights_are_taken_where_asked_and_said(averaged_run, capsys):
+    folder,average = averaged_run
+    plain,mean = second(folder),second(folder, averaged=True)
+    own = mean.model.state_dict()
+    assert all(torch.equal(own[k], average[k]) for k in own if not k.startswith("head."))
+    assert any(not torch.equal(own[k], plain.model.state_dict()[k]) for k in own if not k.startswith("head."))
+    said = capsys.readouterr().out.splitlines()
+    assert "averaged weights" not in said[-2] and said[-1].endswith("averaged weights (10 steps)") and "dropped: head.weight" in said[-1]
+    assert mean.config["training"]["averaged"] and not plain.config["training"]["averaged"]
+    assert torch.equal(read_pretrained(folder/"checkpoints"/"last_model.pth", averaged=True).state["norm.weight"], average["norm.weight"])
+
+
+def test_a_run_without_an_average_says_so(phase1, averaged_run):
+    with pytest.raises(ValueError, match="averaged=True, and .*last_model.pth holds no average of weights; train the first phase with ema_decay"): second(phase1, averaged=True)
+    with pytest.raises(ValueError, match="best_model.pth holds no average"): second(averaged_run[0]/"checkpoints"/"best_model.pth", averaged=True)
+
+
+def test_without_a_first_phase_all_but_the_weights_is_the_same(capsys):
+    learn = second(None, arch="hvit_micro", model_kw=SMALL, lr_decay=.5, head_scale=10., freeze_epochs=1)
+    plain = vit_learner(loaders(), "hvit_micro", SMALL, **OPTIONS)
+    assert all(torch.equal(a, b) for a,b in zip(learn.model.parameters(), plain.model.parameters())) and "hvit_micro: random weights" in capsys.readouterr().out
+    found = rates(learn.opt)
+    assert found[learn.model.head.weight]/found[learn.model.norm.weight] == pytest.approx(20.)
+    for kw in (dict(averaged=True), dict(keep_head=True), dict(drop=["decoder."])):
+        with pytest.raises(ValueError, match="is about the weights of a first phase, and run is None"): second(None, arch="hvit_micro", model_kw=SMALL, **kw)
+    with pytest.raises(ValueError, match="without a first phase the model has to be named"): second(None)
+
+
+def test_a_plain_load_lists_the_head_that_it_dropped(phase1, capsys):
+    "`create_model(pretrained=...)`, without the Learner"
+    model = create_model("hvit_micro", pretrained=phase1/"checkpoints"/"best_model.pth", num_classes=3, **SMALL)
+    assert model.load_report.dropped == ["head.weight", "head.bias"] == model.load_report.fresh
+    assert "dropped: head.weight, head.bias" in capsys.readouterr().out
+
+
+def test_a_stream_that_nothing_feeds_can_be_dropped():
+    two = create_model("hvit_micro", spectral_channels=2, num_classes=3, **SMALL)
+    one = create_model("hvit_micro", num_classes=3, **SMALL)
+    pretrained = Pretrained(Path("a.pth"), two.state_dict(), {})
+    with pytest.raises(ValueError, match="unknown"): load_backbone(one, pretrained)
+    report = load_backbone(one, pretrained, drop=("spectral.", "fusion."))
+    assert any(name.startswith("fusion.") for name in report.dropped) and torch.equal(one.norm.weight, two.norm.weight)

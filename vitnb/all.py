@@ -15,6 +15,7 @@ from vitnb.kinds.value import *
 from vitnb.task import *
 from vitnb.data.image import *
 from vitnb.data.download import *
+from vitnb.data.arrays import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.show import *
@@ -38,6 +39,7 @@ from vitnb.data.workers import *
 from vitnb.data.work import *
 from vitnb.data.imageloader import *
 from vitnb.data.loader import *
+from vitnb.data.pool import *
 from vitnb.data.mix import *
 from vitnb.data.cubefile import *
 from vitnb.data.cubeset import *
@@ -162,6 +164,7 @@ from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.recipes import *
+from vitnb.experiment.leaves import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.space import *
@@ -171,6 +174,8 @@ from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
 from vitnb.explore.widgets import *
+from vitnb.explore.cam import *
 from vitnb.explore.gradcam import *
+from vitnb.explore.embedding import *
 from vitnb.testing import *
 from vitnb.exactness import *

@@ -97,7 +97,7 @@ class MaskedPixels(Pretext):
 def _rebuild(model, config): model.reconstruct_pixels()
 MaskedPixels.rebuild = staticmethod(_rebuild)
 
-# %% ../../nbs/library/442_callback.simmim.ipynb #b9147bbb
+# %% ../../nbs/library/442_callback.simmim.ipynb #73066e07
 @patch
 def setup(self:MaskedPixels, dls:DataLoaders, model:nn.Module):
     model = bare(model)
@@ -108,8 +108,9 @@ def setup(self:MaskedPixels, dls:DataLoaders, model:nn.Module):
     if any(n % self.side for n in size) or rows*columns < LEAST_UNITS:
         fits = [patch for patch in range(1, model.patch_size) if _enough(size, self.side//model.patch_size*patch)]
         remedy = f"patch_size={max(fits)}, " if fits else ""
-        raise ValueError(f"images of {size[0]} × {size[1]} have {rows} × {columns} units of {self.side} pixels, which is "
-                         f"what a last token stands for, and {LEAST_UNITS} are needed; take {remedy}or larger images")
+        raise ValueError(f"images of {size[0]} × {size[1]} have {rows} × {columns} units of {self.side} pixels, which "
+                         f"is what a last token stands for, and {LEAST_UNITS} are needed; "
+                         f"take {remedy}or larger images")
     model.reconstruct_pixels()
 
 def _enough(size, side): return not any(n % side for n in size) and size[0]//side*(size[1]//side) >= LEAST_UNITS

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMPANION_END', 'companion_path', 'read_companion', 'image_size', 'CompanionSplit', 'Companions', 'survey_companions',
-           'SpectralNormalize', 'CompanionSource', 'CompanionDataset', 'read_pair', 'companion_loaders']
+           'SpectralNormalize', 'CompanionSource', 'CompanionDataset', 'read_pair', 'companion_loaders',
+           'has_companions', 'spectral_loaders']
 
 # %% ../../nbs/library/172_data.companion.ipynb #dd5bce8e
 import hashlib
@@ -302,6 +303,7 @@ def read_pair(
     if optional: fields["has_spectral"] = np.array([there])
     return fields
 
+# %% ../../nbs/library/172_data.companion.ipynb #762df296
 def _with_norm(pipeline, norm):
     "The pipeline with the spectral normaliser just before the image's"
     at = [hasattr(step, "undo") for step in pipeline.transforms].index(True)
@@ -342,3 +344,27 @@ def companion_loaders(
     model_kw = {**dls.model_kw, "spectral_channels":known.channels}
     about = {**dls.about, "model_kw":model_kw, "reader":reader, "image_set":_with_spectral(image_set)}
     return ImageLoaders(*parts, path=dls.path, device=dls.device, about=about)
+
+# %% ../../nbs/library/172_data.companion.ipynb #18eb6478
+def has_companions(
+    image_set:ImageSet, # Of files, or of arrays
+)->tuple: # Whether any image has a spectral one, and whether all have
+    "Look for spectral images"
+    there = [isinstance(split, CompanionSplit) for split in image_set.splits.values()]
+    if image_set.root: there = [pair.spectral.is_file() for pair in _pairs(image_set)]
+    return any(there), all(there)
+
+def spectral_loaders(
+    image_set:ImageSet, # What to load
+    img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
+    spectral:bool|str|None=None, # Spectral images: True (each has one), "optional", False; None: those there are
+    **kw, # What `image_loaders` takes
+)->ImageLoaders: # With one input or two
+    "Loaders with the spectral images that a set has, if they are wanted"
+    if spectral is None:
+        some,every = has_companions(image_set)
+        spectral = "optional" if some and not every else some
+    if not isinstance(spectral, (bool, str)) or spectral not in (False, True, "optional"):
+        raise ValueError(f"spectral={spectral!r} must be True, 'optional', False, or None for what there is")
+    if not spectral: return image_loaders(image_set, img_size, **kw)
+    return companion_loaders(image_set, img_size, spectral == "optional", **kw)

@@ -58,11 +58,11 @@ def synthetic_leaf_set(
     return LeafSet("leaves_synthetic", LEAF_CLASSES, dict(train=split))
 
 @sets.register("leaves_synthetic")
-def _leaves_synthetic(root=None, download=True):
-    "280 synthetic photographs of leaves, 64×64 pixels, with two infrared bands"
+def _leaves_synthetic(root=None, download=True, n=280, size=64, seed=0):
+    "Synthetic photographs of leaves with two infrared bands"
     if root is not None:
         raise ValueError(f"root={root!r}: leaves_synthetic is computed and lies nowhere; leave root out")
-    return synthetic_leaf_set()
+    return synthetic_leaf_set(n, size, seed)
 
 # %% ../../nbs/library/180_data.leaf.ipynb #add1980f
 ORIGINALS = "Original Dataset"

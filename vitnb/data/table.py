@@ -231,7 +231,9 @@ def _hashes(image_set):
     about = image_set.classes if is_plain else [image_set.tasks.config(), image_set.reader]
     hasher.add_text(json.dumps(about)) # a plain set keeps the fingerprint it always had
     for name,split in image_set.splits.items(): hasher.add_split(name, split)
-    for items in image_set.further: hasher.add_array(items) if isinstance(items, np.ndarray) else hasher.add_files(items)
+    for items in image_set.further:
+        if isinstance(items, np.ndarray): hasher.add_array(items)
+        else: hasher.add_files(items)
     image_set._hashes = dict(fingerprint=hasher.contents.hexdigest(), stamp=hasher.times.hexdigest()[:16])
     return image_set._hashes
 

@@ -158,7 +158,7 @@ def _await_free(run_dir, seconds=60):
         time.sleep(.2)
     release(run_dir)
 
-# %% ../../nbs/library/676_experiment.search.ipynb #4fe970d8
+# %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
 def _ticket(self:Worker, trial):
     "What the kernel has to know, as JSON"
@@ -176,12 +176,16 @@ def _run(self:Worker, trial):
         with redirect_stdout(log): run_notebook(self.notebook, params, self.run_dir)
     return trial_value(self.run_dir, self.plan)
 
+def _reason(text):
+    "Why a trial was pruned, without what fastai puts before it and the checkpoint behind it"
+    return text[max(0, text.find("pruned after")):].split(";")[0]
+
 def _verdict(error):
     "How a trial ended that raised: state, and why"
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     states = _states()
-    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, text.split(";")[0]
+    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, _reason(text)
     if kind == "FloatingPointError": return states.PRUNED, text[:500]
     return states.FAIL, error_line(error)[:2000]
 

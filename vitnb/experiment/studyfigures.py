@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import atomic_write, need, one_of
 
-# %% ../../nbs/library/677_experiment.studyfigures.ipynb #cf781607
+# %% ../../nbs/library/677_experiment.studyfigures.ipynb #5d100b2c
 _PLOTS = dict(history="plot_optimization_history", importance="plot_param_importances",
               curves="plot_intermediate_values")
 
@@ -29,7 +29,9 @@ def plot_study(
     with plt.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore") # Optuna calls these plots experimental, and few trials few
         axes = draw(study, **options)
-        if what == "curves": axes.set(xlabel="epoch", ylabel=score)
+        if what == "curves":
+            axes.set(xlabel="epoch", ylabel=score)
+            axes.get_legend().remove() # a line for each trial
         fig = np.ravel(axes)[0].figure
         fig.set_size_inches(7, 3.5)
     plt.close(fig) # a notebook shows the figure that its cell ends in, once

@@ -44,7 +44,7 @@ from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
 from ..metrics.chest import zone_f1 # noqa: F401, registers its metrics
-from ..models.protocol import check_model, create_model, list_models, model_info, models
+from ..models.protocol import TIMM, check_model, create_model, list_models, model_info, models
 from ..renamed import keywords_were
 from ..task import Tasks
 
@@ -255,7 +255,7 @@ def run_callbacks(
 def _check_arch(name):
     "Refuse a model that nobody has registered"
     known = list_models()
-    if name not in models: # which knows names in any case
+    if name not in models and not name.startswith(TIMM): # which knows names in any case
         raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
                          "if it is yours, import the module that registers it")
 

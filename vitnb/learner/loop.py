@@ -275,6 +275,13 @@ def run_epoch(self:VitLearner):
     done = self.epoch + 1
     self.validated = done % self.valid_every == 0 or done >= self.n_epoch
     if self.validated: self._do_epoch_validate()
+    else: self.rest()
+
+@patch
+def rest(self:VitLearner):
+    "Stand behind the training of an epoch as a validation would: a state of it goes on with the next epoch"
+    self.training = False
+    self.model.eval()
 
 @patch
 def train_epoch(self:VitLearner):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pretrained', 'read_pretrained', 'TransferReport', 'head_names', 'load_backbone', 'scale_head', 'set_head_scale',
-           'transfer_learner', 'SizeSchedule', 'legal_size', 'size_schedule']
+           'transfer_learner', 'usable_options', 'SizeSchedule', 'legal_size', 'size_schedule']
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #331dc0a2
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,14 @@ from torch import nn
 
 from ..callback.checkpoint import load_checkpoint
 from ..callback.pretext import pretexts
+from ..core import plain_names
 from .core import vit_learner
 from .freeze import FreezeEpochs
 from .loop import VitLearner
 from .optim import GroupOptim, check_groups
 from .trained import find_checkpoint
-from ..models.protocol import LoadReport, check_model, load_weights, models, read_weights, trace_shapes
+from ..models.protocol import (LoadReport, check_model, list_models, load_weights, models, read_weights,
+                                   trace_shapes)
 from ..models.stages import as_pair, near_sizes
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #5c19ab38
@@ -34,6 +36,7 @@ class Pretrained:
     path:Path # The file
     state:dict # Names and tensors
     config:dict # As in checkpoints; empty for a plain file
+    notes:list = field(default_factory=list) # Which weights these are, where a training has left several
 
     @property
     def arch(self)->str|None:
@@ -42,23 +45,39 @@ class Pretrained:
 
 def read_pretrained(
     path:str|Path, # Folder of a run, a checkpoint, or a file of weights
+    averaged:bool=False, # The moving average of the weights, of a run that kept one
 )->Pretrained: # On the CPU
     "Read the weights that a training has left"
-    file = find_checkpoint(Path(path).expanduser())
-    state = read_weights(file)
-    config = {} if file.suffix == ".safetensors" else load_checkpoint(file).get("config")
-    return Pretrained(file, state, config if isinstance(config, Mapping) else {})
+    path = Path(path).expanduser()
+    file = _last_checkpoint(path) if averaged else find_checkpoint(path)
+    checkpoint = {} if file.suffix == ".safetensors" else load_checkpoint(file)
+    config = checkpoint.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    if not averaged: return Pretrained(file, read_weights(file), config)
+    average = _average(file, checkpoint)
+    notes = [f"averaged weights ({average['n_updates']:,} steps)"]
+    return Pretrained(file, plain_names(average["module"]), config, notes)
+
+# %% ../../nbs/library/516_learner.transfer.ipynb #38bf94e5
+def _last_checkpoint(path):
+    "The file that holds a training state"
+    last = path/"checkpoints"/"last_model.pth"
+    return last if last.is_file() else find_checkpoint(path)
+
+def _average(file, checkpoint):
+    "The state of the average in a checkpoint"
+    average = checkpoint.get("training_state", {}).get("callbacks", {}).get("EMACallback", {})
+    if average.get("module"): return average
+    raise ValueError(f"averaged=True, and {file} holds no average of weights; train the first phase with ema_decay or "
+                     "ema_half_life, give last_model.pth of such a run, or leave averaged out")
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #a84076ee
 @dataclass
 class TransferReport(LoadReport):
     "What was loaded, resized and dropped"
-    dropped:list = field(default_factory=list) # Names of the file that were not wanted
-    notes:list = field(default_factory=list) # What else is different
+    notes:list = field(default_factory=list) # What else there is to know
 
-    def __str__(self):
-        dropped = [f"dropped: {', '.join(self.dropped)}"] if self.dropped else []
-        return "; ".join([super().__str__(), *dropped, *self.notes])
+    def __str__(self): return "; ".join([super().__str__(), *self.notes])
 
 def head_names(
     model:nn.Module, # A model of the protocol
@@ -107,7 +126,8 @@ def load_backbone(
     kept = {k:v for k,v in pretrained.state.items() if k not in set(dropped)}
     adapt = models[model.name].adapt if getattr(model, "name", None) in models else None
     found = load_weights(model, kept, pretrained.path.name, adapt, getattr(model, "fresh", ()))
-    return TransferReport(found.source, found.loaded, found.adapted, found.fresh, dropped)
+    return TransferReport(found.source, found.loaded, found.adapted, found.fresh, dropped + found.dropped,
+                          list(pretrained.notes))
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #55308093
 def scale_head(
@@ -157,6 +177,7 @@ _OF_DATA = ("img_size", "num_classes", "in_chans", "spectral_channels") # what t
 
 def _model_arguments(pretrained, given):
     "Those of the first phase, under what the caller says"
+    if pretrained is None: return given
     old = {k:v for k,v in pretrained.config.get("model_kw", {}).items() if k not in _OF_DATA}
     return {**old, **(given or {})}
 
@@ -168,6 +189,9 @@ def _other_normalisation(pretrained, dls):
 
 def _architecture(pretrained, arch):
     "The model that both phases have"
+    if pretrained is None:
+        if arch is None: raise ValueError("without a first phase the model has to be named; give arch='...'")
+        return arch
     if arch is None and pretrained.arch is None:
         raise ValueError(f"{pretrained.path} does not say of which model it is; give arch='...'")
     if pretrained.arch not in (None, arch or pretrained.arch):
@@ -177,9 +201,10 @@ def _architecture(pretrained, arch):
 # %% ../../nbs/library/516_learner.transfer.ipynb #0f05fdc6
 def transfer_learner(
     dls:DataLoaders, # Labelled loaders
-    run:str|Path, # Folder of the first phase, a checkpoint, or a file of weights
+    run:str|Path|None, # Folder of the first phase, a checkpoint, or a file of weights; None: random weights
     arch:str|None=None, # Name of the model; as the run says if None
     model_kw:dict|None=None, # Arguments of the model, over those of the run; sizes and classes come from `dls`
+    averaged:bool=False, # Take the moving average of the first phase's weights
     keep_head:bool=False, # Take the classifier too; its classes must be as many
     drop:Sequence[str]=(), # Beginnings of further names that are not wanted
     freeze_epochs:int=0, # Epochs in which only the classifier is trained, norms' statistics included; 0: none
@@ -190,18 +215,51 @@ def transfer_learner(
     **kw, # Further arguments of `vit_learner`
 )->VitLearner: # Ready to fit; `learn.load_report` says what it has of the first phase
     "Build a Learner that goes on from an earlier training"
-    pretrained = read_pretrained(run)
+    pretrained = _first_phase(run, averaged, keep_head, drop)
     arch = _architecture(pretrained, arch)
     layered = {} if lr_decay is None else dict(lr_decay=lr_decay)
     freezing = [FreezeEpochs(freeze_epochs)] if freeze_epochs else []
     learn = vit_learner(dls, arch, _model_arguments(pretrained, model_kw), opt_kw={**(opt_kw or {}), **layered},
                         cbs=[*freezing, *L(cbs)], **kw)
-    learn.load_report = load_backbone(learn.model, pretrained, keep_head, drop)
-    learn.load_report.notes += _other_normalisation(pretrained, dls)
+    learn.load_report = learn.model.load_report if pretrained is None else _fill(learn, pretrained, keep_head, drop)
     if head_scale != 1: set_head_scale(learn, head_scale)
-    learn.config["training"].update(pretrained=str(pretrained.path), keep_head=keep_head, head_scale=head_scale)
-    print(f"{arch}: {learn.load_report}", flush=True)
+    learn.config["training"].update(head_scale=head_scale)
+    print(f"{arch}: {learn.load_report or 'random weights'}", flush=True)
     return learn
+
+def _first_phase(run, averaged, keep_head, drop):
+    "What the first phase has left; None where there was none"
+    if run is not None: return read_pretrained(run, averaged)
+    for name,value in dict(averaged=averaged, keep_head=keep_head, drop=drop).items():
+        if value: raise ValueError(f"{name}={value!r} is about the weights of a first phase, and run is None; give one")
+
+def _fill(learn, pretrained, keep_head, drop):
+    "Take the weights of the first phase over, and note what else is different"
+    report = load_backbone(learn.model, pretrained, keep_head, drop)
+    report.notes += _other_normalisation(pretrained, learn.dls)
+    averaged = bool(pretrained.notes)
+    learn.config["training"].update(pretrained=str(pretrained.path), averaged=averaged, keep_head=keep_head)
+    return report
+
+# %% ../../nbs/library/516_learner.transfer.ipynb #1ad2073f
+def _useless(name, arch, dls):
+    "Why an option would do nothing; None if it would act"
+    list_models() # with it all families are registered
+    if not models[arch].takes(name): return f"{arch} has no such option"
+    if "dfca" in name and not dls.model_kw.get("spectral_channels"): return "there are no spectral images to attend to"
+    return None
+
+def usable_options(
+    arch:str, # Name of the model
+    model_kw:Mapping, # Its arguments, as a recipe has them
+    dls:DataLoaders, # The loaders
+    asked:Sequence[str]=(), # Those that somebody asked for outright
+)->dict: # The arguments that act
+    "Leave out what a model or a set has no use for, and say so"
+    reasons = {k:_useless(k, arch, dls) for k in model_kw if k not in asked}
+    for name,reason in reasons.items():
+        if reason: print(f"{name}={model_kw[name]!r} is left out: {reason}", flush=True)
+    return {k:v for k,v in model_kw.items() if not reasons.get(k)}
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #2a310899
 @dataclass(frozen=True)

@@ -80,6 +80,6 @@ def view_scores(
     learn.objective.eval() # smoothing acts in training only
     tallies = {name:_Tally(learn) for name in [*tta.views, "mean"]}
     for batch in split_loader(learn, split):
-        with learn.autocast(): each = as_float(tta.each(batch["image"]))
+        with learn.autocast(): each = as_float(tta.each(*batch[:batch.n_inp]))
         for tally,pred in zip(tallies.values(), [*each, tta.mean(each)]): tally.add(pred, batch)
     return [tally.row(name) for name,tally in tallies.items()]

@@ -145,13 +145,13 @@ class TTA(nn.Module):
             raise ValueError("there is no task that says how outputs are averaged; "
                              "views are for models of classes, maps or values")
 
-    def each(self, x:Tensor)->list:
-        "Predict each view, and bring the predictions back to the image"
-        preds = [(name, self.model(apply_view(x, name))) for name in self.views]
+    def each(self, *inputs:Tensor)->list:
+        "Predict each view, all inputs alike, and bring the predictions back to the image"
+        preds = [(name, self.model(*[apply_view(x, name) for x in inputs])) for name in self.views]
         return [self.tasks.map(partial(undo_view, name=name), pred) for name, pred in preds]
 
     def mean(self, preds:Sequence)->Tensor|dict:
         "Average several predictions, by task"
         return self.tasks.map(lambda task, *parts: task.average(parts), *preds)
 
-    def forward(self, x:Tensor)->Tensor|dict: return self.mean(self.each(x))
+    def forward(self, *inputs:Tensor)->Tensor|dict: return self.mean(self.each(*inputs))
