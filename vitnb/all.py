@@ -176,7 +176,6 @@ from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
 from vitnb.explore.widgets import *
-from vitnb.explore.cam import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *
 from vitnb.testing import *
