@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_helpers import saved # noqa: F401, a fixture
 
-from vitnb.models.hub import hub_weights, is_hub_file, read_weights
+from vitnb.hub import hub_weights, is_hub_file, read_weights
 from vitnb.models.protocol import create_model
 
 
@@ -50,7 +50,7 @@ def test_a_file_of_the_hub_is_fetched_once_and_read(monkeypatch, tmp_path):
     def download(repository, file):
         asked.append((repository, file))
         return tmp_path/"own.pth"
-    monkeypatch.setattr("vitnb.models.hub.hf_hub_download", download)
+    monkeypatch.setattr("vitnb.hub.hf_hub_download", download)
     assert torch.equal(hub_weights("hf://owner/name/folder/own.pth")["a"], torch.arange(3.))
     assert asked == [("owner/name", "folder/own.pth")]
 

@@ -6,6 +6,7 @@ from vitnb.device import *
 from vitnb.launch import *
 from vitnb.gather import *
 from vitnb.storage import *
+from vitnb.hub import *
 from vitnb.parameters import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *
@@ -70,7 +71,6 @@ from vitnb.data.chesttable import *
 from vitnb.data.filmaugment import *
 from vitnb.data.filmset import *
 from vitnb.data.chest import *
-from vitnb.models.hub import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Registry, nearest
-from .hub import hub_weights, is_hub_file, read_weights
+from ..hub import hub_weights, is_hub_file, read_weights
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
 PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_classifier", "reset_classifier",
