@@ -6,7 +6,6 @@ import pytest
 import timm
 import torch
 
-import vitnb.models.protocol as protocol
 from vitnb.callback.zonemix import ZoneMix
 from vitnb.data.holdout import Split
 from vitnb.data.loader import image_loaders
@@ -138,7 +137,7 @@ def test_weights_come_from_a_file_of_the_hub(monkeypatch, tmp_path):
     def download(repository, file):
         asked.append((repository, file))
         return tmp_path/"dino.pth"
-    monkeypatch.setattr(protocol, "hf_hub_download", download)
+    monkeypatch.setattr("vitnb.hub.hf_hub_download", download)
     model = create_model("csi_raddino", pretrained=True, **kw)
     assert asked == [("microsoft/rad-dino", "backbone_compatible.safetensors")] and model.load_report.source == RADDINO_WEIGHTS
     assert torch.equal(model.backbone.cls_token, state["cls_token"]) and model.backbone.pos_embed.shape[1] == 5
