@@ -11,7 +11,8 @@ from leaf_helpers import OPTIONS, TINY, picture
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.mix import MixCallback
 from vitnb.callback.pretext import make_pretext
-from vitnb.data.companion import CompanionSplit, has_companions, spectral_loaders
+from vitnb.data.companion import CompanionSplit, has_companions
+from vitnb.data.companionloader import spectral_loaders
 from vitnb.data.leaf import LEAF_CLASSES, load_leaves
 from vitnb.data.loader import image_loaders
 from vitnb.data.pool import load_pool
