@@ -2,16 +2,12 @@
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
 from vitnb.explore.embedding import map_features, plot_features
 
 
 def test_figures_are_drawn():
     features = np.random.default_rng(0).normal(size=(20, 8))
     assert len(plot_features(features, np.arange(20) % 3, "abc").axes) == 2 and plot_features(features).axes
-=======
-from vitnb.explore.embedding import map_features
->>>>>>> wt-tn2
 
 
 def test_maps_of_features_go_by_direction_and_by_the_seed():
