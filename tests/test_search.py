@@ -13,7 +13,7 @@ from vitnb.experiment.study import make_sampler, open_study
 optuna = pytest.importorskip("optuna")
 
 
-@pytest.mark.slow # minutes: each trial starts a kernel
+@pytest.mark.slow # starts a kernel for each trial
 def test_a_trial_that_fails_is_recorded_and_does_not_count(workspace):
     study = open_study("s", demo(workspace, dict(x=[6., 2.]), params=dict(epochs=1)), root=workspace)
     study.enqueue_trial(dict(x=6.))
@@ -64,7 +64,7 @@ def test_two_workers_share_a_study(workspace, space_file):
     assert all("trial" in output for output in outputs), "one of them found nothing to do"
 
 
-@pytest.mark.slow # minutes: each trial starts a kernel
+@pytest.mark.slow # starts a kernel for each trial
 def test_a_signal_ends_a_search_and_its_trial_is_queued_again(workspace, space_file):
     worker = start(workspace, *space_file, "--trials", "1", "-p", "nap", "60")
     wait_for(lambda: list((workspace/"out/train_demo").glob("*/began.txt")), "no trial")

@@ -49,7 +49,7 @@ def postgres(tmp_path):
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.slow # minutes: each trial starts a kernel
+@pytest.mark.slow # starts a kernel for each trial
 def test_a_study_on_a_postgresql_server(workspace, postgres, space_file):
     "Two workers, one server; the password stands in no file"
     workers = [start(workspace, *space_file, "--trials", "4", "--storage", postgres, "-p", "epochs", "1") for _ in range(2)]
