@@ -13,7 +13,6 @@ from vitnb.experiment.study import make_sampler, open_study
 optuna = pytest.importorskip("optuna")
 
 
-@pytest.mark.slow # starts a kernel for each trial
 def test_a_trial_that_fails_is_recorded_and_does_not_count(workspace):
     study = open_study("s", demo(workspace, dict(x=[6., 2.]), params=dict(epochs=1)), root=workspace)
     study.enqueue_trial(dict(x=6.))

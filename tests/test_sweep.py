@@ -50,7 +50,6 @@ def server(monkeypatch):
     return fake
 
 
-@pytest.mark.slow # starts a kernel for each trial
 def test_a_sweep_is_created_and_joined_by_its_id(workspace, server, capfd):
     "The plan travels in it; what does not act beside the rest is left out; each trial is a run folder"
     (workspace/"space.json").write_text(json.dumps(SPACE))
@@ -85,7 +84,6 @@ def test_a_server_that_cannot_be_reached_names_the_way_without_it(workspace, ser
     assert "no route to host" in err and "WANDB_MODE=offline" in err and "vitnb search" in err
 
 
-@pytest.mark.slow # starts a kernel for each trial
 def test_offline_a_sweep_is_a_study_of_this_machine(workspace, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
     (workspace/"space.json").write_text(json.dumps(SPACE))
