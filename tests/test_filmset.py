@@ -7,11 +7,10 @@ from PIL import Image
 
 from vitnb.data.chest import synthetic_chest_set
 from vitnb.data.evaluate import eval_reader
-from vitnb.data.filmaugment import Exposure, Repeat
 from vitnb.data.filmset import FILM_SHARES, FilmSet, FilmSplit, as_films, pool_films, split_films
 from vitnb.data.geometry import Flip
 from vitnb.data.holdout import Split
-from vitnb.data.lungmask import FocusLungs, ZoneFlip, lung_zones
+from vitnb.data.lungmask import ZoneFlip, lung_zones
 from vitnb.data.nifti import save_nifti
 from vitnb.data.sets import folder_set, load_set
 from vitnb.data.split import shared_groups
@@ -224,19 +223,3 @@ def test_masks_that_are_missing_or_not_asked_for_are_named(tmp_path):
     with pytest.raises(ValueError, match="overfit_batches"): films.loaders(32, overfit_batches=1)
     (tmp_path/"films/masks/3_left_lung_mask.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 12 films.*3\.png"): films.loaders(32, **LOADING)
-
-
-def test_exposure_changes_brightness_and_nothing_leaves_the_range():
-    x = torch.randint(0, 65536, (6,1,8,8), dtype=torch.int32)
-    from vitnb.data.draws import Draws
-    y = Exposure(.5, .4)(x, Draws(0, 0, np.arange(6)))
-    assert y.dtype == torch.int32 and 0 <= y.min() and y.max() <= 65535 and not torch.equal(x, y)
-    assert torch.equal(Exposure(0., 0.)(x, Draws(0, 0, np.arange(6))), x)
-    with pytest.raises(ValueError, match="images have 3"): Repeat()(torch.zeros(1,3,4,4), None)
-    assert FocusLungs().masking == "attention"
-
-
-def test_the_recipe_of_films_mirrors_only_if_asked(tmp_path):
-    films = split_films(synthetic_chest_set(20, 32))
-    plain,asked = [films.loaders(32, augment="film", aug_kw=kw, **LOADING).train.pipeline.transforms for kw in ({}, dict(flip=.5))]
-    assert not any(isinstance(s, Flip) for s in plain) and any(isinstance(s, ZoneFlip) for s in asked)

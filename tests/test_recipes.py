@@ -166,7 +166,7 @@ def test_what_a_notebook_reads_of_its_recipe_is_there(notebook, family):
     left = [k for k in families[family].fields if (k in USED_BY_NOTEBOOKS or k in families[family].other) and k != "family"]
     missing = [k for k in left if f"r.{k}" not in text]
     assert not missing, missing
-    for share in ("loader_args(r)", "learner_args(r)", "callback_args(r)", "run_args(r)"): assert f"**{share}" in text, share
+    for share in ("loader_args(r)", "learner_args(r)", "callback_args(r)", "run_args(r)"): assert f"**{share}" in text or f"args = {share}" in text, share
 
 
 def test_what_was_done_before_there_was_a_field_still_stands(tmp_path):

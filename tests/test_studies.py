@@ -28,6 +28,15 @@ def test_the_published_scenes_differ_in_what_the_paper_needs_and_in_nothing_else
     assert changed == set("sources target patch_size n_splits width steps bs probe_steps neighborhood_radius".split())
 
 
+def test_the_sets_of_a_comparison_have_budgets_of_their_own_and_one_way_to_train():
+    here = resolve("comparison", "digits", {})
+    own = set("data groups img_size cache_size views augment labels pretrainings pretrain_epochs pretrain_bs steps bs".split())
+    for name in recipes["comparison"].names():
+        there = resolve("comparison", name, dict(data="a folder"))
+        assert {field for field in here if here[field] != there[field]} <= own
+    with pytest.raises(ValueError, match="needs data"): resolve("comparison", "leaves", {})
+
+
 def test_old_names_of_a_study_are_accepted():
     said = resolve("scenes", "synthetic", dict(dealings=7, reach=2))
     assert said.n_splits == 7 and said.neighborhood_radius == 2

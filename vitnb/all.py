@@ -6,6 +6,7 @@ from vitnb.device import *
 from vitnb.launch import *
 from vitnb.gather import *
 from vitnb.storage import *
+from vitnb.hub import *
 from vitnb.parameters import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *
@@ -53,6 +54,7 @@ from vitnb.data.cube import *
 from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
 from vitnb.data.companion import *
+from vitnb.data.companionloader import *
 from vitnb.data.evaluate import *
 from vitnb.data.duplicates import *
 from vitnb.data.leafmodel import *
@@ -123,11 +125,11 @@ from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *
 from vitnb.callback.scalars import *
-from vitnb.callback.trial import *
 from vitnb.callback.tracker import *
 from vitnb.callback.tensorboard import *
 from vitnb.callback.mlflow import *
 from vitnb.callback.wandb import *
+from vitnb.callback.trial import *
 from vitnb.callback.track import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
@@ -177,7 +179,6 @@ from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
 from vitnb.explore.widgets import *
-from vitnb.explore.cam import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *
 from vitnb.testing import *

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPANION_END', 'companion_path', 'read_companion', 'image_size', 'CompanionSplit', 'Companions', 'survey_companions',
-           'SpectralNormalize', 'CompanionSource', 'CompanionDataset', 'read_pair', 'companion_loaders',
-           'has_companions', 'spectral_loaders']
+           'SpectralNormalize', 'CompanionSource', 'CompanionDataset', 'read_pair', 'has_companions']
 
 # %% ../../nbs/library/172_data.companion.ipynb #dd5bce8e
 import hashlib
@@ -27,12 +26,11 @@ from ..core import settings
 from .dataset import ImageDataset
 from .holdout import Split
 from .image import UnreadableImage, load_npy, readers, widen
-from .loader import ImageLoaders, image_loaders
 from .once import scan_once
 from .sample import stack_images
 from .stats import BandStats
 from .table import ImageSet
-from .transform import Pipeline, Transform, transforms
+from .transform import Transform, transforms
 from ..device import to_device
 
 # %% ../../nbs/library/172_data.companion.ipynb #9aaf4d7a
@@ -303,49 +301,7 @@ def read_pair(
     if optional: fields["has_spectral"] = np.array([there])
     return fields
 
-# %% ../../nbs/library/172_data.companion.ipynb #762df296
-def _with_norm(pipeline, norm):
-    "The pipeline with the spectral normaliser just before the image's"
-    at = [hasattr(step, "undo") for step in pipeline.transforms].index(True)
-    return Pipeline([*pipeline.transforms[:at], norm, *pipeline.transforms[at:]], pipeline.tasks)
-
-def _source(image_set, split, channels):
-    "The spectral images of a split"
-    if isinstance(split, CompanionSplit): return CompanionSource(split.spectral, channels)
-    return CompanionSource([companion_path(image_set.root/item) for item in split.items], channels)
-
-def _with_spectral(image_set):
-    "The set, whose fingerprint also speaks of the spectral images"
-    splits = image_set.splits.values()
-    if all(isinstance(split, CompanionSplit) for split in splits):
-        return image_set.with_further(*(split.spectral for split in splits))
-    paths = [companion_path(item) for split in splits for item in split.items]
-    return image_set.with_further([path.as_posix() for path in paths if (image_set.root/path).is_file()])
-
-def companion_loaders(
-    image_set:ImageSet, # Of files with spectral ones beside them, or of `CompanionSplit`s
-    img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
-    optional:bool=False, # Whether images may lack a spectral one
-    **kw, # What `image_loaders` takes
-)->ImageLoaders: # Batches with `image`, `spectral` and `target`
-    "Loaders whose batches have the spectral image as second input"
-    if kw.get("overfit_batches"):
-        raise ValueError("overfit_batches serves images alone; load without spectral images")
-    dls = image_loaders(image_set, img_size, **kw)
-    known = survey_companions(image_set, optional)
-    if known.missing:
-        print(f"{len(known.missing):,} images of {image_set.name} have no spectral one: zeros, and has_spectral=False")
-    norm = SpectralNormalize(known.mean, known.std)
-    parts = []
-    for dl,split in zip(dls.loaders, image_set.splits.values()):
-        data = CompanionDataset(dl.dataset, _source(image_set, split, known.channels), optional)
-        parts.append(dl.new(data, pipeline=_with_norm(dl.pipeline, norm), sample_weights=dl.sample_weights))
-    reader = dict(name="pair", image_reader=image_set.reader, channels=known.channels, optional=optional)
-    model_kw = {**dls.model_kw, "spectral_channels":known.channels}
-    about = {**dls.about, "model_kw":model_kw, "reader":reader, "image_set":_with_spectral(image_set)}
-    return ImageLoaders(*parts, path=dls.path, device=dls.device, about=about)
-
-# %% ../../nbs/library/172_data.companion.ipynb #18eb6478
+# %% ../../nbs/library/172_data.companion.ipynb #ce620888
 def has_companions(
     image_set:ImageSet, # Of files, or of arrays
 )->tuple: # Whether any image has a spectral one, and whether all have
@@ -353,18 +309,3 @@ def has_companions(
     there = [isinstance(split, CompanionSplit) for split in image_set.splits.values()]
     if image_set.root: there = [pair.spectral.is_file() for pair in _pairs(image_set)]
     return any(there), all(there)
-
-def spectral_loaders(
-    image_set:ImageSet, # What to load
-    img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
-    spectral:bool|str|None=None, # Spectral images: True (each has one), "optional", False; None: those there are
-    **kw, # What `image_loaders` takes
-)->ImageLoaders: # With one input or two
-    "Loaders with the spectral images that a set has, if they are wanted"
-    if spectral is None:
-        some,every = has_companions(image_set)
-        spectral = "optional" if some and not every else some
-    if not isinstance(spectral, (bool, str)) or spectral not in (False, True, "optional"):
-        raise ValueError(f"spectral={spectral!r} must be True, 'optional', False, or None for what there is")
-    if not spectral: return image_loaders(image_set, img_size, **kw)
-    return companion_loaders(image_set, img_size, spectral == "optional", **kw)

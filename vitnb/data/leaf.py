@@ -16,7 +16,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import check_options, nearest, one_of, repo_root, settings
-from .companion import CompanionSplit, companion_loaders
+from .companion import CompanionSplit
+from .companionloader import companion_loaders
 from .download import unpack_once, unwrap_folder
 from .duplicates import find_duplicates, group_duplicates, identical_files, merge_groups
 from .holdout import Split, limit_split

@@ -17,12 +17,12 @@ _gentle = dict(scale=(.5, 1.), jitter=.25, gray=0., blur=0.)
 _views_default = dict(dict.fromkeys(_views), objective="ntxent", projection_dim=128, head_depth=2, use_groups=False)
 
 register_family("hvit_pretrain", without=LABELS_ONLY, pretext="contrastive", pretext_fields=_views,
-    fields=dict(_reading, labels=None, augment="simclr", probe_every=4, best_by=None, **_views_default),
-    loaders=("spectral",), other=("data_kw", "labels", "probe_every", "best_by"),
+    fields=dict(_reading, labels=None, augment="simclr", probe_every=4, **_views_default),
+    loaders=("spectral",), other=("data_kw", "labels", "probe_every"),
     recipes=dict(
         leaves       = dict(data_kw=dict(n=1400), img_size=64, aug_kw=_gentle, epochs=12, bs=64, lr=1e-3,
                             weight_decay=1e-4, warmup_epochs=2., temperature=.2, head_norm="batch",
-                            best_by="valid_loss", precision="fp32"),
+                            monitor="valid_loss", precision="fp32"),
         sar_cld_2024 = dict(data="sar_cld_2024", img_size=256, arch="hvit_small", grad_checkpointing=True, epochs=100,
                             bs=64, lr=3e-4, weight_decay=1e-4, warmup_epochs=10., temperature=.07, projection_dim=128,
                             precision="auto")))

@@ -46,19 +46,19 @@ register_study("scenes", shown="real window mask_ratio depth lr labels weights",
 rename("dealings", "n_splits", "0.3", "scikit-learn's word")
 rename("reach", "neighborhood_radius", "0.3", "what it is, in pixels")
 
-# %% ../../nbs/library/664_experiment.studies.ipynb #4faf4f67
+# %% ../../nbs/library/664_experiment.studies.ipynb #6f2a9ee7
 _digits = dict(
     data="digits", img_size=8, views=dict(scale=[.4, 1.], flip=0., jitter=.4, gray=0., blur=0.), augment="shift",
     pretrain_epochs=20, pretrain_bs=128, labels=[.02, .1, 1.], steps=100, bs=32)
 _leaves = dict(
     data=None, groups="near", img_size=64, cache_size=64, views=dict(jitter=.4, blur=0.), augment="crop_flip",
-    pretrain_epochs=120, pretrain_bs=64, labels=[.1, .3, 1.], steps=200, bs=32)
+    pretrain_epochs=60, pretrain_bs=64, labels=[.1, .3, 1.], steps=100, bs=32)
 _objects = dict(
     data=None, img_size=32, cache_size=64, views=dict(jitter=.5, blur=0.), augment="crop_flip", pretrain_epochs=15,
     pretrain_bs=128, labels=[.02, .1, 1.], steps=300, bs=64, pretrainings=1)
 _all_compared = dict(
     weights="", data_root=None, limit=None, groups="", check_pool=True, repetitions=3, split_seed=42, pretrainings=None,
-    arch="hvit_micro", model_kw=None, pretrain_lr=1e-3, loss="ntxent", temperature=.2, head=dict(norm="batch"),
+    arch="hvit_micro", model_kw=None, pretrain_lr=1e-3, objective="ntxent", temperature=.2, head=dict(norm="batch"),
     lr=1e-3, clip=1., aug_kw=None, precision=None, device=None, cache_size=None)
 
 register_study("comparison", shown="", fields={**_digits, **_all_compared},

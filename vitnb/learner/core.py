@@ -21,15 +21,12 @@ from torch import nn
 
 from ..callback.accumulate import Accumulate
 from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights, weights_of
-from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
 from ..callback.ema import EMACallback
 from ..callback.history import EventLog, History
 from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
-from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
-from ..callback.simmim import MaskedPixels # noqa: F401, registers its pretext task
 from ..callback.stop import EarlyStop
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
@@ -43,10 +40,15 @@ from .tools import ChosenSamples # noqa: F401, gives a Learner fastai's tools, o
 from ..losses.classify import class_weights as count_weights
 from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
-from ..metrics.chest import zone_f1 # noqa: F401, registers its metrics
 from ..models.protocol import TIMM, check_model, create_model, list_models, model_info, models
 from ..renamed import keywords_were
 from ..task import Tasks
+
+# %% ../../nbs/library/510_learner.core.ipynb #c2515f2e
+from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
+from ..callback.masked import Masked # noqa: F401, registers its pretext task
+from ..callback.simmim import MaskedPixels # noqa: F401, registers its pretext task
+from ..metrics.chest import zone_f1 # noqa: F401, registers its metrics
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
 _MUST_FIT = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data

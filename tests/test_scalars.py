@@ -1,28 +1,16 @@
-"Names of scalars as a guide has them, scores within an epoch, and what a run takes of its machine"
+"Names of scalars as a guide has them, and scores within an epoch"
 import json
 import math
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from scalar_helpers import fit, read
 
 from vitnb.callback.record import StepRecorder
-from vitnb.callback.system import SYSTEM_SCALARS, SystemWatch
 from vitnb.callback.track import make_tracker
 from vitnb.experiment.recipes import resolve, run_args
 from vitnb.learner.core import run_callbacks
 from vitnb.testing import differences, tiny_fit, tiny_learner
-
-
-def read(folder):
-    acc = EventAccumulator(str(folder/"tensorboard"), size_guidance=dict(scalars=0)).Reload()
-    return {k:[(e.step, e.value) for e in acc.Scalars(k)] for k in acc.Tags()["scalars"]}
-
-
-def fit(folder, epochs=2, **kw):
-    learn = tiny_learner(clip=1.)
-    learn.fit(epochs, cbs=run_callbacks(folder, tracker="tensorboard", **kw))
-    return learn, read(folder)
 
 
 @pytest.mark.parametrize("family,name,names", [("densenet", "cifar10", {"Loss/train", "Loss/val", "Accuracy/train", "Accuracy/val", "LR"}),
@@ -106,26 +94,6 @@ def test_steps_that_overflow_are_counted():
     n = len(learn.dls.train)
     assert row["skipped_steps"] == n - learn.opt_steps > 0
     assert row["grad_norm"] is None or math.isfinite(row["grad_norm"]), "an overflow is no norm"
-
-
-def test_what_the_machine_tells_is_a_scalar_and_no_column(tmp_path):
-    learn,got = fit(tmp_path)
-    assert {"system/process_mib", "system/cpu_percent"} <= got.keys() and len(got["system/process_mib"]) == 2
-    assert got["system/process_mib"][0][1] > 50 and got["system/cpu_percent"][-1][1] > 0
-    assert "memory_mib" not in learn.recorder.rows[0], "the history of a run on a CPU is a function of its parameters"
-    assert set(SYSTEM_SCALARS) >= {k for k in got if k.startswith("system/")}
-
-
-def test_the_memory_of_an_accelerator_is_a_column(monkeypatch):
-    "With a device that says it is one"
-    learn = tiny_learner()
-    watch = SystemWatch()
-    watch.learn = type("Fake", (), dict(device=torch.device("cuda", 0), opt_steps=3, recorder=type("R", (), dict(row={}))()))()
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3*2**20)
-    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 40)
-    assert [c.name for c in watch.columns()] == ["memory_mib"]
-    watch.after_epoch()
-    assert watch.learn.recorder.row == dict(memory_mib=3.) and watch.points[0][1]["system/gpu_percent"] == 40.
 
 
 def test_two_histories_stand_beside_the_whole(tmp_path):

@@ -1,4 +1,4 @@
-"Scores of zones: closed forms of perfect, silent and constant answers; against scikit-learn; ids, bands and curves"
+"Scores of zones: closed forms of perfect, silent and constant answers; against scikit-learn; ids and bands"
 import json
 import math
 import warnings
@@ -9,18 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, precision_score, recall_score
 
 from vitnb.metrics.base import make_task_metrics
-from vitnb.metrics.calibration import calibration_error, calibration_report, entry_probs, fit_temperature, scale_probs, task_temperature
 from vitnb.metrics.chest import (band_confusion, compute_ahf_classification_metrics, compute_csi_average_metrics, compute_f1_metrics,
     compute_ordinal_metrics, compute_precision_recall, csi_band, csi_mean, expected_csi, one_hot_answers as one_hot, zone_confusion)
 from vitnb.metrics.report import task_report
-from vitnb.metrics.selective import class_curves, coverage_at, film_confidence, risk_at, risk_coverage
-from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Value
+from vitnb.task import OneClass, Ordinal
 
 ZONES = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")
-GRADES = ("normal", "mild", "moderate", "severe")
 ALL = (compute_f1_metrics, compute_precision_recall, compute_csi_average_metrics, compute_ahf_classification_metrics, compute_ordinal_metrics)
 
 
@@ -210,81 +207,3 @@ def test_rows_of_training_are_the_guides_scores():
     for name, value in want.items(): assert report[name]["value"] == pytest.approx(value), name
     assert report["csi_mae"]["better"] == "min" and report["csi_mae"]["lo"] <= report["csi_mae"]["value"] <= report["csi_mae"]["hi"]
     with pytest.raises(ValueError, match="not defined for OneClass"): make_task_metrics(OneClass("ab", metrics=("csi_mae",), monitor="csi_mae"))
-
-
-# calibration, for every kind of classes
-
-def test_the_last_bin_is_closed():
-    assert calibration_error(np.array([[.95, .05], [1, 0.]]), np.array([0, 1]), bins=10) == pytest.approx(.475)
-
-
-def test_temperature_has_its_closed_form():
-    scores, true = np.tile([4., 0], (10, 1)), np.array([0]*8 + [1]*2)
-    assert fit_temperature(scores, true) == pytest.approx(4/math.log(4), rel=1e-4)
-    with pytest.warns(UserWarning, match="as good as a limit"): fit_temperature(scores, true*0)
-    with pytest.raises(ValueError, match="no entry is known"): fit_temperature(scores, true - 5)
-
-
-KINDS = dict(classes=(OneClass("abc"), (900, 3)), labels=(MultiLabel("abc"), (600, 3)), zones=(Ordinal(ZONES, levels=4, unknown=4, abstain=True), (300, 6, 5)),
-             levels=(Ordinal(levels=4, unknown=-1), (900, 4)), map=(ClassMap("abc", unknown=255), (90, 3, 4, 4)))
-
-
-def drawn_from(task, probs, g):
-    "Targets as likely as `probs` says"
-    if task.outputs == 3 and isinstance(task, MultiLabel): return (torch.rand(probs.shape, generator=g) < probs).long()
-    last = probs.movedim(1, -1) if isinstance(task, ClassMap) else probs
-    return torch.multinomial(last.reshape(-1, last.shape[-1]), 1, generator=g).reshape(last.shape[:-1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_temperature_makes_any_task_more_honest_and_changes_no_answer(kind):
-    task, shape = KINDS[kind]
-    g = torch.Generator().manual_seed(0)
-    honest = 1.5*torch.randn(shape, generator=g)
-    target = drawn_from(task, task.activation(honest), g)
-    if kind in ("levels", "map"): target.reshape(-1)[:2] = task.unknown
-    probs = task.activation(3*honest) # three times too sure
-    found = task_temperature(task, probs, target)
-    rows, true = entry_probs(task, probs, target)
-    assert found == pytest.approx(3, rel=.15) and (scale_probs(rows, found).argmax(1) == rows.argmax(1)).all()
-    before, after = calibration_report(task, probs, target), calibration_report(task, probs, target, found)
-    assert after["ece"] < .5*before["ece"] and after["log_loss"] < before["log_loss"] and after["accuracy"] == before["accuracy"]
-    assert before["n"] == len(true) == target.numel() - 2*(kind in ("levels", "map"))
-
-
-def test_values_have_no_calibration():
-    with pytest.raises(ValueError, match="values have no probabilities"): entry_probs(Value(("age",)), torch.zeros(2, 1), torch.zeros(2, 1))
-
-
-# selective answers
-
-def test_risk_against_coverage_by_hand():
-    curve = risk_coverage([.9, .8, .7, .6], [0, 0, 1, 1])
-    assert curve["risk"].tolist() == pytest.approx([0, 0, 1/3, .5]) and curve["area"] == pytest.approx((1/3 + .5)/4)
-    assert risk_at(curve, .75) == pytest.approx(1/3) and coverage_at(curve, 0) == .5 and coverage_at(curve, -1) == 0
-    assert risk_coverage([1, 2], [0, 0])["area"] == 0
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_equal_confidence_is_no_order(pairs, random):
-    other = list(pairs)
-    random.shuffle(other)
-    a, b = (risk_coverage(*map(np.array, zip(*o))) for o in (pairs, other))
-    assert np.allclose(a["risk"], b["risk"]) and np.allclose(a["coverage"], b["coverage"])
-    assert a["risk"][-1] == pytest.approx(np.mean([e for _, e in pairs])) and a["coverage"][-1] == 1
-
-
-def test_film_confidence(): assert film_confidence(torch.tensor([[[.5, .5], [0, 1.]]]))[0] == .75
-
-
-def test_the_micro_average_pools_decisions():
-    rng = np.random.default_rng(1)
-    true = rng.integers(0, 5, 300)
-    probs = rng.dirichlet([1]*5, 300)*.8 + np.eye(5)[true]*.2
-    curves = class_curves(probs, true, GRADES)
-    graded = true < 4
-    for i, name in enumerate(GRADES): assert curves[name]["auroc"] == pytest.approx(roc_auc_score(true[graded] == i, probs[graded, i]))
-    flat = np.eye(4)[true[graded]].ravel(), probs[graded, :4].ravel()
-    assert curves["micro"]["auroc"] == pytest.approx(roc_auc_score(*flat)) and curves["micro"]["auroc"] != curves["auroc_macro"]
-    assert class_curves(probs, np.zeros(300), GRADES)["mild"] is None

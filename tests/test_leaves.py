@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from leaf_helpers import OPTIONS, TINY, picture
 
-from vitnb.callback.contrastive import Contrastive
 from vitnb.callback.ema import EMACallback
 from vitnb.callback.mix import MixCallback
 from vitnb.callback.pretext import make_pretext
-from vitnb.data.companion import CompanionSplit, has_companions, spectral_loaders
+from vitnb.data.companion import CompanionSplit, has_companions
+from vitnb.data.companionloader import spectral_loaders
 from vitnb.data.leaf import LEAF_CLASSES, load_leaves
 from vitnb.data.loader import image_loaders
-from vitnb.data.pool import has_class_folders, load_pool
+from vitnb.data.pool import load_pool
 from vitnb.data.sets import load_set
 import vitnb.experiment.leaves # noqa: F401, registers the families
 from vitnb.experiment.recipes import callback_args, families, learner_args, loader_args, recipes, resolve
@@ -28,8 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = json.loads((ROOT/"tests"/"fixtures"/"hvit_guide.json").read_text())
 SEED = ROOT.parent/"shared"/"seeds"/"hierarchical_vit.txt" # the guide's text, where it is at hand
 ROWS = ["sar_cld_2024_small", "sar_cld_2024", "sar_cld_2024_large"]
-TINY = dict(img_size=16, patch_size=2, depths=(1, 1), num_heads=(2, 2), embed_dim=16)
-OPTIONS = dict(seed=0, device="cpu", precision="fp32")
 
 
 # ---------------------------------------------------------------------------------------------- the guide
@@ -98,8 +96,8 @@ def test_a_field_of_the_first_phase_reaches_the_pretext(given, option, value): a
 
 
 @pytest.mark.parametrize("given,says", [
-    (dict(objective="vicreg", temperature=.1), "temperature=0.1 does nothing with objective='vicreg'"), (dict(teacher_momentum=.9), "teacher_momentum=0.9 does nothing with objective='ntxent'"),
-    (dict(predictor=True), "does nothing with objective='ntxent'")])
+    (dict(objective="vicreg", temperature=.1), "temperature=0.1 is given, but objective is 'vicreg'"), (dict(teacher_momentum=.9), "teacher_momentum=0.9 is given, but objective is 'ntxent'"),
+    (dict(predictor=True), "predictor=True is given, but objective is 'ntxent'")])
 def test_a_field_that_would_do_nothing_is_refused(given, says):
     with pytest.raises(ValueError, match=says): resolve("hvit_pretrain", "leaves", given)
 
@@ -108,8 +106,8 @@ def test_the_gamma_of_the_focal_loss_acts_in_every_family():
     for family,name in (("swin", "digits"), ("densenet", "digits"), ("hvit_finetune", "leaves")):
         args = learner_args(resolve(family, name, dict(loss="focal", focal_gamma=3.)))
         assert args["loss_kw"] == dict(gamma=3.)
-        with pytest.raises(ValueError, match="focal_gamma=3.0 does nothing with loss='cross_entropy'"): resolve(family, name, dict(loss="cross_entropy", focal_gamma=3.))
-    assert "loss_kw" not in learner_args(resolve("hvit_finetune", "leaves", dict(loss="cross_entropy"))), "the recipe's own gamma waits for a loss that has one"
+        with pytest.raises(ValueError, match="focal_gamma=3.0 is given, but loss is 'cross_entropy'"): resolve(family, name, dict(loss="cross_entropy", focal_gamma=3.))
+    assert not learner_args(resolve("hvit_finetune", "leaves", dict(loss="cross_entropy"))).get("loss_kw"), "the recipe's own gamma waits for a loss that has one"
 
 
 def test_layer_wise_decay_acts_in_every_family():
@@ -150,48 +148,6 @@ def test_what_was_asked_outright_is_the_models_error():
 
 
 # ---------------------------------------------------------------------------------------------- images of one's own
-
-def picture(path, shade):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(shade).integers(0, 256, (12, 12, 3), np.uint8)).save(path)
-
-
-def test_loose_images_are_a_pool_without_classes(tmp_path):
-    for i in range(30): picture(tmp_path/"pool"/f"{'deep/' if i % 2 else ''}{i}.png", 8*i)
-    with pytest.raises(ValueError, match="class folders"): load_set(tmp_path/"pool")
-    pool = load_pool(tmp_path/"pool", labels=None)
-    assert not pool.tasks and sum(map(len, pool.splits.values())) == 30 and not has_class_folders(tmp_path/"pool")
-    learn = vit_learner(pool.loaders(16, bs=8, augment="simclr", device="cpu", seed=0), "hvit_micro", TINY, pretext=Contrastive(temperature=.2), **OPTIONS)
-    learn.progress.plot = False
-    learn.logger = lambda *a: None
-    learn.fit(1)
-    assert np.isfinite(learn.recorder.rows[-1]["valid_loss"])
-
-
-def test_class_folders_are_classes_unless_they_are_not_wanted_or_one_image_lies_outside(tmp_path):
-    for i in range(40): picture(tmp_path/"s"/"ab"[i % 2]/f"{i}.png", 6*i)
-    assert load_pool(tmp_path/"s", labels=None).classes == ["a", "b"] and not load_pool(tmp_path/"s", labels=False).tasks
-    picture(tmp_path/"s"/"loose.png", 0)
-    assert not load_pool(tmp_path/"s", labels=None).tasks and load_set(tmp_path/"s").classes == ["a", "b"]
-    assert sum(map(len, load_pool(tmp_path/"s", labels=None).splits.values())) == 41
-
-
-def test_splits_of_a_pool_stay_and_an_empty_one_is_an_error(tmp_path):
-    for part,n in (("train", 12), ("test", 3)):
-        for i in range(n): picture(tmp_path/"s"/part/f"{i}.png", 20*i)
-    pool = load_pool(tmp_path/"s", labels=None)
-    assert len(pool.splits["test"]) == 3 and len(pool.splits["train"]) + len(pool.splits["valid"]) == 12
-    (tmp_path/"empty").mkdir()
-    with pytest.raises(ValueError, match="holds no image"): load_pool(tmp_path/"empty", labels=None)
-
-
-def test_a_class_with_one_image_is_an_error_and_a_pool_takes_it(tmp_path):
-    for i in range(30): picture(tmp_path/"s"/"ab"[i % 2]/f"{i}.png", 8*i)
-    picture(tmp_path/"s"/"c"/"only.png", 1)
-    for labels in (True, None):
-        with pytest.raises(ValueError, match="class 'c' has 1 training images"): load_pool(tmp_path/"s", labels=labels)
-    assert sum(map(len, load_pool(tmp_path/"s", labels=False).splits.values())) == 31
-
 
 def test_a_set_of_a_later_notebook_loads_by_name_in_a_fresh_process():
     "Nobody has imported data.leaf"

@@ -5,16 +5,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
 
-import vitnb.models.protocol as protocol
 from vitnb.callback.zonemix import ZoneMix
 from vitnb.data.holdout import Split
 from vitnb.data.loader import image_loaders
 from vitnb.data.table import ImageSet, hold_out_missing
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
 from vitnb.models.chest import (IMAGENET_STATS, RADDINO_STATS, RADDINO_WEIGHTS, ZoneHead, chest_arch, chest_stats, feature_map, pool_zones)
-from vitnb.models.chestcnn import ChestCNN
 from vitnb.models.protocol import create_model
 from vitnb.task import Ordinal, Tasks
 
@@ -50,13 +47,6 @@ def test_the_last_map_of_a_chexnet_is_rectified():
     "torchvision applies a ReLU after the last norm, which the guide's own code forgot"
     model = create_model("csi_chexnet", img_size=64, backbone_kw=SHALLOW).eval()
     assert model.forward_features(torch.randn(1, 3, 64, 64)).min() == 0
-
-
-def test_custom_1_is_five_convolutions_of_stride_two():
-    maps = ChestCNN().forward_intermediates(torch.zeros(1, 3, 224, 224))[1]
-    assert [o.shape[-1] for o in maps] == [56, 14, 7, 4, 2] and [o.shape[1] for o in maps] == [64, 128, 256, 512, 1024]
-    convolutions = [m for m in ChestCNN().modules() if isinstance(m, nn.Conv2d)]
-    assert [(m.kernel_size[0], m.stride[0], m.bias is not None) for m in convolutions] == [(7, 2, True), (5, 2, True)] + [(3, 2, True)]*3
 
 
 @pytest.mark.parametrize("name", ["csi_micro", "CSI_Micro", "Csi_MICRO"])
@@ -147,7 +137,7 @@ def test_weights_come_from_a_file_of_the_hub(monkeypatch, tmp_path):
     def download(repository, file):
         asked.append((repository, file))
         return tmp_path/"dino.pth"
-    monkeypatch.setattr(protocol, "hf_hub_download", download)
+    monkeypatch.setattr("vitnb.hub.hf_hub_download", download)
     model = create_model("csi_raddino", pretrained=True, **kw)
     assert asked == [("microsoft/rad-dino", "backbone_compatible.safetensors")] and model.load_report.source == RADDINO_WEIGHTS
     assert torch.equal(model.backbone.cls_token, state["cls_token"]) and model.backbone.pos_embed.shape[1] == 5

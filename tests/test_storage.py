@@ -1,0 +1,61 @@
+"Where studies are kept: files and servers, and passwords that stand nowhere"
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from search_helpers import demo, space_file, start, workspace # noqa: F401, two of them are fixtures
+
+from vitnb.experiment.search import best_params, study_rows
+from vitnb.experiment.study import open_study
+
+pytest.importorskip("optuna")
+
+
+@pytest.mark.parametrize("storage", ["missing/study.db", "postgresql://me:secret@127.0.0.1:9/studies", "redis://me:secret@host"])
+def test_a_storage_that_cannot_be_reached_is_said_without_its_password(workspace, storage):
+    with pytest.raises(ValueError, match="cannot be reached|of no kind") as e: open_study("s", demo(workspace), storage, workspace)
+    assert "secret" not in str(e.value)
+
+
+def postgres_bin():
+    "Where a PostgreSQL server's programs are, None where there are none"
+    found = [Path(p).parent for p in [shutil.which("initdb"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))] if p]
+    return found[-1] if found else None
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    "A server of our own, and the address of an empty database there"
+    pytest.importorskip("psycopg")
+    programs = postgres_bin()
+    if programs is None: pytest.skip("no PostgreSQL server is installed")
+    from vitnb.launch import free_port
+    as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.getuid() == 0 else []
+    if as_user and not shutil.which("setpriv"): pytest.skip("PostgreSQL does not run as root, and setpriv is missing")
+    import tempfile
+    home = Path(tempfile.mkdtemp(prefix="vitnb-pg-"))
+    port = free_port()
+    def call(*command): subprocess.run([*as_user, *map(str, command)], check=True, capture_output=True, timeout=120, cwd=home)
+    try:
+        if as_user: shutil.chown(home, "nobody", "nogroup")
+        call(programs/"initdb", "-D", home/"data", "-A", "trust", "-U", "me", "--no-sync")
+        call(programs/"pg_ctl", "-D", home/"data", "-w", "-l", home/"log", "-o", f"-p {port} -k {home} -c listen_addresses=127.0.0.1 -F", "start")
+        call(programs/"createdb", "-h", "127.0.0.1", "-p", port, "-U", "me", "studies")
+        yield f"postgresql://me:secret@127.0.0.1:{port}/studies"
+    finally:
+        if (home/"data"/"postmaster.pid").is_file(): call(programs/"pg_ctl", "-D", home/"data", "-m", "immediate", "stop")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.slow # starts a kernel for each trial
+def test_a_study_on_a_postgresql_server(workspace, postgres, space_file):
+    "Two workers, one server; the password stands in no file"
+    workers = [start(workspace, *space_file, "--trials", "4", "--storage", postgres, "-p", "epochs", "1") for _ in range(2)]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    study = open_study("s", storage=postgres, root=workspace)
+    assert [row["state"] for row in study_rows(study)] == ["complete"]*4 and best_params(study)["best_value"] is not None
+    assert not [p for p in (workspace/"out").rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
+    assert not any("secret" in output for output in outputs)

@@ -1,0 +1,114 @@
+"A training that is one trial: what it reports, and when it stops"
+import json
+
+import pytest
+from search_helpers import workspace # noqa: F401, a fixture
+
+from vitnb.callback.limit import TrainingStopped
+from vitnb.callback.trial import StudyReporter, TrialReport
+from vitnb.experiment.run import read_json
+from vitnb.experiment.search import search, study_rows
+from vitnb.experiment.study import make_plan, open_study
+from vitnb.storage import open_storage
+
+optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(autouse=True)
+def no_speaker():
+    TrialReport.speaker = None
+    yield
+    TrialReport.speaker = None
+
+
+def test_a_reporter_prunes_what_the_median_prunes(tmp_path):
+    "The rule by hand: the best value so far, against the median of the others at that epoch"
+    file = tmp_path/"s.db"
+    study = optuna.create_study(study_name="s", storage=open_storage(file), direction="maximize")
+    curves = [[.1, .5, .9], [.3, .4, .5], [.2, .6, .7]]
+    for curve in curves:
+        trial = study.ask()
+        for i,value in enumerate(curve): trial.report(value, i+1)
+        study.tell(trial, curve[-1])
+    new = [.05, .45, .95]
+    tell = StudyReporter(file, "s", study.ask().number, "f1", dict(name="median", n_startup_trials=3, n_warmup_steps=2))
+    said = [tell(i+1, value) for i,value in enumerate(new)]
+    medians = [sorted(c[i] for c in curves)[1] for i in range(3)]
+    by_hand = [i >= 1 and max(new[:i+1]) < medians[i] for i in range(3)]
+    assert [bool(why) for why in said] == by_hand == [False, True, False]
+    assert "pruned after epoch 2: f1 0.45" in said[1]
+    assert study.trials[-1].intermediate_values == {1:.05, 2:.45, 3:.95}
+
+
+def told_by(rows, answer=lambda epoch, value: None, better="max", column="max", monkeypatch=None):
+    "What a TrialReport reports of rows, and how the fit ends"
+    from types import SimpleNamespace
+    said = []
+    def report(epoch, value):
+        said.append((epoch, value))
+        return answer(epoch, value)
+    cb = TrialReport(report, "f1", better)
+    learn = SimpleNamespace(columns=dict(f1=SimpleNamespace(better=column)), cbs=[], recorder=SimpleNamespace(rows=[]), n_epoch=len(rows))
+    cb.learn,cb.recorder,cb.n_epoch = learn,learn.recorder,len(rows)
+    cb.before_fit()
+    for i,row in enumerate(rows):
+        learn.recorder.rows.append(dict(epoch=i+1, **row))
+        cb.epoch = i
+        try: cb.after_epoch()
+        except TrainingStopped as e: return said, str(e)
+    return said, None
+
+
+def test_each_validated_epoch_is_reported_once():
+    assert told_by([dict(f1=.1), {}, dict(f1=.3)]) == ([(1, .1), (3, .3)], None)
+
+
+def test_a_verdict_stops_the_fit_but_not_a_fit_that_is_over():
+    said,error = told_by([dict(f1=.1), dict(f1=.2), dict(f1=.3)], lambda epoch, value: "pruned: enough" if epoch == 2 else None)
+    assert said == [(1, .1), (2, .2)] and "pruned: enough" in error and "(exit code 76)" in error
+    TrialReport.speaker = None
+    assert told_by([dict(f1=.1)], lambda *a: "pruned: enough") == ([(1, .1)], None)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_pruned_with_its_reason(value):
+    said,error = told_by([dict(f1=value), dict(f1=1.)])
+    assert said == [] and "f1 is no number" in error
+
+
+def test_a_score_in_the_other_direction_is_an_error():
+    with pytest.raises(ValueError, match="wants the min of 'f1', but of this column the max"): told_by([], better="min")
+
+
+TRAINING = ["lr     = 1e-3  # peak\nepochs = 3     # passes\ntag    = ''    # added to the run folder",
+"""from vitnb.experiment.run import Run
+run = Run("train_demo", globals(), tag)""",
+"""from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import run_callbacks, vit_learner
+dls = image_loaders(load_set("digits", limit=6), bs=16, device="cpu", seed=1)
+learn = vit_learner(dls, "swin_micro", lr=lr, schedule="constant", device="cpu", seed=1)
+learn.fit(epochs, cbs=run_callbacks(run.dir, tracker="none"), resume="auto" if run.resumed else "never")
+run.finish(epochs=len(learn.recorder.rows))"""]
+
+
+def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
+    "Of two, the one that does not learn ends before its last epoch, in order: saved, and marked as stopped"
+    nb = json.loads((workspace/"train_demo.ipynb").read_text())
+    cell = nb["cells"][0]
+    nb["cells"] = [dict(cell, id=f"c{i}", source=s, metadata=dict(tags=["parameters"] if i == 0 else [])) for i,s in enumerate(TRAINING)]
+    (workspace/"train_demo.ipynb").write_text(json.dumps(nb))
+    plan = make_plan(workspace/"train_demo.ipynb", dict(lr=dict(low=1e-9, high=1e-2, log=True)), "train_loss", "min",
+                     pruner=dict(name="median", n_startup_trials=1, n_warmup_steps=1))
+    study = open_study("s", plan, root=workspace)
+    for lr in (3e-3, 1e-9): study.enqueue_trial(dict(lr=lr))
+    found = search(study, 2, root=workspace, say=lambda line: None)
+    good,bad = study_rows(study)
+    assert (good["state"], good["epochs"], bad["state"]) == ("complete", 3, "pruned") and bad["epochs"] < 3
+    assert bad["why"].startswith(f"pruned after epoch {bad['epochs']}: train_loss") and found["best_params"] == dict(lr=3e-3)
+    run = workspace/"out"/bad["run"]
+    rows = json.loads((run/"history.json").read_text())
+    assert len(rows) == bad["epochs"] and rows[-1]["train_loss"] == bad["value"] and read_json(run/"status.json")["status"] == "stopped"
+    assert (run/"checkpoints/last_model.pth").is_file() and read_json(run/"params.json")["lr"] == 1e-9
+    rows = json.loads((workspace/"out"/good["run"]/"history.json").read_text())
+    assert [row["train_loss"] for row in rows] == list(study.trials[0].intermediate_values.values()) and good["value"] == min(row["train_loss"] for row in rows)
