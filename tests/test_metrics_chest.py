@@ -197,12 +197,12 @@ def test_confusions_have_truth_in_rows():
 
 
 def test_rows_of_training_are_the_guides_scores():
-    names = ("zone_f1", "csi_mae", "csi_coverage", "abstention", "kappa", "mae", "accuracy")
+    names = ("zone_f1", "f1_weighted", "csi_mae", "csi_coverage", "abstention", "kappa", "mae", "accuracy")
     task = Ordinal(ZONES, levels=4, unknown=4, abstain=True, metrics=names, monitor="zone_f1")
     said, true = films(3)
     report = task_report(task, one_hot(said), true, raw=True, draws=20)["scores"]
     f1, order, csi = compute_f1_metrics(one_hot(said), true), compute_ordinal_metrics(one_hot(said), true), compute_csi_average_metrics(one_hot(said), true)
-    want = dict(zone_f1=f1["f1_macro"], abstention=f1["abstention_rate"], accuracy=f1["accuracy"], kappa=order["kappa"], mae=order["mae"],
+    want = dict(zone_f1=f1["f1_macro"], f1_weighted=f1["f1_weighted"], abstention=f1["abstention_rate"], accuracy=f1["accuracy"], kappa=order["kappa"], mae=order["mae"],
                 csi_mae=csi["mae"], csi_coverage=csi["coverage"])
     for name, value in want.items(): assert report[name]["value"] == pytest.approx(value), name
     assert report["csi_mae"]["better"] == "min" and report["csi_mae"]["lo"] <= report["csi_mae"]["value"] <= report["csi_mae"]["hi"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vitnb.core import Registry
 from vitnb.experiment.cli import notebook_params, read_notebook
+import vitnb.experiment.chest # noqa: F401, registers families
 import vitnb.experiment.leaves # noqa: F401, registers families
 from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, run_args, stored_recipe
 from vitnb.renamed import upgrade
@@ -15,7 +16,7 @@ from vitnb.renamed import upgrade
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
 ALL = [(f,n) for f in recipes for n in recipes[f] if "warmup_epochs" in families[f].fields] # those that train one model
-NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune")
+NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_chest="chest")
 
 # what the spectral recipes were when they had a table and a resolver of their own
 OLD_SPECTRAL = dict(
@@ -88,7 +89,7 @@ def test_recipes_are_whole_and_resolve(family, name):
 def test_each_recipe_field_of_a_notebook_is_a_recipe_field(notebook, family):
     "A parameter whose default is None means `as the recipe says`, so the recipe must have it"
     own = {k for k,v in notebook_params(read_notebook(ROOT/"nbs"/f"{notebook}.ipynb")).items() if v is None}
-    assert own - families[family].fields.keys() <= {"max_hours", "more"} # `more` takes the fields that have no parameter
+    assert own - families[family].fields.keys() <= {"max_hours", "more", "hyperparams"} # `more` takes the fields that have no parameter
 
 
 # ---------------------------------------------------------------------------------------------- resolving

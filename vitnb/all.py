@@ -100,9 +100,11 @@ from vitnb.metrics.spectral import *
 from vitnb.metrics.chest import *
 from vitnb.metrics.calibration import *
 from vitnb.metrics.selective import *
+from vitnb.metrics.chestreport import *
 from vitnb.figures import *
 from vitnb.drawings import *
 from vitnb.spectra import *
+from vitnb.chestfigures import *
 from vitnb.callback.base import *
 from vitnb.callback.mix import *
 from vitnb.callback.zonemix import *
@@ -167,6 +169,7 @@ from vitnb.experiment.cli import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
+from vitnb.experiment.chest import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.space import *

@@ -10,11 +10,11 @@ __all__ = ['CHOICES', 'TOGETHER', 'BESIDE', 'used_options', 'schedule_args', 'op
 from collections.abc import Mapping
 
 # %% ../../nbs/library/655_experiment.choices.ipynb #5160d091
-CHOICES = dict(
+CHOICES = dict( # field -> option of the schedule, optimiser or loss that the recipe names
     schedule=dict(warmup_epochs="warmup_epochs", warmup_lr="warmup_lr", min_lr="min_lr", step_size="step_size",
                   gamma="gamma", milestones="milestones", factor="factor", patience="patience"),
     optimizer=dict(momentum="momentum", nesterov="nesterov", betas="betas"),
-    loss=dict(focal_gamma="gamma")) # field -> option of the schedule, optimiser or loss that the recipe names
+    loss=dict(focal_gamma="gamma", unknown_weight="unknown_weight"))
 
 TOGETHER = dict( # field -> fields one of which must be on
     mix_mode=("mixup", "cutmix"), early_stop_min_delta=("early_stop",), early_stop_monitor=("early_stop",),

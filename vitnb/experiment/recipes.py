@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .choices import batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
+from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -70,8 +70,9 @@ def _by_name(fields):
 
 def _check_places(family):
     "Refuse a field of the family's own that goes nowhere, and a name that is no field"
+    chosen = {field for fields in CHOICES.values() for field in fields}
     used = {*family.loaders, *family.model, *family.pretext_fields, *family.other}
-    lost = family.fields.keys() - FIELDS.keys() - used
+    lost = family.fields.keys() - FIELDS.keys() - used - chosen
     if lost:
         raise ValueError(f"field {min(lost)!r} of family {family.name!r} goes nowhere; "
                          "name it in loaders, model, pretext_fields or other")

@@ -6,7 +6,7 @@
 __all__ = ['GRADES', 'BANDS', 'BAND_LIMITS', 'zone_answers', 'one_hot_answers', 'zone_counts', 'class_scores', 'support_mean',
            'compute_f1_metrics', 'compute_precision_recall', 'compute_ordinal_metrics', 'csi_mean', 'expected_csi',
            'compute_csi_average_metrics', 'csi_band', 'compute_ahf_classification_metrics', 'zone_confusion',
-           'band_confusion', 'zone_f1', 'csi_errors', 'silent_zones']
+           'band_confusion', 'zone_f1', 'f1_by_support', 'csi_errors', 'silent_zones']
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #e5788fb0
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from .base import EpochMetric, new_metric
@@ -263,6 +262,10 @@ def compute_ahf_classification_metrics(
     return _plain(found | {f"n_{band}":int(cases) for band, cases in zip(BANDS, counts[1])})
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #67dd850d
+def _crossed(true, said, n):
+    "Count pairs; of nothing too, which `sklearn` refuses"
+    return np.bincount(n*true + said, minlength=n*n).reshape(n, n).tolist()
+
 def zone_confusion(
     predictions:Tensor|np.ndarray, # Logits or one-hot answers, (B,Z,5)
     targets:Tensor|np.ndarray, # 0 to 3; 4: unknown, (B,Z)
@@ -270,7 +273,7 @@ def zone_confusion(
     "Count what was taken for what, in each zone and in all"
     said, _ = zone_answers(predictions, targets)
     true = np.asarray(torch.as_tensor(targets).cpu())
-    def table(t, p): return confusion_matrix(t[t >= 0], p[t >= 0], labels=range(len(GRADES) + 1)).tolist()
+    def table(t, p): return _crossed(t[t >= 0], p[t >= 0], len(GRADES) + 1)
     found = {f"zone_{zone + 1}":table(true[:,zone], said[:,zone]) for zone in range(said.shape[1])}
     return dict(found, overall=table(true.ravel(), said.ravel()))
 
@@ -280,16 +283,23 @@ def band_confusion(
 )->list: # Counts (3,3), rows truth
     "Count films by true and predicted band"
     said, true = _bands(predictions, targets)
-    return confusion_matrix(true[true >= 0], said[true >= 0], labels=range(len(BANDS))).tolist()
+    return _crossed(true[true >= 0], said[true >= 0], len(BANDS))
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #f4d67a80
-_zone_f1, _csi_mae, _coverage, _abstention = map(new_metric, ("zone_f1", "csi_mae", "csi_coverage", "abstention"))
+_names = ("zone_f1", "f1_weighted", "csi_mae", "csi_coverage", "abstention")
+_zone_f1, _f1_weighted, _csi_mae, _coverage, _abstention = map(new_metric, _names)
 
 def zone_f1(
     counts:np.ndarray, # From `zone_counts`, (Z,3,n)
 )->float: # NaN where no zone has a case
     "Average over zones the mean F1 of the grades that have cases"
     return defined_mean(support_mean(class_scores(counts)["f1"]))
+
+def f1_by_support(
+    counts:np.ndarray, # From `zone_counts`, (Z,3,n)
+)->float: # NaN where no zone has a case
+    "Average over zones the F1 of the grades, weighted by their cases"
+    return defined_mean(support_mean(class_scores(counts)["f1"], counts[:,1]))
 
 def csi_errors(
     said:np.ndarray, # From `answers`, (N,Z)
@@ -313,6 +323,11 @@ def silent_zones(
 @_zone_f1.register
 def _(task:Ordinal, taskname=""):
     return EpochMetric(Score("zone_f1", answers, partial(zone_counts, n=task.levels), zone_f1), task, taskname)
+
+@_f1_weighted.register
+def _(task:Ordinal, taskname=""):
+    score = Score("f1_weighted", answers, partial(zone_counts, n=task.levels), f1_by_support)
+    return EpochMetric(score, task, taskname)
 
 @_csi_mae.register
 def _(task:Ordinal, taskname=""):

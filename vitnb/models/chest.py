@@ -6,7 +6,8 @@
 __all__ = ['ZONE_ROWS_COLUMNS', 'POOLS', 'CLASSIFIERS', 'RADDINO_WEIGHTS', 'CHEST_SIZES', 'CNN_SIZES', 'csi_resnet50',
            'csi_densenet121', 'csi_chexnet', 'csi_raddino', 'csi_cnn', 'csi_micro', 'csi_timm', 'IMAGENET_STATS',
            'RADDINO_STATS', 'GUIDE_NAMES', 'feature_map', 'pool_zones', 'ZoneHead', 'ChestNet', 'make_backbone',
-           'chest_net', 'chest_timm', 'chest_cnn', 'fit_chest_state', 'fit_chexnet_state', 'chest_stats', 'chest_arch']
+           'chest_net', 'chest_timm', 'chest_cnn', 'fit_chest_state', 'fit_chexnet_state', 'chest_stats', 'chest_size',
+           'chest_arch']
 
 # %% ../../nbs/library/254_models.chest.ipynb #d40e68b0
 import math
@@ -302,6 +303,15 @@ def chest_stats(
 )->tuple: # Mean and std of each of three channels, in [0,1]
     "Say how the images of published weights were normalised"
     return RADDINO_STATS if models[name].hub == RADDINO_WEIGHTS else IMAGENET_STATS
+
+def chest_size(
+    name:str, # A name of this room
+    size:int|None, # Side of the films in pixels; None: that of the published weights
+)->int: # Pixels
+    "Find the nearest side from there on that a network takes: whole patches"
+    if size is None: return models[name].options()["img_size"]
+    patch = 14 if models[name].hub == RADDINO_WEIGHTS else 1
+    return -(-size//patch)*patch
 
 GUIDE_NAMES = dict(resnet50="csi_resnet50", chexnet="csi_chexnet", raddino="csi_raddino", custom_1="csi_cnn")
 

@@ -272,10 +272,10 @@ class ModelInfo(dict):
     "What `model_info` found: a dictionary that prints itself as a table"
     def rows(self)->list: # Pairs of strings
         "Give the lines of the summary"
-        maps = [f"{h} × {w} × {c}" for c,h,w in self["grid"]]
         rows = {"parameters":f"{self['params']:,}", "trainable":f"{self['trainable']:,}",
                 "GMACs":f"{self['gmacs']:.3g}", "input":" × ".join(map(str, self["input"])),
-                "classes":f"{self['classes']:,}", "maps (H × W × C)":" → ".join(maps)}
+                "classes":" × ".join(f"{n:,}" for n in torch.tensor(self["classes"]).view(-1).tolist()),
+                "maps (H × W × C)":" → ".join(f"{h} × {w} × {c}" for c,h,w in self["grid"])}
         if self["windows"]: rows["windows"] = " → ".join(map(str, self["windows"]))
         return list(rows.items())
 

@@ -1,0 +1,88 @@
+"The recipes of the congestion score are the guide's, and every field of them acts"
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+from vitnb.callback.stop import EarlyStop
+from vitnb.data.chest import load_chest
+import vitnb.experiment.chest # noqa: F401, registers the family
+from vitnb.experiment.recipes import callback_args, families, learner_args, loader_args, recipes, resolve
+from vitnb.experiment.space import spaces
+from vitnb.learner.core import train_callbacks, vit_learner
+from vitnb.models.chest import chest_arch, chest_size, chest_stats
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT/"tests"/"fixtures"/"chest_guide.ini"
+SEED = ROOT.parent/"shared"/"seeds"/"csi_predictor.txt" # the guide's text, where it is at hand
+HERE = ("device", "num_workers", "pin_memory") # settings of a machine, and no part of a recipe
+
+
+def read_ini(text):
+    parser = configparser.ConfigParser(inline_comment_prefixes=("#",))
+    parser.read_string(text)
+    return {section:{k:v for k,v in parser[section].items() if k not in HERE} for section in parser.sections()}
+
+
+@pytest.mark.skipif(not SEED.is_file(), reason="the guide's text is not at hand")
+def test_the_fixture_is_the_guides_text():
+    blocks = [read_ini(block) for block in re.findall(r"```ini\n(.*?)```", SEED.read_text(errors="replace"), re.S)]
+    fixture = read_ini(GUIDE.read_text())
+    config = next(block for block in blocks if {"Training", "Model", "Optimization", "Loss"} <= block.keys())
+    callbacks = next(block["Callbacks"] for block in blocks if "Callbacks" in block)
+    assert dict(config, Callbacks=callbacks) == fixture
+
+
+def test_the_recipe_csi_is_the_guides_file_value_by_value():
+    g,r = read_ini(GUIDE.read_text()),resolve("chest", "csi", dict(data="labels.csv"))
+    training,how = g["Training"],g["Optimization"]
+    assert (r.bs, r.lr, r.epochs) == (int(training["batch_size"]), float(training["learning_rate"]), int(training["n_epochs"]))
+    assert r.arch == chest_arch(g["Model"]["model_arch"]) and r.pretrained is (g["Model"]["pretrained"] == "true")
+    assert (r.optimizer, r.weight_decay) == (how["optimizer"], float(how["weight_decay"]))
+    assert how["scheduler"] == "reduce_lr_on_plateau" and r.schedule == "plateau"
+    assert (r.patience, r.factor) == (int(how["patience"]), float(how["factor"]))
+    assert r.unknown_weight == float(g["Loss"]["unknown_weight"])
+    stop = g["Callbacks"]
+    assert (r.early_stop, r.early_stop_min_delta) == (int(stop["early_stopping_patience"]), float(stop["early_stopping_min_delta"]))
+    assert r.restore_best is (stop["restore_best_weights"] == "true")
+
+
+def test_the_guides_values_reach_the_loss_the_schedule_and_the_stop():
+    r = resolve("chest", "csi", dict(data="labels.csv"))
+    args = learner_args(r)
+    assert args["loss"] == "weighted_csi" and args["loss_kw"] == dict(unknown_weight=.3) and args["model_kw"] == dict(drop_rate=.5)
+    assert args["schedule"] == "plateau" and dict(patience=10, factor=.5).items() <= args["schedule_kw"].items()
+    stop, = [cb for cb in train_callbacks(**callback_args(r)) if isinstance(cb, EarlyStop)]
+    assert (stop.patience, stop.min_delta, stop.restore_best) == (10, .001, True)
+
+
+@pytest.mark.parametrize("space", [name for name in spaces if name.startswith("chest")])
+def test_every_parameter_of_the_search_spaces_is_a_field(space):
+    assert set(spaces[space]) <= families["chest"].fields.keys()
+    for arch in spaces[space]["arch"]: assert chest_arch(arch) == arch
+
+
+@pytest.mark.parametrize("given,says", [(dict(loss="cross_entropy", unknown_weight=.5), "weighted_csi"), (dict(early_stop_min_delta=.1), "goes with early_stop"),
+                                        (dict(drop_path=.1), "unknown parameter 'drop_path'"), (dict(patience=3), "it is for plateau")])
+def test_a_field_that_would_not_act_is_refused(given, says):
+    with pytest.raises(ValueError, match=says): resolve("chest", "synthetic", dict(more=given))
+
+
+def test_the_weight_and_the_dropout_are_those_of_the_learner():
+    r = resolve("chest", "synthetic", dict(unknown_weight=.7, dropout=.25))
+    films = load_chest("chest_synthetic", n=24, size=48)
+    learn = vit_learner(films.loaders(seed=0, **{**loader_args(r), "bs":4}), seed=0, device="cpu", **learner_args(r))
+    assert learn.model.head_drop.p == .25 and .7 in [round(w, 6) for m in learn.loss_func.modules() if getattr(m, "weight", None) is not None for w in m.weight.tolist()]
+
+
+def test_sizes_and_statistics_are_those_of_the_weights():
+    assert (chest_size("csi_raddino", None), chest_size("csi_raddino", 96), chest_size("csi_raddino", 98), chest_size("csi_resnet50", None), chest_size("csi_cnn", 97)) == (518, 98, 98, 224, 97)
+    assert chest_stats("csi_raddino") != chest_stats("csi_resnet50")
+    assert recipes["chest"]["csi"]["stats"] == "arch"
+
+
+def test_the_summary_of_a_model_of_zones_names_zones_and_classes():
+    films = load_chest("chest_synthetic", n=24, size=48)
+    learn = vit_learner(films.loaders(seed=0, bs=4), "csi_micro", seed=0, device="cpu")
+    assert dict(learn.summary_table().rows())["classes"] == "6 × 5"
