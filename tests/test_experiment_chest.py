@@ -86,3 +86,7 @@ def test_the_summary_of_a_model_of_zones_names_zones_and_classes():
     films = load_chest("chest_synthetic", n=24, size=48)
     learn = vit_learner(films.loaders(seed=0, bs=4), "csi_micro", seed=0, device="cpu")
     assert dict(learn.summary_table().rows())["classes"] == "6 × 5"
+
+
+def test_a_file_of_weights_may_take_the_place_of_the_hubs():
+    for given in ("chexnet.pth", False): assert learner_args(resolve("chest", "csi", dict(data="labels.csv", pretrained=given)))["pretrained"] == given

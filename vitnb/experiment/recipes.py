@@ -237,7 +237,8 @@ def resolve(
 )->AttrDict: # All fields, readable as attributes
     "Look up a recipe, and put the parameters that were given in place of its own"
     base = recipes[family][name]
-    own = asked_fields(given, base)
+    either = {k:None for k in ("pretrained",) if k in base} # True or a file, whichever the recipe has
+    own = asked_fields(given, {**base, **either})
     r = AttrDict({**base, **own})
     check_used(r, own)
     if "data" in r and r.data is None:
