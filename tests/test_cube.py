@@ -18,7 +18,7 @@ def test_a_corrupt_file_among_a_thousand_does_not_end_a_run_unless_asked(tmp_pat
     (tmp_path/"set.csv").write_text("ID,label,hs_file,rgb_file\n" + "".join(f"p{i//2},{'ab'[i//2%2]},c{i:03}.npy,\n" for i in range(1000)))
     s = load_cube_set(tmp_path/"set.csv", axes="chw")
     assert len(s.records) == 999 and list(s.unreadable) == ["c500.npy"] and len(list(cube_loaders(s, bs=100, normalize="none", device="cpu").train)) == 5
-    with pytest.raises(ValueError, match=r"1 of 1000 cubes.*c500.npy.*max_bad=0"): load_cube_set(tmp_path/"set.csv", axes="chw", max_bad=0)
+    with pytest.raises(ValueError, match=r"1 of 1,000 cubes.*c500.npy.*max_bad=0"): load_cube_set(tmp_path/"set.csv", axes="chw", max_bad=0)
 
 
 def test_a_missing_file_is_named(tmp_path):

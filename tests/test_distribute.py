@@ -190,6 +190,7 @@ def test_only_rank_0_writes(two):
     "One event stream, one history, one tracker file"
     files = sorted(str(p.relative_to(two[1]/"whole")) for p in (two[1]/"whole").rglob("*") if p.is_file() and "events.out" not in p.name)
     assert files == sorted(["checkpoints/best_model.pth", "checkpoints/last_model.pth", "columns.json", "events.jsonl", "history.csv", "history.json", "tracker.json",
+                            "training_history.json", "validation_history.json",
                             *[f for f in files if f.endswith(".lock")]])
     assert len(list((two[1]/"whole").rglob("events.out*"))) == 1
     events = [json.loads(line)["event"] for line in (two[1]/"whole/events.jsonl").read_text().splitlines()]

@@ -26,3 +26,11 @@ def test_the_recipe_of_films_mirrors_only_if_asked(tmp_path):
     films = split_films(synthetic_chest_set(20, 32))
     plain,asked = [films.loaders(32, augment="film", aug_kw=kw, **LOADING).train.pipeline.transforms for kw in ({}, dict(flip=.5))]
     assert not any(isinstance(s, Flip) for s in plain) and any(isinstance(s, ZoneFlip) for s in asked)
+
+
+@pytest.mark.parametrize("option,value", [("scale", (.3,.4)), ("degrees", 45.), ("contrast", .6), ("brightness", .4)])
+def test_options_of_the_recipe_act(option, value):
+    "`flip` needs films with zones: above"
+    films = split_films(synthetic_chest_set(20, 32))
+    plain,other = [films.loaders(32, augment="film", aug_kw=kw, **LOADING).train.one_batch()["image"] for kw in ({}, {option:value})]
+    assert plain.shape == other.shape and not torch.equal(plain, other)

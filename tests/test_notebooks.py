@@ -14,7 +14,7 @@ LIBRARY = sorted(p for p in (ROOT/"nbs"/"library").glob("*.ipynb") if not p.name
 
 def parse(said):
     "Which notebooks ran, and which of them failed, from what `nbdev-test --do-print` writes"
-    ran = {Path(path).name for path in re.findall(r"^- Completed (.+\.ipynb)$", said, re.M)}
+    ran = {Path(path).name for path in re.findall(r"- Completed (.+?\.ipynb)", said)} # two of them may write into one line
     failed = said.partition("Tests Failed On The Following Notebooks:")[2]
     return SimpleNamespace(ran=ran, failed=set(re.findall(r"^\t(.+\.ipynb)$", failed, re.M)), said=said)
 

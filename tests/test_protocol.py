@@ -9,6 +9,7 @@ import timm
 import torch
 from model_helpers import (
     DENSE, DENSE_OPTIONS, NAMES, SMALL, SWIN_OPTIONS, differs, drop_rates, images, meta, n_params, same, seeded, small, step, trace)
+from model_helpers import saved # noqa: F401, a fixture
 from timm.models import group_parameters
 
 import vitnb.models.swin as swin_module

@@ -475,7 +475,7 @@ import torch
 torch.set_num_threads(1)
 import seam_systems
 from vitnb.learner.predict import predict
-found = {k: (list(predict(run, items)), list(predict(run, items, tta=tta)) if tta else None) for k,(run,items,tta) in pickle.load(open(sys.argv[1], "rb")).items()}
+found = {k: (list(predict(run, items, use="trained")), list(predict(run, items, tta=tta, use="trained")) if tta else None) for k,(run,items,tta) in pickle.load(open(sys.argv[1], "rb")).items()}
 pickle.dump(found, open(sys.argv[2], "wb"))
 """
 

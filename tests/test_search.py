@@ -68,7 +68,7 @@ def test_a_signal_ends_a_search_and_its_trial_is_queued_again(workspace, space_f
     worker = start(workspace, *space_file, "--trials", "1", "-p", "nap", "60")
     wait_for(lambda: list((workspace/"out/train_demo").glob("*/began.txt")), "no trial")
     worker.send_signal(signal.SIGTERM)
-    out,_ = worker.communicate(timeout=60)
+    out,_ = worker.communicate(timeout=300)
     assert worker.returncode in (130, 143), out
     states = [row["state"] for row in study_rows(open_study("s", root=workspace))]
     assert states == ["fail", "waiting"]

@@ -20,6 +20,7 @@ def test_the_memory_of_an_accelerator_is_a_column(monkeypatch):
     watch = SystemWatch()
     watch.learn = type("Fake", (), dict(device=torch.device("cuda", 0), opt_steps=3, recorder=type("R", (), dict(row={}))()))()
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3*2**20)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 40)
     assert [c.name for c in watch.columns()] == ["memory_mib"]
     watch.after_epoch()

@@ -18,9 +18,9 @@ def test_a_failure_in_the_middle_stops_nothing(name, store, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert len(learn.recorder.rows) == 3 and len(json.loads((folder/"history.json").read_text())) == 3
     assert out.count("the server is gone). Training goes on") == 1, out
-    assert "38 scalars and 1 files were not stored (last error: ConnectionError: the server is gone)" in out, out
+    assert "45 scalars and 1 files were not stored (last error: ConnectionError: the server is gone)" in out, out
     assert [n for n,_ in read()["train/loss"]] == [1, 2]
-    assert json.loads((folder/"tracker.json").read_text())[name]["lost"] == 39 # 10 steps of 2, 3 epochs of 6, history.csv
+    assert json.loads((folder/"tracker.json").read_text())[name]["lost"] == 46 # 10 steps of 3, 3 epochs of 5, history.csv
 
 
 @pytest.mark.parametrize("name", STORES)

@@ -20,8 +20,8 @@ def test_a_transform_that_would_leave_a_map_behind_refuses():
     with pytest.raises(ValueError, match="RandAugment.*behind"): train_pipeline("advanced", 8, [.5]*3, [.2]*3, s["tasks"])({k:v for k,v in s.items() if k != "tasks"}, Draws(0, 0, range(2)))
 
 def test_every_transform_of_the_library_is_registered():
-    from vitnb.data import augment, companion, cubeaugment, severity, simclr
-    rooms,bases = (augment, companion, cubeaugment, severity, simclr),{"Transform", "Geometric", "Warp", "OnInputs"}
+    from vitnb.data import augment, companion, cubeaugment, filmaugment, lungmask, severity, simclr
+    rooms,bases = (augment, companion, cubeaugment, filmaugment, lungmask, severity, simclr),{"Transform", "Geometric", "Warp", "OnInputs"}
     own = {k for m in rooms for k,v in vars(m).items() if isinstance(v, type) and issubclass(v, Transform) and k[0] != "_"} - bases
     assert own == set(transforms)
 

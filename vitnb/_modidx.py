@@ -923,6 +923,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vitnb/callback/system.py'),
                                        'vitnb.callback.system.SystemWatch.columns': ( 'library/callback.system.html#systemwatch.columns',
                                                                                       'vitnb/callback/system.py'),
+                                       'vitnb.callback.system._counts_memory': ( 'library/callback.system.html#_counts_memory',
+                                                                                 'vitnb/callback/system.py'),
                                        'vitnb.callback.system.device_memory': ( 'library/callback.system.html#device_memory',
                                                                                 'vitnb/callback/system.py'),
                                        'vitnb.callback.system.device_utilization': ( 'library/callback.system.html#device_utilization',

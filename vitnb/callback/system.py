@@ -31,11 +31,15 @@ def device_utilization(
     try: return float(torch.cuda.utilization(device))
     except (ModuleNotFoundError, RuntimeError): return None # its library is not there
 
+def _counts_memory(device):
+    "Whether there is a card that counts; tests put tensors on one that is not there"
+    return device.type == "cuda" and torch.cuda.is_available()
+
 def device_memory(
     device:torch.device, # Where the model is
 )->float|None: # MiB; None on a CPU
     "Ask for the most memory that tensors have held in this epoch"
-    return torch.cuda.max_memory_allocated(device)/2**20 if device.type == "cuda" else None
+    return torch.cuda.max_memory_allocated(device)/2**20 if _counts_memory(device) else None
 
 # %% ../../nbs/library/432_callback.system.ipynb #a17b3e90
 SYSTEM_SCALARS = ("system/process_mib", "system/cpu_percent", "system/gpu_percent")
@@ -49,13 +53,13 @@ class SystemWatch(TrainCallback):
 
     def columns(self)->list: # `Column`s
         "Declare the peak memory, where there is an accelerator"
-        return [Column("memory_mib", "min", "MiB")] if self.learn.device.type == "cuda" else []
+        return [Column("memory_mib", "min", "MiB")] if _counts_memory(self.learn.device) else []
 
     def before_fit(self): self.points = []
 
     def before_train(self):
         self.clocks = time.time(), time.process_time()
-        if self.learn.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.learn.device)
+        if _counts_memory(self.learn.device): torch.cuda.reset_peak_memory_stats(self.learn.device)
 
     def after_epoch(self):
         "Measure"

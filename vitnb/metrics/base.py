@@ -75,6 +75,7 @@ metrics = Registry("metric")
 
 def new_metric(
     name:str, # Name to register under
+    module:str|None=None, # `__name__` of who defines it, so that a cell of a notebook may run twice
 )->Callable: # A function of (task, name of the task); `.register(kind)` adds what a kind of task has under this name
     "Register a metric whose meaning depends on the kind of task"
     @singledispatch
@@ -83,6 +84,7 @@ def new_metric(
         mine = type(task).__name__
         raise ValueError(f"metric {name!r} is not defined for {mine}, only for {', '.join(kinds)}; choose others "
                          f"with metrics=(...), or add it with metrics[{name!r}].register({mine})")
+    if module: factory.__module__ = module
     return metrics.register(name)(factory)
 
 # %% ../../nbs/library/340_metrics.base.ipynb #9968bf68

@@ -287,7 +287,7 @@ def band_confusion(
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #f4d67a80
 _names = ("zone_f1", "f1_weighted", "csi_mae", "csi_coverage", "abstention")
-_zone_f1, _f1_weighted, _csi_mae, _coverage, _abstention = map(new_metric, _names)
+_zone_f1, _f1_weighted, _csi_mae, _coverage, _abstention = (new_metric(name, __name__) for name in _names)
 
 def zone_f1(
     counts:np.ndarray, # From `zone_counts`, (Z,3,n)
