@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import Registry, nearest
+from ..core import Registry, defined_again, nearest
 from .draws import Draws
 from .sample import PIXEL_FIELDS, has_maps, is_map, map_names, map_targets
 from ..task import Task, Tasks, Value
@@ -72,7 +72,8 @@ def _plain(value):
 def config(self:Transform)->dict: # For `make_transform`
     "Give the registered name and the plain arguments of a transform, which are attributes of the same name"
     name = type(self).__name__
-    if transforms.get(name) is not type(self):
+    known = transforms.get(name)
+    if known is not type(self) and not defined_again(known, type(self)):
         raise ValueError(f"the transform {name} is not registered, so that no configuration can name it; put "
             "@transforms.register() above its class")
     arguments = list(inspect.signature(type(self).__init__).parameters)[1:]
