@@ -1,15 +1,12 @@
 "The live figure, seen in a real JupyterLab: run with `pytest -m browser` (needs chromium and `pip install -e '.[browser]'`)"
 import os
 import shutil
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
-from process_state import quiet_port
+from jupyter_lab import jupyter_lab
 
 pytestmark = pytest.mark.browser
 
@@ -26,27 +23,10 @@ learn.fit(12)
 @pytest.fixture
 def lab(tmp_path):
     "A JupyterLab on a notebook of one training cell; yields its address"
-    pytest.importorskip("playwright")
-    if not shutil.which("chromium"): pytest.skip("no chromium on this machine")
     kernel = dict(name="python3", display_name="python3", language="python") # or JupyterLab asks for one
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(TRAIN)], metadata=dict(kernelspec=kernel))
     nbformat.write(nb, tmp_path/"live.ipynb")
-    port,token = quiet_port(),"seen"
-    env = {**os.environ, "JUPYTER_CONFIG_DIR":str(tmp_path/"config"), "JUPYTER_DATA_DIR":str(tmp_path/"data"), "PATH":f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    env.pop("VITNB_HEADLESS", None)
-    cmd = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}",
-           f"--ServerApp.root_dir={tmp_path}", "--ServerApp.open_browser=False"]
-    with (tmp_path/"lab.log").open("w") as log:
-        p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            for _ in range(600):
-                try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=1); break
-                except OSError: time.sleep(.5)
-            else: pytest.fail((tmp_path/"lab.log").read_text()[-2000:])
-            yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?token={token}&reset"
-        finally:
-            p.terminate()
-            p.wait(200)
+    with jupyter_lab(tmp_path, tmp_path/"live.ipynb", "--ServerApp.open_browser=False") as address: yield address
 
 
 def test_live_figure_is_redrawn_in_place(lab, tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitnb.core as core
-from vitnb.core import check_options, hash_ints, hash_seed, moved_names, nearest, plain_names, repo_root, settings, uniform
+from vitnb.core import check_options, hash_ints, hash_seed, moved_names, nearest, repo_root, settings, uniform
 
 BITS = 2**64 - 1
 
@@ -53,12 +53,6 @@ def test_an_option_that_nobody_knows_names_the_nearest():
     check_options("adamw", dict(lr=1), iter(["lr", "beta2"]))
     with pytest.raises(ValueError, match="adamw has no option 'rl': did you mean 'lr'"): check_options("adamw", dict(rl=1), ["lr"])
     assert nearest("a", []) == "choose from: (nothing is registered)"
-
-
-@pytest.mark.parametrize("state,names", [
-    ({"module.a":1, "module.b":2}, {"a", "b"}), ({"module._orig_mod.module.a":1}, {"a"}), ({"module.a":1, "b":2}, {"module.a", "b"}),
-    ({"head._orig_mod.a":1}, {"head.a"}), ({}, set())])
-def test_the_prefixes_of_wrappers_go_where_all_names_have_them(state, names): assert set(plain_names(state)) == names
 
 
 @pytest.mark.parametrize("name,room", [("upgrade", "renamed"), ("progress", "progress"), ("Ranks", "launch"), ("check_params", "parameters")])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from model_helpers import saved # noqa: F401, a fixture
 
-from vitnb.hub import hub_weights, is_hub_file, read_weights
+from vitnb.hub import hub_weights, is_hub_file, plain_names, read_weights
 from vitnb.models.protocol import create_model
 
 
@@ -59,3 +59,9 @@ def test_a_file_of_the_hub_is_fetched_once_and_read(monkeypatch, tmp_path):
 def test_a_name_without_a_file_is_refused(name):
     assert is_hub_file(name) and not is_hub_file(Path(name))
     with pytest.raises(ValueError, match="names no file of the hub"): hub_weights(name)
+
+
+@pytest.mark.parametrize("state,names", [
+    ({"module.a":1, "module.b":2}, {"a", "b"}), ({"module._orig_mod.module.a":1}, {"a"}), ({"module.a":1, "b":2}, {"module.a", "b"}),
+    ({"head._orig_mod.a":1}, {"head.a"}), ({}, set())])
+def test_the_prefixes_of_wrappers_go_where_all_names_have_them(state, names): assert set(plain_names(state)) == names

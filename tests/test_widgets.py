@@ -2,14 +2,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-from process_state import quiet_port
+from jupyter_lab import jupyter_lab
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +16,6 @@ SMALL = {'"n": 96, "size": 32': '"n": 24, "size": 48', "epochs     = 40": "epoch
 @pytest.fixture
 def lab(tmp_path):
     "JupyterLab on a copy of the notebook with less to train; yields its address"
-    pytest.importorskip("playwright")
-    if not shutil.which("chromium"): pytest.skip("no chromium on this machine")
     nb = json.loads((ROOT/"nbs"/"explore_masking.ipynb").read_text())
     for c in nb["cells"]:
         if "parameters" in c["metadata"].get("tags", []):
@@ -29,23 +24,8 @@ def lab(tmp_path):
             c["source"] = text
     (tmp_path/"nb").mkdir()
     (tmp_path/"nb"/"explore.ipynb").write_text(json.dumps(nb))
-    port,token = quiet_port(),"seen"
-    env = {**os.environ, "JUPYTER_CONFIG_DIR":str(tmp_path/"config"), "JUPYTER_DATA_DIR":str(tmp_path/"data"), "PATH":f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-           "VITNB_OUTPUTS_PATH":str(tmp_path/"outputs"), "VITNB_CACHE_PATH":str(tmp_path/"cache"), "VITNB_WORKSPACE":str(ROOT)}
-    env.pop("VITNB_HEADLESS", None)
-    cmd = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={token}",
-           f"--ServerApp.root_dir={tmp_path/'nb'}", "--LabApp.expose_app_in_browser=True"]
-    with (tmp_path/"lab.log").open("w") as log:
-        p = subprocess.Popen(cmd, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        try:
-            for _ in range(600):
-                try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=1); break
-                except OSError: time.sleep(.5)
-            else: pytest.fail((tmp_path/"lab.log").read_text()[-2000:])
-            yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token={token}&reset"
-        finally:
-            p.terminate()
-            p.wait(200)
+    with jupyter_lab(tmp_path, tmp_path/"nb"/"explore.ipynb", "--LabApp.expose_app_in_browser=True", VITNB_OUTPUTS_PATH=str(tmp_path/"outputs"),
+                     VITNB_CACHE_PATH=str(tmp_path/"cache"), VITNB_WORKSPACE=str(ROOT)) as address: yield address
 
 
 def changed(page, image, before, seconds=300):

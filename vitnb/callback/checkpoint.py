@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from .base import TrainCallback
 from .ema import EMACallback
-from ..core import atomic_write, is_main, nearest, one_of, plain_names
+from ..core import atomic_write, is_main, nearest, one_of
+from ..hub import plain_names
 from ..renamed import keywords_were
 from ..task import monitored
 

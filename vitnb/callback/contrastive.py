@@ -8,7 +8,6 @@ __all__ = ['NORMS', 'ProjectionHead', 'put_head', 'MomentumTeacher', 'make_teach
 # %% ../../nbs/library/436_callback.contrastive.ipynb #4c461122
 import inspect
 import math
-from collections.abc import Mapping
 from copy import deepcopy
 
 import numpy as np

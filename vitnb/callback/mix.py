@@ -38,6 +38,15 @@ class MixCallback(TrainCallback):
 
 # %% ../../nbs/library/405_callback.mix.ipynb #ef5de2ee
 @patch
+def draw(self:MixCallback,
+    n:int, # Rows of the batch, of all processes
+    size:tuple, # (H,W) of the images
+    *keys:int, # Seed, epoch and step
+)->MixPlan: # The same arguments give the same plan
+    "Draw a plan; who mixes otherwise draws another one"
+    return draw_plan(n, size, *keys, **self.kw)
+
+@patch
 def plan(self:MixCallback)->MixPlan:
     "Draw the plan of the batch at hand, for the samples of this process"
     learn = self.learn
@@ -46,7 +55,7 @@ def plan(self:MixCallback)->MixPlan:
     whole = learn.parallel.whole(len(images))
     local_indices = learn.parallel.positions(whole)
     views = _views(images, len(local_indices))
-    plan = draw_plan(whole*views, tuple(images.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw)
+    plan = self.draw(whole*views, tuple(images.shape[-2:]), seed, learn.epochs_done, learn.iter)
     return plan.rows((local_indices[:,None]*views + np.arange(views)).ravel())
 
 def _views(images, samples):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .masked import Masked
 from ..core import hash_seed
-from ..data.sample import Batch
 
 # %% ../../nbs/library/445_callback.sensors.ipynb #69856b9e
 def add_band_noise(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .mix import MixCallback
 from ..core import one_of, uniform
-from ..data.mix import MODES, MixPlan
+from ..data.mix import MODES, MixPlan, plan_rows
 from ..device import to_device
 
 # %% ../../nbs/library/406_callback.zonemix.ipynb #38a95ee4
@@ -67,8 +67,7 @@ def draw_zone_plan(
     classes:Sequence=(), # Numbers of classes that targets of zones have
 )->ZonePlan: # What to do; the same arguments give the same plan
     "Decide which zones of a batch change places, from counters alone"
-    rows = np.arange(1 if mode == "batch" else n)
-    if mode == "pair": rows = np.minimum(rows, n - 1 - rows) # partners draw alike
+    rows = plan_rows(n, mode)
     mixed = uniform(seed, _STREAM, epoch, step, 0, rows) < p
     choices = zone_rectangles(grid)
     chosen = choices[(uniform(seed, _STREAM, epoch, step, 1, rows)*len(choices)).astype(int)]
@@ -118,12 +117,10 @@ def zone_classes(
                      "or use MixCallback")
 
 @patch
-def plan(self:ZoneMix)->ZonePlan:
-    "Draw the plan of the batch at hand, for the samples of this process"
-    learn = self.learn
-    images = learn.batch[0]
-    seed = learn.seed if self.seed is None else self.seed
-    whole = learn.parallel.whole(len(images))
-    plan = draw_zone_plan(whole, tuple(images.shape[-2:]), seed, learn.epochs_done, learn.iter, **self.kw,
-                          classes=self.classes)
-    return plan.rows(learn.parallel.positions(whole))
+def draw(self:ZoneMix,
+    n:int, # Rows of the batch, of all processes
+    size:tuple, # (H,W) of the images
+    *keys:int, # Seed, epoch and step
+)->ZonePlan: # The same arguments give the same plan
+    "Draw which zones change places"
+    return draw_zone_plan(n, size, *keys, **self.kw, classes=self.classes)

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Registry, check_options, moved_names
-from .augment import Draws, Pipeline, Transform, transforms
+from .augment import Draws
 from .geometry import mirror
 from .sample import PIXEL_FIELDS, is_map, map_targets, mirror_targets
-from .transform import check_fill, unknown_value
 from .transform import Pipeline, Transform, check_fill, transforms, unknown_value
 from ..device import to_device
 from ..task import Task

@@ -22,7 +22,7 @@ from .nifti import read_nifti_labels
 from .sample import PIXEL_FIELDS, mirror_targets
 from .transform import Transform, transforms
 from .window import squared
-from .zones import ZONE_FLIP, ZONES
+from .zones import ZONE_FLIP
 
 # %% ../../nbs/library/190_data.lungmask.ipynb #f83db3ee
 SIDES = ("right", "left") # in the order of the channels

@@ -6,27 +6,22 @@
 __all__ = ['sets', 'IMAGE_TYPES', 'layouts', 'folder_set', 'is_known', 'find_folder', 'load_set']
 
 # %% ../../nbs/library/115_data.sets.ipynb #02c6cd51
-import importlib
 import inspect
 import os
-import pkgutil
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from ..core import Registry, check_options, nearest, repo_root, settings
+from ..core import Registry, check_options, import_rooms, nearest, repo_root, settings
 from .arrays import load_pickle
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
 from .frame import frame_set, read_frame
 from .holdout import Split, limit_split
 from .scan import scan_set # with it come `ImageSet.check` and `ImageSet.stats`
 from .table import ImageSet, hold_out_missing
-from ..task import Task
 
 # %% ../../nbs/library/115_data.sets.ipynb #864e9298
 sets = Registry("data set")
@@ -273,17 +268,11 @@ def _resolve(path, root=None):
     raise ValueError(f"unknown data set {str(path)!r}: {nearest(path.name, sets)}; a set of your own is a class "
         f"folder, an archive or a csv, and there is none at {searched}")
 
-@cache
-def _load_rooms():
-    "Import every module beside this one, so that each enters its sets and layouts"
-    for room in pkgutil.iter_modules(importlib.import_module("vitnb.data").__path__):
-        importlib.import_module(f"vitnb.data.{room.name}")
-
 def is_known(
     name:object, # What was given for a set
 )->bool: # True: `sets` has it
     "Tell whether a set has that name, here or in a later notebook"
-    if isinstance(name, str) and name not in sets: _load_rooms()
+    if isinstance(name, str) and name not in sets: import_rooms("vitnb.data") # each enters its sets and layouts
     return isinstance(name, str) and name in sets
 
 def _from_path(path, root=None):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .sample import is_map
-from ..task import OneClass, Task, Tasks
+from ..task import OneClass, Tasks
 
 # %% ../../nbs/library/106_data.show.ipynb #ffbd4b4a
 def displayable(

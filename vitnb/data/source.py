@@ -25,7 +25,6 @@ from .image import widen
 from .sample import stack_images
 from .table import ImageSet, read_array
 from ..progress import progress_bar
-from ..progress import progress_bar
 
 # %% ../../nbs/library/125_data.source.ipynb #36483f27
 class ImageSource:

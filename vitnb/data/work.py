@@ -123,7 +123,9 @@ _ROOM = 2**19 # bytes of images that are made in one go
 def _cut(field, sizes):
     "Cut a field into parts that are copies, so that no batch keeps the memory of others"
     if isinstance(field, Tensor): return [part.clone() for part in field.split(sizes)]
-    if isinstance(field, np.ndarray): return [part.copy() for part in np.split(field, np.cumsum(sizes)[:-1])]
+    if isinstance(field, np.ndarray):
+        edges = pairwise([0, *accumulate(sizes)])
+        return [field[start:end].copy() for start,end in edges]
     parts = [_cut(part, sizes) for part in field.values()] # targets of several tasks
     return [dict(zip(field, rows)) for rows in zip(*parts)]
 

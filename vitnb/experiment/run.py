@@ -7,25 +7,22 @@ __all__ = ['commands', 'plain', 'write_json', 'read_json', 'new_run_dir', 'envir
            'release', 'find_run', 'main_folder', 'run_folder', 'load_families', 'family_params', 'Run']
 
 # %% ../../nbs/library/600_experiment.run.ipynb #9ac80466
-import importlib
 import importlib.metadata
 import json
 import math
 import os
-import pkgutil
 import platform
 import re
 import subprocess
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-from ..core import (Registry, atomic_write, is_main, moved_names, my_rank, n_ranks, one_of, pick_device, repo_root,
-                        settings)
+from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, my_rank, n_ranks, one_of,
+                        pick_device, repo_root, settings)
 from ..parameters import NOTHING, Askable, askable, take_params
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
@@ -226,11 +223,9 @@ def run_folder(
 # %% ../../nbs/library/600_experiment.run.ipynb #dc1c5fd7
 commands = Registry("command") # name -> function that adds it to the parser of `vitnb`; a room enters its own
 
-@cache
 def load_families()->None:
     "Import every room beside this one, which enters families and commands; they stand on this one, so not at the top"
-    for room in pkgutil.iter_modules(importlib.import_module("vitnb.experiment").__path__):
-        importlib.import_module(f"vitnb.experiment.{room.name}")
+    import_rooms("vitnb.experiment")
 
 def family_params(
     family:str, # Such as "swin"; empty: the notebook has none

@@ -25,12 +25,20 @@ def _of_schedule(name):
 def _of_optimizer(name): return [option for option in optimizers[name][1] if option not in ("lr", "weight_decay")]
 def _of_loss(name): return list(inspect.signature(losses[name]).parameters)
 
+_OF_TEACHER = ("momentum", "predictor") # options of the pretext that act where a loss has a teacher
+
+def _of_objective(name):
+    "Those of a loss that compares views, and of its teacher"
+    has_teacher = getattr(losses[name], "teacher", False)
+    return [*_of_loss(name), *(_OF_TEACHER if has_teacher else ())]
+
 OPTIONS = Registry("kind of choice")
-OPTIONS.update(schedule=(schedules, _of_schedule), optimizer=(optimizers, _of_optimizer), loss=(losses, _of_loss))
+OPTIONS.update(schedule=(schedules, _of_schedule), optimizer=(optimizers, _of_optimizer), loss=(losses, _of_loss),
+               objective=(losses, _of_objective))
 
 # %% ../../nbs/library/507_learner.options.ipynb #6f4532ea
 def options_of(
-    kind:str, # "schedule", "optimizer" or "loss"
+    kind:str, # "schedule", "optimizer", "loss" or "objective"
     name:str, # One that is registered
 )->list: # Names
     "List the options that a schedule, an optimiser or a loss takes"
@@ -38,7 +46,7 @@ def options_of(
     return find(name)
 
 def takers(
-    kind:str, # "schedule", "optimizer" or "loss"
+    kind:str, # "schedule", "optimizer", "loss" or "objective"
     option:str, # Name of an option
 )->list: # Names, sorted
     "List the schedules, optimisers or losses that take an option"

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..callback.checkpoint import load_checkpoint
 from ..callback.pretext import pretexts
-from ..core import plain_names
+from ..hub import plain_names
 from .core import vit_learner
 from .freeze import FreezeEpochs
 from .loop import VitLearner

@@ -11,7 +11,7 @@ __all__ = ['single_precision', 'MassLoss', 'ClassLoss', 'as_masses', 'smooth_mas
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import one_of
 from .base import RowLoss, losses, make_loss, n_rows

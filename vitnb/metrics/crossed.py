@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .classify import check_bootstrap
+
 # %% ../../nbs/library/352_metrics.crossed.ipynb #b52bc24c
 def _cells(values, trainings, samples):
     "Sum and number of the values of each training and sample, `(T,S)` each"
@@ -38,8 +40,7 @@ def crossed_interval(
     if not values.size or not len(values) == len(trainings) == len(samples):
         raise ValueError(f"{len(values)} values of {len(trainings)} trainings and {len(samples)} samples: give one of "
                          "each for every answer, and one answer at least")
-    if n < 1 or not 0 < level < 1:
-        raise ValueError(f"n={n} must be from 1 and level={level} between 0 and 1; for example n=2000, level=0.95")
+    check_bootstrap(n, level)
     sums,counts = _cells(values, trainings, samples)
     generator = np.random.default_rng(seed)
     weights = [_drawn(size, n, generator) for size in sums.shape]

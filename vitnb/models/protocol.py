@@ -8,13 +8,11 @@ __all__ = ['PROTOCOL', 'models', 'TIMM', 'check_model', 'ModelRegistry', 'ModelE
            'check_stages', 'check_rates']
 
 # %% ../../nbs/library/200_models.protocol.ipynb #c44517b5
-import importlib
 import inspect
-import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -24,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core import Registry, nearest
+from ..core import Registry, import_rooms, nearest
 from ..hub import hub_weights, is_hub_file, read_weights
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
@@ -205,11 +203,9 @@ def load_weights(
     return LoadReport(source, len(fits), resized, lacking, [name for name in state if name not in fits])
 
 # %% ../../nbs/library/200_models.protocol.ipynb #ffc013f7
-@cache
 def _load_families()->None:
-    "Import every module beside this one, so that each registers its models"
-    for family in pkgutil.iter_modules(importlib.import_module("vitnb.models").__path__):
-        importlib.import_module(f"vitnb.models.{family.name}")
+    "Let each family register its models"
+    import_rooms("vitnb.models")
 
 def list_models(
     pattern:str="*", # Shell pattern, such as `"swin*"`
