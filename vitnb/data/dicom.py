@@ -30,7 +30,9 @@ def open_dicom(
     try: dataset = pydicom.dcmread(path, specific_tags=DICOM_TAGS)
     except pydicom.errors.InvalidDicomError as error:
         raise UnreadableImage(path, "it is no DICOM file") from error
-    except (OSError, EOFError) as error: raise UnreadableImage(path, str(error)) from error
+    except MemoryError: raise
+    except Exception as error: # a damaged element raises whatever the damage leads to
+        raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
     head = pydicom.dataset.FileMetaDataset() # the file's own has identifiers
     if "TransferSyntaxUID" in dataset.file_meta: head.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     dataset.file_meta = head

@@ -35,6 +35,7 @@ from ..callback.tracker import Tracker
 from ..core import PEER_LOST, is_main, moved_names, my_rank, n_ranks, pick_device
 from ..data.loader import ImageLoader
 from ..device import set_rng_state
+from ..files import naming
 from ..figures import plot_curves
 from ..launch import Ranks, check_processes
 from .loop import VitLearner
@@ -137,7 +138,8 @@ class _Follower:
             new = f.read()
         new = new[:new.rfind("\n")+1] # the last line may be half written
         self.position += len(new.encode())
-        for line in new.splitlines(): self.take(json.loads(line))
+        with naming(self.file): events = [json.loads(line) for line in new.splitlines()]
+        for event in events: self.take(event)
 
     def take(self, entry):
         "Keep one event"
