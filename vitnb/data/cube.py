@@ -117,7 +117,7 @@ def _one_row_a_cube(file, rows):
     if len(first) < len(rows): print(f"{file}: {len(rows) - len(first)} rows name a cube again; each counts once")
     return list(first.values())
 
-# %% ../../nbs/library/160_data.cube.ipynb #35736c84
+# %% ../../nbs/library/160_data.cube.ipynb #65821366
 def _row_of_file(path, folder):
     "Read class and patient of a file from its place in a folder"
     *folders, file = path.relative_to(folder).parts

@@ -191,7 +191,13 @@ def read_dicom(
     path:str|Path, # A DICOM file of one grey frame
 )->RawFilm: # Its values, upright
     "Read a film from a DICOM file"
-    dataset = open_dicom(path)
+    try: return _film(path, open_dicom(path))
+    except UnreadableImage: raise
+    except (ValueError, AttributeError, TypeError, LookupError, ArithmeticError) as error: # a damaged or missing tag
+        raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
+
+def _film(path, dataset):
+    "The film of a file that was opened"
     _check_film(path, dataset)
     stored,bits,signed = _stored(path, dataset)
     valid = _valid(dataset, stored, bits, signed)

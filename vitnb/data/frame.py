@@ -161,6 +161,7 @@ def _check_files(paths, root, column):
         raise ValueError(f"{_place(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
             f"{len(paths)} are missing); paths start at the folder of the table, or at root=...")
 
+# %% ../../nbs/library/114_data.frame.ipynb #9afd463b
 def _groups(frame, column, paths, group):
     "Read the group of each row; rows of one file have one, for in two splits it would be a leak"
     groups = None if group is None else _full_cells(frame, group, "group")
@@ -181,6 +182,7 @@ def _again(files):
     seen = set()
     return next(file for file in files if file in seen or seen.add(file))
 
+# %% ../../nbs/library/114_data.frame.ipynb #01ba0b0b
 def _split_names(frame, column):
     "Read the split of each row, by our names for them"
     cells = [cell.lower() for cell in _full_cells(frame, column, "split")]

@@ -98,7 +98,7 @@ def load_npy(
     except MemoryError: raise
     except Exception as error: # NumPy's parser of headers raises whatever the damage leads to
         raise UnreadableImage(path, str(error) or type(error).__name__) from error
-    if not isinstance(array, np.ndarray): raise UnreadableImage(path, "it is an archive of arrays; store one by np.save")
+    if not isinstance(array, np.ndarray): raise UnreadableImage(path, "it holds several arrays; store one by np.save")
     behind = os.path.getsize(path) - array.offset - array.nbytes
     if behind: raise UnreadableImage(path, f"it has {behind:,} bytes behind its array; it is damaged, write it again")
     return array if mmap_mode else np.array(array)
