@@ -1,6 +1,7 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
 from vitnb.files import *
+from vitnb.escape import *
 from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, my_rank, n_ranks, one_of,
                         pick_device, repo_root, settings)
+from ..escape import in_page
 from ..files import BrokenFile, load_json
 from ..parameters import NOTHING, Askable, askable, take_params
 
@@ -331,8 +332,9 @@ def finish(self:Run,
 def _repr_markdown_(self:Run):
     home = repo_root()
     where = self.dir.relative_to(home) if self.dir.is_relative_to(home) else self.dir
-    rows = "\n".join(f"| {name} | `{value!r}` |" for name,value in self.params.items())
-    return f"**{self.name}** writes to `{where}`\n\n| parameter | value |\n|---|---|\n{rows}"
+    rows = "\n".join(f"| {in_page(name)} | <code>{in_page(repr(value))}</code> |" for name,value in self.params.items())
+    head = f"**{in_page(self.name)}** writes to <code>{in_page(where)}</code>"
+    return f"{head}\n\n| parameter | value |\n|---|---|\n{rows}"
 
 # %% ../../nbs/library/600_experiment.run.ipynb #1b089a67
 __getattr__ = moved_names(__name__, {"vitnb.parameters": "public_params check_injected"})
