@@ -112,8 +112,8 @@ def _lines(ax, rows, names, title, columns=None):
 def _step_line(ax, steps, per_epoch, key, **kw):
     "A thin line over steps, on the axis of epochs"
     if not steps: return
-    epochs = np.array([step["step"] for step in steps])/max(per_epoch, 1)
-    ax.plot(epochs, [step[key] for step in steps], **kw)
+    def numbers(name): return steps.column(name) if hasattr(steps, "column") else np.array([o[name] for o in steps])
+    ax.plot(numbers("step")/max(per_epoch, 1), numbers(key), **kw)
 
 def _log_axis(axis):
     "A log axis with ticks at 1, 2, 5 and plain numbers"

@@ -8,6 +8,7 @@ __all__ = ['work']
 # %% ../../nbs/library/530_learner.distribute.ipynb #a28f4431
 import copyreg
 import json
+import math
 import os
 import sys
 import tempfile
@@ -118,7 +119,7 @@ class _Follower:
         self.position = 0 # what of the file has been read
         self.epochs = epochs
         self.rows = list(learn.recorder.rows)
-        self.steps = list(learn.recorder.steps)
+        self.steps = learn.recorder.steps.until(math.inf) # a copy
         live = learn.progress
         self.fig = LiveFigure(self.curves, live.file, live.share) if live.plot else None
 
