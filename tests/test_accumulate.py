@@ -225,7 +225,7 @@ def test_overflow_skips_the_whole_group():
 def test_the_recorder_sees_large_batches():
     large,small = fit(tiny(bs=32), 3),fit(tiny(Accumulate(4), bs=8), 3)
     assert len(small.recorder.losses) == len(large.recorder.losses) == 9
-    assert np.allclose(torch.stack(small.recorder.losses), torch.stack(large.recorder.losses), atol=1e-6)
+    assert np.allclose(torch.stack([*small.recorder.losses]), torch.stack([*large.recorder.losses]), atol=1e-6)
     assert np.allclose(np.array(small.recorder.values, dtype=float), np.array(large.recorder.values, dtype=float), atol=1e-6)
     for a,b in zip(small.recorder.rows, large.recorder.rows): assert a["train_accuracy"] == pytest.approx(b["train_accuracy"]) # scores over training samples too
     assert [o["loss"] for o in small.recorder.steps] == pytest.approx([o["loss"] for o in large.recorder.steps], abs=1e-6)

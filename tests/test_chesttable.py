@@ -98,3 +98,9 @@ def test_one_id_with_two_files_is_an_error_unless_the_end_says_which(tmp_path):
     for name in ("1.png", "1.dcm"): (tmp_path/name).write_bytes(b"")
     with pytest.raises(ValueError, match="end="): find_films(["1"], tmp_path, TableReport())
     assert find_films(["1"], tmp_path, TableReport(), end=".dcm") == ["1.dcm"]
+
+
+def test_one_film_for_two_rows_is_refused(tmp_path):
+    (tmp_path/"12.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"12\.png is that of two rows, '12' and '12\.0'"):
+        find_films(["12", "12.0"], tmp_path, TableReport())

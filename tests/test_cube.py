@@ -63,3 +63,40 @@ def test_published_scenes(name, folder, bands, classes):
     flat,y = cube.reshape(bands, -1).T,r.label_map.ravel()
     cos = flat @ means.T/np.linalg.norm(flat, axis=1)[:,None]/np.linalg.norm(means, axis=1)
     assert (cos.argmax(1)[y >= 0] == y[y >= 0]).mean() > .5, "classes and spectra fit each other only if the order of the pixels is right"
+
+
+# ---------- catalogues that would let a patient into two splits
+
+def catalogue(folder, *lines, head="ID,label,hs_file"):
+    for number in range(9): np.save(folder/f"{number}.npy", np.full((3, 4, 4), number + 1, np.float32))
+    (folder/"eyes.csv").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return folder/"eyes.csv"
+
+
+def test_spaces_and_case_make_no_other_patient_and_no_other_class(tmp_path, capsys):
+    lines = ["p0 ,sick,0.npy", "p0,sick ,1.npy", "P0, well,2.npy", "p1\xa0,well,3.npy", "p1,sick,4.npy", "p2,well,5.npy",
+             "cafe\u0301,well,6.npy", "caf\u00e9,sick,7.npy", ",,"]
+    loaded = load_cube_set(catalogue(tmp_path, *lines), axes="chw")
+    groups = {record.name:record.group for record in loaded.records}
+    assert len(set(groups.values())) == 4 and len({groups[f"{n}.npy"] for n in range(3)}) == 1
+    assert groups["6.npy"] == groups["7.npy"] and loaded.classes == ["sick", "well"]
+    said = capsys.readouterr().out
+    assert "eyes.csv" in said and "'P0'" in said
+
+
+@pytest.mark.parametrize("lines, why", [
+    (["p0,a,0.npy", "p1,a,./0.npy", "p2,b,1.npy"], "0.npy under patient 'p0' and 'p1'"),
+    (["p0,a,0.npy", "p0,b,0.npy", "p2,b,1.npy"], "0.npy under label 'a' and 'b'"),
+    (["p0,a,0.npy", "p1,,1.npy", "p2,b,2.npy"], "line 3: its label is empty"),
+    (["p0,a,0.npy", " ,a,1.npy"], "line 3: its ID is empty"),
+    (["p0,a,0.npy,x,y"], "line 2: it has more cells"),
+    ([",,"], "no row with a cube")])
+def test_a_catalogue_that_leaks_or_lacks_is_refused(tmp_path, lines, why):
+    with pytest.raises(ValueError, match="eyes.csv") as said: load_cube_set(catalogue(tmp_path, *lines), axes="chw")
+    assert why in str(said.value)
+
+
+def test_a_cube_that_is_listed_twice_counts_once(tmp_path, capsys):
+    lines = [f"p{number},a,{number}.npy" for number in range(6)]
+    loaded = load_cube_set(catalogue(tmp_path, *lines, "p0,a,0.npy"), axes="chw")
+    assert len(loaded.records) == 6 and "1 rows name a cube again" in capsys.readouterr().out

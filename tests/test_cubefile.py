@@ -118,3 +118,65 @@ def test_few_files_are_open_at_a_time(tmp_path):
 ], ids=lambda o: o[:30] if isinstance(o, str) else "")
 def test_bad_input_is_said(make, says, tmp_path):
     with pytest.raises(ValueError, match=says): make(tmp_path)
+
+
+# ---------- values that lie in other files
+
+def sent(path, external=None, virtual=None):
+    "An HDF5 file that takes its cube from elsewhere"
+    with h5py.File(path, "w") as file:
+        if external: file.create_dataset("/Cube/Images", (2, 3, 4), "u1", external=[(str(external), 0, 24)])
+        else:
+            layout = h5py.VirtualLayout((2, 3, 4), "u1")
+            layout[:] = h5py.VirtualSource(str(virtual), "/a", (2, 3, 4))
+            file.create_virtual_dataset("/Cube/Images", layout)
+    return path
+
+
+def source_h5(path, values=None):
+    with h5py.File(path, "w") as file: file["/a"] = np.arange(24, dtype="u1").reshape(2, 3, 4) if values is None else values
+    return path
+
+
+def elsewhere(tmp_path):
+    folder = tmp_path/"elsewhere"
+    folder.mkdir()
+    (folder/"secret").write_bytes(bytes(range(24)))
+    source_h5(folder/"secret.h5")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "{}/secret", "../elsewhere/secret", "secret", "link"])
+def test_raw_values_from_elsewhere_are_refused(tmp_path, monkeypatch, name):
+    folder = elsewhere(tmp_path)
+    monkeypatch.chdir(folder) # HDF5 itself looks there for `secret`
+    (tmp_path/"cubes").mkdir()
+    (tmp_path/"cubes"/"link").symlink_to(folder/"secret")
+    path = sent(tmp_path/"cubes"/"a.h5", external=name.format(folder))
+    with pytest.raises(UnreadableImage, match=r"a\.h5.*lie in"): CubeFile(path, axes="chw")
+    close_cubes()
+
+
+@pytest.mark.parametrize("name", ["{}/secret.h5", "../elsewhere/secret.h5", "link.h5", "missing.h5", "chain.h5", "linked.h5"])
+def test_virtual_values_from_elsewhere_are_refused(tmp_path, name):
+    "Also by a file beside the cube that leads on"
+    folder = elsewhere(tmp_path)
+    (tmp_path/"cubes").mkdir()
+    (tmp_path/"cubes"/"link.h5").symlink_to(folder/"secret.h5")
+    sent(tmp_path/"cubes"/"chain.h5", virtual=folder/"secret.h5")
+    with h5py.File(tmp_path/"cubes"/"linked.h5", "w") as file: file["/a"] = h5py.ExternalLink(str(folder/"secret.h5"), "/a")
+    path = sent(tmp_path/"cubes"/"a.h5", virtual=name.format(folder))
+    with pytest.raises(UnreadableImage, match=r"a\.h5.*lie in"): CubeFile(path, axes="chw")
+    close_cubes()
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual"])
+def test_values_from_a_file_beside_the_cube_are_read_and_named(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir("/")
+    (tmp_path/"raw").write_bytes(bytes(range(24)))
+    source_h5(tmp_path/"raw.h5")
+    path = sent(tmp_path/"a.h5", **{kind:"raw" if kind == "external" else "raw.h5"})
+    for _ in range(2): assert np.array_equal(CubeFile(path, axes="chw").read().ravel(), np.arange(24))
+    said = capsys.readouterr().out
+    assert said.count("come from raw") == 1 and "a.h5" in said
+    close_cubes()

@@ -276,3 +276,50 @@ def test_another_archive_of_the_same_name(server, tmp_path):
     assert len(load_set("leaves.zip").splits["test"]) == 4
     write(tmp_path/"data"/"leaves.zip", files | {"b/10.png": png}, "zip")
     with pytest.raises(ValueError, match="was not unpacked from this leaves.zip"): load_set("leaves.zip")
+
+
+# ---------- archives that fill the disk, and damage that tarfile passes over
+
+def zeros(path, size):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("a/x.png", bytes(1000))
+            file.writestr("b/y.png", bytes(size))
+    else:
+        with tarfile.open(path, "w:gz") as file:
+            member = tarfile.TarInfo("a/x.png")
+            member.size = size
+            file.addfile(member, io.BytesIO(bytes(size)))
+    return path
+
+@pytest.mark.parametrize("name", ["small.zip", "small.tar.gz"])
+def test_an_archive_that_makes_far_more_than_it_is_is_refused(tmp_path, name):
+    archive = zeros(tmp_path/name, 1 << 25)
+    with pytest.raises(ValueError, match=f"{name}.*over 100 times its own length"): unpack(archive, tmp_path/"out")
+    assert visible(tmp_path) == [name] and not list(tmp_path.glob(".out*"))
+    assert unpack(zeros(tmp_path/name, 1 << 20), tmp_path/"out").is_dir(), "little is no harm"
+
+@pytest.mark.parametrize("name", ["small.zip", "small.tar.gz"])
+def test_an_archive_for_which_there_is_no_room_is_refused(tmp_path, monkeypatch, name):
+    archive = zeros(tmp_path/name, 1 << 20)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), dict(free=1 << 19)))
+    with pytest.raises(ValueError, match=f"{name}.*MiB that are free"): unpack(archive, tmp_path/"out")
+
+def test_a_full_disk_names_the_archive_and_the_file(tmp_path, monkeypatch):
+    archive = zeros(tmp_path/"set.zip", 1000)
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(transfer.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="set.zip.*No space left"): unpack(archive, tmp_path/"out")
+
+@pytest.mark.parametrize("damage", ["head", "cut", "end"])
+def test_a_tar_that_is_damaged_in_the_middle_is_not_a_shorter_one(tmp_path, damage):
+    path = tmp_path/"set.tar"
+    with tarfile.open(path, "w") as file:
+        for name in ("a/x.png", "b/y.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 512
+            file.addfile(member, io.BytesIO(bytes(512)))
+    raw = bytearray(path.read_bytes())
+    if damage == "head": raw[1024 + 3] ^= 1
+    path.write_bytes(raw[:1024] if damage == "cut" else raw[:2048] if damage == "end" else raw)
+    with pytest.raises(ValueError, match="set.tar is not a whole"): unpack(path, tmp_path/"out")

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 from data_helpers import film_table, own_folders, same
 
+from vitnb.data.frame import frame_set
 from vitnb.data.sets import load_set
+from vitnb.data.table import hold_out_missing
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
 ZONES = dict(label=["upper", "lower"], task=Ordinal(levels=4, unknown=4))
@@ -105,3 +107,28 @@ def test_a_folder_has_no_columns(tmp_path):
         for i in range(20): Image.new("RGB", (4,4), (i,i,i)).save(tmp_path/"s"/c/f"{i}.png")
     with pytest.raises(ValueError, match="label=... names a column, and .* is no table"): load_set(tmp_path/"s", label="kind")
     assert load_set(tmp_path/"s", reader="grey").read("train", 0).shape == (4,4,1)
+
+
+# ---------- one file in several rows
+
+def listed(folder, *rows, columns=("image", "label", "group")):
+    for number in range(12): Image.new("RGB", (4, 4), (number, 0, 0)).save(folder/f"{number}.png")
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_file_of_two_groups_is_refused(tmp_path):
+    frame = listed(tmp_path, ("0.png", "a", "p0"), ("./0.png", "a", "p1"), ("1.png", "b", "p2"))
+    with pytest.raises(ValueError, match="0.png is of group 'p1' here and of 'p0' in row 1"):
+        frame_set(frame, "set", tmp_path, label="label", group="group")
+
+
+def test_rows_of_one_file_stay_in_one_split(tmp_path, capsys):
+    rows = [(f"{number % 12}.png", "ab"[number % 2], "") for number in range(24)]
+    found = frame_set(listed(tmp_path, *rows), "set", tmp_path, label="label")
+    assert "12 rows name a file again" in capsys.readouterr().out
+    hold_out_missing(found, None, 0)
+    parts = [set(split.items) for split in found.splits.values()]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 12
+    rows = [("0.png", "a", "train"), ("0.png", "a", "test"), ("1.png", "b", "train")]
+    with pytest.raises(ValueError, match="0.png.*in train and in test"):
+        frame_set(listed(tmp_path, *rows, columns=("image", "label", "split")), "set", tmp_path, label="label", split="split")

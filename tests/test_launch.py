@@ -1,6 +1,8 @@
 "Processes of one command: their port, their number, their environment, and their end"
+import json
 import os
 import socket
+import subprocess
 import sys
 import time
 
@@ -80,3 +82,39 @@ def test_a_rank_takes_its_share_of_the_cores(monkeypatch):
     with Ranks([sys.executable, "-S", "-c", "import os, sys; sys.exit(int(os.environ['OMP_NUM_THREADS']))"], 3) as ranks:
         assert ranks.wait(calm=lambda code: True) == [4, 4, 4]
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+MEET = """
+import json, os, sys, time
+from datetime import timedelta
+import psutil, torch, torch.distributed as dist
+from vitnb.launch import meet_on_loopback
+meet_on_loopback(60)
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+one = torch.ones(1)
+dist.all_reduce(one)
+heard = [c.laddr.ip for c in psutil.Process().net_connections(kind="inet") if c.status == "LISTEN"]
+open(sys.argv[1] + os.environ["RANK"], "w").write(json.dumps([one.item(), heard]))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["ours", "another"])
+def test_ranks_of_one_machine_listen_on_its_loopback_alone(tmp_path, launcher):
+    def listening(): return [c.laddr.ip for c in psutil.Process().net_connections(kind="inet") if c.status == "LISTEN"]
+    before = len(listening())
+    command = [sys.executable, "-c", MEET, str(tmp_path/"said")]
+    if launcher == "ours":
+        with Ranks(command, 2) as ranks:
+            seen = listening()
+            codes = ranks.wait()
+        assert len(seen) == before + 1 and len(listening()) == before, "the meeting is here, and ends with the ranks"
+        assert set(seen) <= {"127.0.0.1"}
+    else:
+        port = str(free_port())
+        def env(rank): return {**os.environ, "RANK":str(rank), "WORLD_SIZE":"2", "MASTER_ADDR":"127.0.0.1", "MASTER_PORT":port}
+        codes = [p.wait() for p in [subprocess.Popen(command, env=env(rank)) for rank in range(2)]]
+    said = [json.loads((tmp_path/f"said{rank}").read_text()) for rank in range(2)]
+    assert codes == [0, 0] and [one for one,_ in said] == [2., 2.]
+    assert {address for _,heard in said for address in heard} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -12,7 +12,7 @@ def test_data_are_scanned_once_for_each_key(tmp_path):
     def scan(): return scans.append(1) or dict(n=len(scans))
     file = tmp_path/"deep"/"found.json"
     assert [scan_once(file, key, scan)["n"] for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
-    assert json.loads(file.read_text()) == dict(n=3, of="a")
+    assert json.loads(file.read_text()).items() >= dict(n=3, of="a").items()
 
 
 def test_of_several_at_once_one_scans(tmp_path):

@@ -10,6 +10,7 @@ from tiny_tasks import fit, task_learner
 
 from vitnb.callback.checkpoint import Checkpoints, snapshot
 from vitnb.callback.history import EventLog, History
+from vitnb.callback.steps import Curve
 from vitnb.callback.record import StepRecorder
 from vitnb.callback.tensorboard import TensorBoard
 from vitnb.losses.objective import make_objective
@@ -81,7 +82,7 @@ def test_the_epoch_is_the_mean_of_its_steps():
         smooth = .98*smooth + .02*v
         slow.append(smooth/(1-.98**k)) # as fastai has it; it begins anew with each epoch
         if k == 4: break
-    assert torch.stack(learn.recorder.losses)[:4].tolist() == pytest.approx(slow, rel=1e-5)
+    assert torch.stack([*learn.recorder.losses])[:4].tolist() == pytest.approx(slow, rel=1e-5)
 
 def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
     "It is in no record, the smoothed loss goes on, and a state can be taken"
@@ -91,7 +92,7 @@ def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
     learn = task_learner(torch.randn(24, 6), y, OneClass("abc", unknown=-1), torch.nn.Linear(6, 3), bs=8)
     fit(learn, 2, cbs=[EventLog(tmp_path/"events.jsonl"), History(tmp_path), TensorBoard(tmp_path/"tensorboard"), Checkpoints(tmp_path/"checkpoints", "valid_loss")])
     assert [o["step"] for o in learn.recorder.steps] == [1, 3, 4, 6] and learn.opt_steps == len(learn.recorder.losses) == 6
-    assert torch.stack(learn.recorder.losses).isfinite().all() and learn.recorder.losses[0] == learn.recorder.losses[1]
+    assert torch.stack([*learn.recorder.losses]).isfinite().all() and learn.recorder.losses[0] == learn.recorder.losses[1]
     assert [n for n,_ in read_tensorboard(tmp_path, "")["train/loss"]] == [1, 3, 4, 6]
     assert all(r["train_loss"] > 0 for r in json.loads((tmp_path/"history.json").read_text()))
 
@@ -99,7 +100,7 @@ def test_a_step_in_which_nothing_is_known_has_no_loss(tmp_path):
 def test_a_long_history_costs_a_checkpoint_few_tensors():
     learn = tiny_learner()
     learn.fit(1)
-    learn.recorder.losses = [torch.tensor(1.)]*5000
+    learn.recorder.losses = Curve([1.]*5000, "f")
     found = []
     def count(o):
         if isinstance(o, torch.Tensor): found.append(o)

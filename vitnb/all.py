@@ -1,5 +1,7 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.files import *
+from vitnb.escape import *
 from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *
@@ -121,6 +123,7 @@ from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
+from vitnb.callback.steps import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *
 from vitnb.callback.history import *

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .escape import in_figure
 from .figures import new_figure
 from .metrics.calibration import calibration_error, reliability, scale_probs
 from .metrics.chest import BAND_LIMITS, GRADES
@@ -43,7 +44,7 @@ def show_scored_films(
     for ax, film, own, title in zip(axs.flat, films, np.asarray(scores), titles, strict=False):
         ax.imshow(film, cmap="gray", vmin=0, vmax=1)
         _draw_scores(ax, own, *film.shape)
-        ax.set_title(str(title), fontsize=8)
+        ax.set_title(in_figure(title), fontsize=8)
     return fig
 
 # %% ../nbs/library/396_chestfigures.ipynb #963fb372
@@ -58,7 +59,7 @@ def _table_ax(ax, counts, names, title):
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
-    ax.set_title(title, fontsize=9)
+    ax.set_title(in_figure(title), fontsize=9)
 
 def plot_zone_confusion(
     tables:Mapping, # zone_1 to zone_6 and overall, counts (5,5), from `zone_confusion`
@@ -137,7 +138,7 @@ def _reliability_ax(ax, probs, true, title):
     share = .3*table["n"]/max(table["n"].max(), 1)
     ax.bar((np.arange(bins) + .5)/bins, share, 1/bins, color="0.85", zorder=0)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
-    ax.set_title(f"{title}, calibration error {calibration_error(probs, true):.3f}", fontsize=9)
+    ax.set_title(f"{in_figure(title)}, calibration error {calibration_error(probs, true):.3f}", fontsize=9)
 
 def plot_calibration(
     probs:np.ndarray, # Probabilities, (N,K), from `entry_probs`

@@ -118,10 +118,15 @@ def import_rooms(
         importlib.import_module(f"{package}.{room.name}")
 
 # %% ../nbs/library/000_core.ipynb #a4fa6be7
+def _settings_text(file):
+    "The text of a settings.ini, which other programs write too, and Windows with a mark in front; no byte is lost"
+    raw = file.read_bytes() if file.is_file() else b""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): return raw.decode("utf-16", "replace")
+    return raw.decode("utf-8-sig", "surrogateescape")
+
 def _is_workspace(folder:Path)->bool:
     "Whether `folder` holds a settings.ini with a `[vitnb]` section"
-    file = folder/"settings.ini"
-    return file.is_file() and any(line.strip() == "[vitnb]" for line in file.read_text().splitlines())
+    return any(line.strip() == "[vitnb]" for line in _settings_text(folder/"settings.ini").splitlines())
 
 def _named_workspace():
     "The workspace that the environment names, None if it names none"
@@ -161,19 +166,18 @@ _choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("
 _not_settings = {"workspace", "run_dir", "headless", "resumed", "trial"} # VITNB_* variables with another meaning
 
 # %% ../nbs/library/000_core.ipynb #a86cf499
-def _whole_number(key, text, default, origin):
-    "The text of a setting as a whole number from 0"
-    try: number = int(text)
-    except ValueError: number = -1
-    if number < 0:
-        raise ValueError(f"{origin}: {key} = {text!r} is not a whole number from 0; "
-                         f"write for example {key} = {default}")
-    return number
+def _path(key, text, root, origin):
+    "The text of a setting as a path"
+    try: return (root/Path(text).expanduser()).resolve()
+    except (RuntimeError, ValueError) as error: # a home that nobody has, or a byte that no path has
+        raise ValueError(f"{origin}: {key} = {text!r} is no path ({error})") from error
 
 def _parse(key, text, default, root, origin):
     "The text of one setting as the type of its default"
-    if isinstance(default, Path): return (root/Path(text).expanduser()).resolve()
-    if isinstance(default, int): return _whole_number(key, text, default, origin)
+    if isinstance(default, Path): return _path(key, text, root, origin)
+    if isinstance(default, int) and text.isdecimal() and len(text) < 19: return int(text)
+    if isinstance(default, int):
+        raise ValueError(f"{origin}: {key} = {text!r} is not a whole number from 0; for example {key} = {default}")
     if key in _choices and text not in _choices[key]:
         raise ValueError(f"{origin}: {key} = {text!r}: {nearest(text, _choices[key])}")
     return text
@@ -182,7 +186,8 @@ def _given(root):
     "Yield what the file and the environment say: `(key, text, origin)`, the environment last so that it wins"
     parser = configparser.ConfigParser(interpolation=None)
     file = root/"settings.ini"
-    if file.is_file(): parser.read_string(file.read_text(), source=str(file))
+    try: parser.read_string(_settings_text(file), source=str(file))
+    except configparser.Error as error: raise ValueError(f"{file} is not written as settings are: {error}") from error
     if parser.has_section("vitnb"):
         for key,text in parser["vitnb"].items(): yield key, text.strip(), str(file)
     for variable,text in os.environ.items():
@@ -227,9 +232,7 @@ def _best_device():
 
 def _devices_of(kind):
     "How many devices of a kind this machine has"
-    if kind == "cuda": return torch.cuda.device_count()
-    if kind == "mps": return int(torch.backends.mps.is_available())
-    return 1
+    return dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(kind, 1)
 
 def pick_device(
     name:str|None=None, # "auto", "cpu", "cuda", "cuda:1", "mps"; the setting `device` if None
@@ -237,14 +240,12 @@ def pick_device(
     "Choose the device to train on; `auto` takes CUDA, then Apple's MPS, then the CPU"
     name = name or settings().device
     if name == "auto": name = _best_device()
-    if name == "cuda" and n_ranks() > 1: # each process of a launch has its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if name == "cuda" and n_ranks() > 1: name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" # each process has its own
     try: device = torch.device(name)
     except RuntimeError as e:
         raise ValueError(f"device {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps") from e
     if (device.index or 0) >= _devices_of(device.type):
-        seen = torch.cuda.device_count()
-        raise ValueError(f"device {name!r} is not on this machine ({seen} CUDA devices seen); "
+        raise ValueError(f"device {name!r} is not on this machine ({_devices_of('cuda')} CUDA devices seen); "
                          "use device = auto or cpu, and no more processes than devices")
     return device
 
@@ -258,12 +259,10 @@ _NUMPY_SHIFTS = np.array(_SHIFTS, np.uint64)
 
 def _mix(bits):
     "splitmix64's finaliser, elementwise on an array of `uint64`, which wraps around by itself"
-    bits = bits ^ (bits >> _NUMPY_SHIFTS[0])
-    bits *= _NUMPY_FACTORS[0]
+    bits = (bits ^ (bits >> _NUMPY_SHIFTS[0]))*_NUMPY_FACTORS[0]
     bits ^= bits >> _NUMPY_SHIFTS[1]
     bits *= _NUMPY_FACTORS[1]
-    bits ^= bits >> _NUMPY_SHIFTS[2]
-    return bits
+    return bits ^ (bits >> _NUMPY_SHIFTS[2])
 
 def _mix_int(bits):
     "`_mix` of one Python number, in a tenth of the time"
@@ -340,6 +339,9 @@ def atomic_write(
         yield tmp
         with tmp.open("rb+") as file: os.fsync(file.fileno())
         os.replace(tmp, path)
+    except OSError as error: # a full disk does not say which file it had no room for
+        other = None if error.filename == str(tmp) else error.filename
+        raise OSError(error.errno, error.strerror or str(error), other or str(path)) from error
     finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/library/000_core.ipynb #9de1d69b
@@ -351,8 +353,7 @@ def moved_names(
     homes = {name:room for room,names in rooms.items() for name in names.split()}
     def find(name):
         if name not in homes: raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        line = f"from {homes[name]} import {name}"
-        warnings.warn(f"{name} has moved from {module}: {line}", FutureWarning, stacklevel=2)
+        warnings.warn(f"{name} has moved from {module}: from {homes[name]} import {name}", FutureWarning, stacklevel=2)
         return getattr(importlib.import_module(homes[name]), name)
     return find
 

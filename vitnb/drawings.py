@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .core import Registry
+from .escape import in_figure
 from .figures import STYLE, new_figure
 from .task import Task
 
@@ -75,7 +76,7 @@ def _verdict(said, true):
 def _short(name, most=14):
     "A name that fits"
     name = str(name)
-    return name if len(name) <= most else name[:most-1] + "…"
+    return in_figure(name if len(name) <= most else name[:most-1] + "…")
 
 # %% ../nbs/library/392_drawings.ipynb #2e111c42
 @drawings.register("class")
@@ -250,7 +251,7 @@ def _scatter_ax(ax, said, true, title, unit):
     note = f"{missing} unknown, not shown" if missing else ""
     ax.text(.98, .02, note, transform=ax.transAxes, fontsize=8, ha="right", color="0.4")
     end = f" ({unit})" if unit else ""
-    ax.set(title=title, xlabel=f"true{end}", ylabel=f"predicted{end}")
+    ax.set(title=in_figure(title), xlabel=in_figure(f"true{end}"), ylabel=in_figure(f"predicted{end}"))
     ax.set_box_aspect(1)
 
 def _value_axes(count, cols, scatters):
@@ -279,7 +280,7 @@ def draw_values(
     for ax in axs: ax.axis("off")
     for ax,image,answer,truth in zip(axs, images, said, true):
         _image_ax(ax, image)
-        ax.set_title(_value_text(task, answer, truth), fontsize=8)
+        ax.set_title(in_figure(_value_text(task, answer, truth)), fontsize=8)
     for i,ax in enumerate(scatters): _scatter_ax(ax, said[:,i], true[:,i], [*task.names, ""][i], task.unit)
     return fig
 

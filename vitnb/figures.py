@@ -19,6 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from torch import Tensor
 
 from .core import moved_names
+from .escape import in_figure
 
 # %% ../nbs/library/390_figures.ipynb #bdfa0fba
 STYLE = {"figure.dpi":100, "font.size":10, "axes.titlesize":11, "axes.spines.top":False, "axes.spines.right":False,
@@ -83,8 +84,8 @@ def show_images(
     for index,(ax,image) in enumerate(zip(axs.flat, images)):
         ax.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=white, interpolation="nearest")
         color = colors[index] if colors else "black"
-        if titles is not None: ax.set_title(str(titles[index]), fontsize=8, color=color)
-    if title: fig.suptitle(title, fontsize=11)
+        if titles is not None: ax.set_title(in_figure(titles[index]), fontsize=8, color=color)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig
 
 # %% ../nbs/library/390_figures.ipynb #72a082a1
@@ -102,17 +103,17 @@ def _lines(ax, rows, names, title, columns=None):
     for name in names:
         points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         better = columns[name].better if columns and name in columns else ""
-        label = name.replace("_", " ") + ARROWS[better]
+        label = in_figure(name.replace("_", " ")) + ARROWS[better]
         if points: ax.plot(*zip(*points), marker="o", ms=3, lw=1.5, label=label)
-    ax.set_title(title)
+    ax.set_title(in_figure(title))
     epoch_axis(ax)
     if ax.lines: ax.legend(fontsize=8)
 
 def _step_line(ax, steps, per_epoch, key, **kw):
     "A thin line over steps, on the axis of epochs"
     if not steps: return
-    epochs = np.array([step["step"] for step in steps])/max(per_epoch, 1)
-    ax.plot(epochs, [step[key] for step in steps], **kw)
+    def numbers(name): return steps.column(name) if hasattr(steps, "column") else np.array([o[name] for o in steps])
+    ax.plot(numbers("step")/max(per_epoch, 1), numbers(key), **kw)
 
 def _log_axis(axis):
     "A log axis with ticks at 1, 2, 5 and plain numbers"
@@ -164,13 +165,13 @@ def plot_curves(
     _step_line(lr, steps, per_epoch, "lr", color="tab:green", lw=1.5)
     lr.set(title="Learning rate", xlabel="epoch")
     lr.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
-    if title: fig.suptitle(title, fontsize=11)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig
 
 # %% ../nbs/library/390_figures.ipynb #981ee59d
 def _name_classes(ax, classes):
     "Put the names of the classes on both axes"
-    names = [str(name)[:18] for name in classes]
+    names = [in_figure(str(name)[:18]) for name in classes]
     places = range(len(names))
     upright = len(names) > 10 or max(map(len, names)) > 3
     ax.set_xticks(places, names, rotation=90 if upright else 0, fontsize=8)
@@ -197,7 +198,7 @@ def plot_confusion(
     ax.grid(False)
     if len(classes) <= 40: _name_classes(ax, classes)
     if len(classes) <= 20: _write_counts(ax, counts, share)
-    ax.set(xlabel="predicted", ylabel="true", title=title)
+    ax.set(xlabel="predicted", ylabel="true", title=in_figure(title))
     return fig
 
 # %% ../nbs/library/390_figures.ipynb #e18d3ce3

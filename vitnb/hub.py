@@ -14,6 +14,8 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 
+from .files import zip_fault
+
 # %% ../nbs/library/039_hub.ipynb #16140408
 def _wrapper(state):
     "The prefix that a wrapper has put before every name; empty if there is none"
@@ -39,6 +41,7 @@ def _unwrap(state:dict)->dict:
 def _read(path):
     "What a file of weights holds"
     if path.suffix == ".safetensors": return safetensors.torch.load_file(path)
+    if fault := zip_fault(path): raise ValueError(f"it is damaged: {fault}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 def read_weights(
@@ -49,11 +52,13 @@ def read_weights(
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, "
                                 "or pretrained=True for published weights")
-    try: state = _read(path)
+    try:
+        state = _read(path)
+        state = _unwrap(state) if isinstance(state, dict) else {}
     except Exception as e: # torch and safetensors raise half a dozen kinds for a file that is not theirs
-        raise ValueError(f"{path} holds no readable weights ({type(e).__name__}); "
+        why = str(e) if "damaged" in str(e) else type(e).__name__ # torch's own words advise to run the code in it
+        raise ValueError(f"{path} holds no readable weights ({why}); "
                          "save a plain state dict with torch.save or safetensors") from e
-    state = _unwrap(state) if isinstance(state, dict) else {}
     if not state: raise ValueError(f"{path} holds no tensors by name; save model.state_dict()")
     return state
 

@@ -10,7 +10,6 @@ __all__ = ['RUN_FIELDS', 'askable', 'NOTHING', 'literal_params', 'check_params',
 # %% ../nbs/library/040_parameters.ipynb #98e34fa0
 import ast
 import io
-import json
 import sys
 import tokenize
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import Registry, is_main, nearest
+from .files import load_json
 from .renamed import new_name, upgrade
 
 # %% ../nbs/library/040_parameters.ipynb #23f2fed2
@@ -116,9 +116,7 @@ def read_hyperparams(
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"hyperparams={str(path)!r} is not there; give the best_params.json that a search wrote")
-    try: content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"hyperparams={str(path)!r} is not JSON: {e}") from e
-    found = content.get("best_params") if isinstance(content, dict) else None
+    found = load_json(path, remedy="hyperparams is the best_params.json that a search wrote").get("best_params")
     if not found or not isinstance(found, dict):
         raise ValueError(f"hyperparams={str(path)!r} has no best_params; give the best_params.json that a search wrote")
     return found

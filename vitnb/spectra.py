@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from .escape import in_figure
 from .figures import STYLE, epoch_axis, new_figure
 
 # %% ../nbs/library/394_spectra.ipynb #abb5d009
@@ -45,8 +46,8 @@ def plot_band_errors(
     "Draw the error of each band over its wavelength"
     fig = None
     if ax is None: fig,((ax,),) = new_figure(1, 1, 5.5, 2.6)
-    for name,error in errors.items(): ax.plot(nm, error, "o-", ms=3, lw=1.2, label=name)
-    ax.set(xlabel=unit, ylabel=ylabel)
+    for name,error in errors.items(): ax.plot(nm, error, "o-", ms=3, lw=1.2, label=in_figure(name))
+    ax.set(xlabel=in_figure(unit), ylabel=in_figure(ylabel))
     ax.set_ylim(bottom=0)
     if len(errors) > 1: ax.legend(fontsize=8)
     return fig or ax.figure
@@ -127,7 +128,7 @@ def plot_masked(
         axs = top.subplots(count, images + 1, squeeze=False, width_ratios=(*[1]*images, 1.5))
         for index in range(count): _masked_row(axs[index], view, index)
         _title_row(axs[0], view["share"])
-        axs[-1,-1].set_xlabel(view["unit"], fontsize=9)
+        axs[-1,-1].set_xlabel(in_figure(view["unit"]), fontsize=9)
         _below(below, view, rows, terms)
-    if title: fig.suptitle(title, fontsize=11)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .base import TrainCallback
 from .ema import EMACallback
 from ..core import atomic_write, is_main, nearest, one_of
+from ..files import zip_fault
 from ..hub import plain_names
 from ..renamed import keywords_were
 from ..task import monitored
@@ -59,6 +60,7 @@ def load_checkpoint(
     "Read a checkpoint without running any code from it"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no checkpoint {path}; {_nearest_file(path)}")
+    if fault := zip_fault(path): raise ValueError(_unreadable(path, f"{fault}; it is damaged or cut off"))
     try: state = torch.load(path, map_location=device, weights_only=True)
     except _DAMAGE as error: raise ValueError(_unreadable(path, _reason(error))) from error
     if not isinstance(state, dict):
@@ -312,5 +314,7 @@ def newest_state(
 
 def _training_state(path):
     "Read the training state of a file, None where it has none or cannot be read"
-    try: return load_checkpoint(path).get("training_state")
-    except ValueError as error: print(f"passed over: {error}", flush=True)
+    try: state = load_checkpoint(path).get("training_state")
+    except (ValueError, OSError) as error: return print(f"passed over: {error}", flush=True)
+    if state is None or (isinstance(state, dict) and {"epochs_done", "opt_steps"} <= state.keys()): return state
+    print(f"passed over: {path} has a training state that is none", flush=True)

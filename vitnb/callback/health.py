@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .base import TrainCallback
 from ..core import Registry, is_main
+from ..escape import in_figure
 from ..figures import new_figure
 
 # %% ../../nbs/library/434_callback.health.ipynb #05ff15b3
@@ -205,5 +206,5 @@ def plot_health(
     for ax in (loss, sphere):
         if ax.lines: ax.legend(fontsize=8)
     _similarities(similar, z)
-    if title: fig.suptitle(title, fontsize=11)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig

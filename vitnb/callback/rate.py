@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from .base import TrainCallback
 from .schedule import check_schedule_options, make_schedule, schedule_options
+from .steps import Curve
 from ..core import one_of
 from ..task import monitored
 
@@ -62,7 +63,7 @@ def before_train(self:ScheduleLR):
 @patch
 def before_batch(self:ScheduleLR):
     for name,value in self.plan.hypers(self.done).items():
-        self.hps.setdefault(name, []).append(value)
+        self.hps.setdefault(name, Curve()).append(value)
         if name == "lr" and self.ratios: value = [value*ratio for ratio in self.ratios]
         self.learn.opt.set_hyper(name, value)
 

@@ -9,6 +9,7 @@ __all__ = ['declared', 'StepRecorder', 'epoch_line']
 import math
 import time
 
+import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Recorder
@@ -16,6 +17,7 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastcore.foundation import L
 
+from .steps import Curve, Steps
 from ..device import fetch
 from ..metrics.base import metric_columns
 from ..progress import fmt_time
@@ -90,7 +92,7 @@ class StepRecorder(Recorder):
         self.add_time = False
         self.every_n_steps = every_n_steps
         self.rows = []
-        self.steps = []
+        self.steps = Steps()
         self.listeners = [] # functions that get the steps that were read
         self.row = {} # of the epoch in progress
         self.smooth_loss = _SmoothLoss()
@@ -99,9 +101,9 @@ class StepRecorder(Recorder):
 
     def _start_curves(self):
         "What fastai's readers ask for, of one fit"
-        self.lrs = []
+        self.lrs = Curve()
         self.iters = []
-        self.losses = []
+        self.losses = Curve(kind="f")
         self.values = []
 
     def _clear(self):
@@ -132,7 +134,7 @@ def before_fit(self:StepRecorder):
     self._start_curves()
     self.smooth_loss.reset()
     done = learn.opt_steps # fewer than were recorded after `lr_find`, whose steps do not count
-    self.steps = [step for step in self.steps if step["step"] <= done]
+    self.steps = self.steps.until(done)
     self.rows = [row for row in self.rows if row["step"] <= done]
 
 @patch
@@ -192,7 +194,7 @@ def flush(self:StepRecorder):
         loss = self._add_step(terms, scores)
         if loss is None: continue # a step of unknown entries only has none
         read.append(dict(step=step, lr=lr, loss=loss, **self._running_scores()))
-    self.steps += read
+    for step in read: self.steps.append(step)
     for listener in self.listeners:
         if read: listener(read)
 
@@ -203,7 +205,7 @@ def _add_step(self:StepRecorder, terms, scores):
     _add_sums(self.score_sums, scores)
     loss = _weighted(terms, self.learn.objective.weights)
     if loss is not None: self.smooth_loss.add(loss)
-    self.losses.append(torch.tensor(self.smooth_loss.value))
+    self.losses.append(self.smooth_loss.value)
     return loss
 
 @patch
@@ -283,30 +285,15 @@ def _closed_row(self:StepRecorder):
     return {**row, "seconds":round(time.time()-self.t0, 3)}
 
 # %% ../../nbs/library/471_callback.record.ipynb #4829a5fe
-_STEP_TYPES = dict(step=torch.int64, lr=torch.float64, loss=torch.float64)
-
-def _packed_steps(steps):
-    "One tensor a name; NaN where a step has no such score"
-    names = dict.fromkeys(name for step in steps for name in step if name not in _STEP_TYPES)
-    own = {k:torch.tensor([step[k] for step in steps], dtype=dtype) for k,dtype in _STEP_TYPES.items()}
-    scores = {k:torch.tensor([step.get(k, math.nan) for step in steps], dtype=torch.float64) for k in names}
-    return {**own, **scores}
-
-def _unpacked_steps(packed):
-    "One dictionary a step"
-    def there(name, value): return value == value or name in _STEP_TYPES # NaN: the step has no such score
-    values = zip(*(tensor.tolist() for tensor in packed.values()))
-    return [{name:value for name,value in zip(packed, step) if there(name, value)} for step in values]
-
 @patch
 def state_dict(self:StepRecorder)->dict:
     "Rows, steps and the sums of the epoch in progress; tensors of the CPU and plain values"
     self.flush()
     return dict(
         rows=list(self.rows),
-        steps=_packed_steps(self.steps),
-        lrs=torch.tensor(self.lrs, dtype=torch.float64),
-        losses=torch.tensor([float(loss) for loss in self.losses]),
+        steps=self.steps.tensors(),
+        lrs=torch.from_numpy(np.array(self.lrs)),
+        losses=torch.from_numpy(np.array(self.losses)),
         iters=list(self.iters),
         values=[list(values) for values in self.values],
         epoch=dict(sums=_copied(self.sums), scores=_copied(self.score_sums)),
@@ -316,9 +303,9 @@ def state_dict(self:StepRecorder)->dict:
 def load_state_dict(self:StepRecorder, s:dict):
     "Go on from `state_dict()`"
     self.rows = list(s["rows"])
-    self.steps = _unpacked_steps(s["steps"])
-    self.lrs = s["lrs"].tolist()
-    self.losses = list(s["losses"].cpu())
+    self.steps = Steps({name:values.tolist() for name,values in s["steps"].items()})
+    self.lrs = Curve(s["lrs"].tolist())
+    self.losses = Curve(s["losses"].tolist(), "f")
     self.iters = list(s["iters"])
     self.values = [list(values) for values in s["values"]]
     self.sums = _copied(s["epoch"]["sums"])

@@ -18,6 +18,7 @@ from .ema import bare
 from .pretext import Pretext, pretexts
 from ..core import hash_ints, one_of
 from ..data.sample import Batch
+from ..escape import in_figure
 from ..figures import denormalize, new_figure
 
 # %% ../../nbs/library/442_callback.simmim.ipynb #b842a781
@@ -163,7 +164,7 @@ def draw(self:MaskedPixels,
         for ax,one in zip(row, images):
             ax.imshow(one[:3].permute(1, 2, 0) if len(one) >= 3 else one[0], cmap="gray")
             ax.axis("off")
-    if title: fig.suptitle(title, fontsize=11)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig
 
 def _own_scale(pred, image, side):

@@ -6,7 +6,6 @@
 __all__ = ['make_tracker', 'track_results']
 
 # %% ../../nbs/library/480_callback.track.ipynb #668381eb
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .tensorboard import TensorBoard # noqa: F401, registers its tracker
 from .tracker import Tracker, trackers
 from .wandb import WandB # noqa: F401, registers its tracker
 from ..core import is_main, moved_names, settings
+from ..files import load_json
 
 # %% ../../nbs/library/480_callback.track.ipynb #9590390d
 def make_tracker(
@@ -44,7 +44,7 @@ def track_results(
     path = Path(run_dir)/"tracker.json"
     if not is_main() or not path.is_file(): return []
     done = []
-    for name,record in json.loads(path.read_text()).items():
+    for name,record in load_json(path).items():
         tracker = trackers[name](Path(run_dir), record.get("uri", ""), None, None)
         if tracker.add_results(record, scores or {}, files): done.append(name)
     return done

@@ -22,6 +22,7 @@ from .limit import TrainingStopped
 from .scalars import check_scalar_names, scalars, step_scalars
 from .system import system_points
 from ..core import Registry, atomic_write, is_main
+from ..files import load_json
 from ..parameters import flat
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #e4aa09b5
@@ -129,7 +130,7 @@ def _release(self:Tracker):
     if self.is_open: self.lock.release()
     self.lock = None
 
-def _read_json(path): return json.loads(path.read_text()) if path.is_file() else {}
+def _read_json(path): return load_json(path) if path.is_file() else {}
 
 @patch
 def _record(self:Tracker):

@@ -20,6 +20,7 @@ from .film import film_end
 from .frame import read_frame
 from .lungmask import film_stem
 from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONES
+from ..files import load_text
 
 # %% ../../nbs/library/192_data.chesttable.ipynb #2f14ab4d
 _EMPTY = ("", "nan", "na", "n/a", "none", "null", "<na>")
@@ -80,7 +81,7 @@ SEPARATORS = (";", ",", "\t", "|")
 def _check_separator(path, sep, column):
     "Refuse a separator that is not that of the table"
     one_of(sep, SEPARATORS, "separator")
-    with open(path, encoding="utf-8-sig", newline="") as file: head = file.readline().rstrip("\r\n")
+    head = load_text(path).partition("\n")[0].rstrip("\r")
     if column in [name.strip(' "') for name in head.split(sep)]: return
     other = max(SEPARATORS, key=head.count)
     if other != sep and head.count(other): raise ValueError(f"{path} is not separated by {sep!r}; give sep={other!r}")
@@ -191,6 +192,15 @@ def _index(folder, end):
             found.setdefault(film_stem(name), []).append(path)
     return found
 
+def _check_films(ids, paths):
+    "Refuse a film that two rows name"
+    first = {}
+    for identifier,path in zip(ids, paths):
+        other = first.setdefault(path, identifier)
+        if path is not None and other != identifier:
+            raise ValueError(f"film {path} is that of two rows, {other!r} and {identifier!r}; each film has one row, "
+                             "for in two it could be trained on and tested")
+
 def find_films(
     ids:Sequence, # Names of films without what says the format
     folder:str|Path, # Where they are, in folders of any depth
@@ -209,6 +219,7 @@ def find_films(
         report.renumbered += bool(files) and identifier not in known
         if not files: report.absent.append(identifier)
         paths.append(files[0] if files else None)
+    _check_films(ids, paths)
     if not any(paths):
         raise ValueError(f"not one of {len(paths)} films, such as {ids[0]!r}, is below {folder}; give "
                          "films=..., the folder that has them")

@@ -50,16 +50,11 @@ def _as_channels(shape, dtype, path):
             "(C,H,W) or (H,W)")
     return (1, *shape)[-3:]
 
-def _load(path, **kw):
-    "An array from a file"
-    try: return load_npy(path, **kw)
-    except (OSError, ValueError, EOFError) as e: raise UnreadableImage(path, str(e)) from e
-
 def read_companion(
     path:str|Path, # The `.npy`
 )->np.ndarray: # `float32` (C,H,W)
     "Read a spectral image"
-    array = _load(path)
+    array = load_npy(path)
     shape = _as_channels(array.shape, array.dtype, path)
     return widen(array).astype(np.float32).reshape(shape)
 
@@ -69,12 +64,14 @@ def image_size(
     path:str|Path, # Image file, or `.npy` of (H,W) or (H,W,C)
 )->tuple: # (height, width) as it is shown
     "Size of an image from its header"
-    if Path(path).suffix.lower() == ".npy": return tuple(_load(path, mmap_mode="r").shape[:2])
+    if Path(path).suffix.lower() == ".npy": return tuple(load_npy(path, mmap_mode="r").shape[:2])
     try:
         with Image.open(path) as img:
             turned = img.getexif().get(_ORIENTATION, 1) >= 5 # values from 5 exchange height and width
             return img.size if turned else img.size[::-1]
-    except OSError as e: raise UnreadableImage(path, str(e)) from e
+    except MemoryError: raise
+    except Exception as e: # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise UnreadableImage(path, str(e) or type(e).__name__) from e
 
 # %% ../../nbs/library/172_data.companion.ipynb #b1e1760a
 class CompanionSplit(Split):

@@ -7,9 +7,11 @@ __all__ = ['cube_sets', 'SHARES', 'scene_set', 'load_cube_set']
 
 # %% ../../nbs/library/160_data.cube.ipynb #57d59f3c
 import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -17,17 +19,19 @@ from ..core import Registry, check_options, nearest, repo_root, settings
 from vitnb.data.cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise,
     CubeNormalize, CubeNormalizer, KeepReflectance, LogScale, ZScore, cube_augments, cube_pipeline, make_normalizer,
     normalizers)
-from .cubefile import CUBE_DATASET, CubeArray, CubeFile, close_cubes, open_cube, read_mat, valid_pixels
+from vitnb.data.cubefile import (CUBE_DATASET, CubeArray, CubeFile, check_sources, close_cubes, open_cube, read_mat,
+    valid_pixels)
 from .cubeloader import LABEL_KINDS, CubeDataset, CubeSource, cube_loaders
 from .cubescan import scan_cubes
 from .cubeset import IGNORE, SPLITS, CubeRecord, CubeSet, rgb_bands
 from .cubewindow import LABELS, lay_windows, pixel_windows
-from .image import UnreadableImage
+from .image import UnreadableImage, load_npy
 from .interpolate import interpolate_bands
 from .retina import RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wavelengths, synthetic_retina
 from .once import refuse_too_many
 from .split import disjoint_blocks, group_split
 from .stats import BandStats
+from ..files import BrokenFile, load_text, naming
 
 # %% ../../nbs/library/160_data.cube.ipynb #0cfdbe8b
 cube_sets = Registry("set of cubes") # name to a function of (root, split_seed, shares, **options)
@@ -64,19 +68,56 @@ class _Row:
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".mat", ".npy")
 
-def _read_catalogue(file):
-    "Read the rows of a catalogue"
-    with open(file, newline="", encoding="utf-8-sig") as text: lines = list(csv.DictReader(text, skipinitialspace=True))
-    columns = list(lines[0]) if lines else []
+def _lines(file):
+    "Read the lines of a catalogue as dictionaries, without spaces around and without empty rows"
+    try: lines = list(csv.DictReader(io.StringIO(load_text(file), newline=""), skipinitialspace=True, strict=True))
+    except csv.Error as error: raise BrokenFile(file, f"is not a csv ({error})") from error
+    columns = [str(column).strip() for column in (lines[0] if lines else ())]
     for column in ("ID", "label", "hs_file"):
         if column not in columns:
             raise ValueError(f"{file}: there is no column {column!r}: {nearest(column, columns)}; a catalogue has "
                              "ID,label,hs_file,rgb_file")
+    for number,line in enumerate(lines, 2):
+        if None in line: raise BrokenFile(file, f"line {number}: it has more cells than there are columns")
+    return [{column.strip():normalize("NFC", (cell or "").strip()) for column,cell in line.items()} for line in lines]
+
+# %% ../../nbs/library/160_data.cube.ipynb #113e9865
+def _read_catalogue(file):
+    "Read the rows of a catalogue; what would let a patient into two splits is refused"
     def path(text): # catalogues are often written on Windows
         if text: return Path(file).parent/text.replace("\\", "/")
-    return [_Row(line["hs_file"], line["ID"], line["label"], path(line["hs_file"]), path(line.get("rgb_file")))
-            for line in lines]
+    rows = []
+    for number,line in enumerate(_lines(file), 2):
+        if not any(line.values()): continue # a spreadsheet's empty last rows
+        for column in ("ID", "label", "hs_file"):
+            if not line[column]:
+                raise BrokenFile(file, f"line {number}: its {column} is empty", "fill it in or remove the row")
+        cube = path(line["hs_file"])
+        rows.append(_Row(line["hs_file"], line["ID"], line["label"], cube, path(line.get("rgb_file"))))
+    if not rows: raise BrokenFile(file, "has no row with a cube")
+    return _one_row_a_cube(file, _one_name_a_patient(file, rows))
 
+def _one_name_a_patient(file, rows):
+    "Take patients whose names differ in case alone for one, and say so: two would let a person into two splits"
+    written = {}
+    for row in rows: written.setdefault(row.patient.casefold(), row.patient)
+    alike = [row.patient for row in rows if written[row.patient.casefold()] != row.patient]
+    if alike: print(f"{file}: {len(alike)} rows write a patient in another way, such as {alike[0]!r}; each is one")
+    return [replace(row, patient=written[row.patient.casefold()]) for row in rows]
+
+def _one_row_a_cube(file, rows):
+    "Refuse a cube that is of two patients or of two classes; one that is listed twice counts once"
+    first = {}
+    for row in rows:
+        other = first.setdefault(row.path.resolve(), row)
+        for what in ("patient", "label"):
+            if getattr(other, what) != getattr(row, what):
+                both = f"{getattr(other, what)!r} and {getattr(row, what)!r}"
+                raise BrokenFile(file, f"has {row.name} under {what} {both}", "a cube has one; correct the rows")
+    if len(first) < len(rows): print(f"{file}: {len(rows) - len(first)} rows name a cube again; each counts once")
+    return list(first.values())
+
+# %% ../../nbs/library/160_data.cube.ipynb #65821366
 def _row_of_file(path, folder):
     "Read class and patient of a file from its place in a folder"
     *folders, file = path.relative_to(folder).parts
@@ -121,17 +162,20 @@ def _find_wavelengths(source, given):
     "Give the wavelengths that are given or that lie in a file, else those that the cube's own file holds"
     if given is None: return _wavelengths_inside(source) if source.inner else None
     if not isinstance(given, (str, Path)): return given
-    if str(given).endswith(".npy"): return np.load(given)
-    if str(given).endswith(".csv"): return np.loadtxt(given, delimiter=",").ravel()
-    return np.loadtxt(given).ravel()
+    if str(given).endswith(".npy"): return load_npy(given)
+    with naming(given): return np.loadtxt(given, delimiter="," if str(given).endswith(".csv") else None).ravel()
 
 def _wavelengths_inside(source):
     "Find the one dataset of a cube's file that is called so and has a number for each band"
+    cube = open_cube(source.file, source.inner)
+    if check_sources(source.path, cube): return None # its file holds no values
     found = []
     def note(name, item):
         fits = getattr(item, "size", 0) == source.shape[0]
-        if fits and "wavelength" in name.lower(): found.append(item[()].ravel())
-    open_cube(source.file, source.inner).file.visititems(note)
+        if not fits or "wavelength" not in name.lower(): return
+        check_sources(source.path, item)
+        found.append(item[()].ravel())
+    with naming(source.path): cube.file.visititems(note)
     return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/library/160_data.cube.ipynb #4bc38f3a
@@ -271,4 +315,6 @@ def load_cube_set(
     load = cube_sets[str(name)] if is_named else _cubes_at
     known = load.__code__.co_varnames[3:load.__code__.co_argcount] # after root, split_seed and shares
     check_options(name, options, known)
-    return load(root if is_named else _find(name, root), split_seed, shares, **options)
+    if is_named: return load(root, split_seed, shares, **options)
+    path = _find(name, root)
+    with naming(path): return load(path, split_seed, shares, **options)

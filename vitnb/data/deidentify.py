@@ -77,6 +77,9 @@ def deidentify_file(
     pydicom = need("pydicom", "chest")
     try: dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError as error: raise UnreadableImage(path, "it is no DICOM file") from error
+    except MemoryError: raise
+    except Exception as error: # a damaged element raises whatever the damage leads to
+        raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
     copy = deidentified(dataset, lambda uid: new_uid(str(uid), secret))
     copy.save_as(new, enforce_file_format=True)
     dropped = sum(element.tag not in copy for element in dataset)

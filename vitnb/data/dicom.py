@@ -30,7 +30,9 @@ def open_dicom(
     try: dataset = pydicom.dcmread(path, specific_tags=DICOM_TAGS)
     except pydicom.errors.InvalidDicomError as error:
         raise UnreadableImage(path, "it is no DICOM file") from error
-    except (OSError, EOFError) as error: raise UnreadableImage(path, str(error)) from error
+    except MemoryError: raise
+    except Exception as error: # a damaged element raises whatever the damage leads to
+        raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
     head = pydicom.dataset.FileMetaDataset() # the file's own has identifiers
     if "TransferSyntaxUID" in dataset.file_meta: head.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     dataset.file_meta = head
@@ -189,7 +191,13 @@ def read_dicom(
     path:str|Path, # A DICOM file of one grey frame
 )->RawFilm: # Its values, upright
     "Read a film from a DICOM file"
-    dataset = open_dicom(path)
+    try: return _film(path, open_dicom(path))
+    except UnreadableImage: raise
+    except (ValueError, AttributeError, TypeError, LookupError, ArithmeticError) as error: # a damaged or missing tag
+        raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
+
+def _film(path, dataset):
+    "The film of a file that was opened"
     _check_film(path, dataset)
     stored,bits,signed = _stored(path, dataset)
     valid = _valid(dataset, stored, bits, signed)

@@ -6,12 +6,12 @@
 __all__ = ['SPLIT_NAMES', 'download', 'unwrap_folder', 'unpack', 'unpack_once']
 
 # %% ../../nbs/library/102_data.download.ipynb #c5fa9f01
-import gzip
 import hashlib
 import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import time
@@ -45,7 +45,7 @@ def _request(url, part, tag, timeout):
     "Ask for what `part` lacks of `url`; give the answer, and the byte it starts at"
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
     headers = {"Accept-Encoding": "identity"}
-    if have: headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    if have: headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text("latin-1")}
     response = requests.get(url, headers=headers, stream=True, timeout=timeout)
     sent = response.headers.get("Content-Range", "")
     if response.status_code == _NOTHING_LEFT and sent != f"bytes */{have}":
@@ -72,7 +72,7 @@ def _fetch(url, part, tag, timeout):
         if not start: tag.unlink(missing_ok=True)
         with part.open("ab" if start else "wb") as file, progress_bar(total, f"downloading {part.stem}", "B") as bar:
             version = _version(response)
-            if version: tag.write_text(version)
+            if version: tag.write_text(version, "latin-1")
             bar.update(start)
             for piece in response.iter_content(1 << 14): # a break loses the piece it falls in, so pieces are small
                 file.write(piece)
@@ -146,7 +146,11 @@ def download(
     return path
 
 # %% ../../nbs/library/102_data.download.ipynb #67c9da3a
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, RuntimeError)
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, ValueError,
+           LookupError, OverflowError, struct.error) # what a damaged archive may lead to, beside OSError
+
+class _Refused(ValueError):
+    "What an archive holds is not wanted"
 
 def _zip_kind(member):
     "Name the kind of a member of a zip file: file, folder or link"
@@ -158,28 +162,60 @@ def _tar_kind(member):
     if member.isfile(): return "file"
     return "folder" if member.isdir() else "link"
 
+def _check_end(file):
+    "Refuse a tar file that ends without its mark of blanks, as one does that is cut off or has a damaged head in it"
+    file.fileobj.seek(file.offset if file.members else 0)
+    head = file.fileobj.read(tarfile.BLOCKSIZE)
+    if len(head) < tarfile.BLOCKSIZE or any(head): raise tarfile.ReadError("it is cut off, or damaged in the middle")
+    while file.fileobj.read(1 << 20): pass # gzip's checksum comes last
+
 def _members(archive):
-    "Yield name, kind and opener of each member of a zip or tar file"
+    "Yield name, kind, length and opener of each member of a zip or tar file"
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
-            for member in file.infolist(): yield member.filename, _zip_kind(member), partial(file.open, member)
+            for one in file.infolist(): yield one.filename, _zip_kind(one), one.file_size, partial(file.open, one)
     else:
         with tarfile.open(archive) as file:
-            for member in file: yield member.name, _tar_kind(member), partial(file.extractfile, member)
-            while file.fileobj.read(1 << 20): pass # gzip's checksum comes last, and tarfile stops before it
+            for one in file: yield one.name, _tar_kind(one), one.size, partial(file.extractfile, one)
+            _check_end(file)
+
+# %% ../../nbs/library/102_data.download.ipynb #0e17e111
+def _place(archive, folder, name, kind):
+    "Where a member goes; a name that leads out of the folder, a link or a device is refused"
+    path = (folder/name).resolve()
+    if not path.is_relative_to(folder):
+        raise _Refused(f"{archive} holds {name!r}, which leads out of the folder; do not use it")
+    if kind == "link":
+        raise _Refused(f"{archive} holds {name!r}, which is a link or a device; images need neither, so it is refused")
+    parent = path if kind == "folder" else path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+_RATIO = 100 # bytes for one of the archive: images hardly shrink, and ten to one is much for any set
+_SMALL = 1 << 24 # bytes that every archive may make
+
+def _room(archive, folder):
+    "How many bytes an archive may make"
+    return dict(ratio=max(_SMALL, _RATIO*os.path.getsize(archive)), disk=shutil.disk_usage(folder).free)
+
+def _check_room(archive, total, room):
+    "Refuse an archive that makes more bytes than any set of images does, or than there is room for"
+    if total > room["ratio"]:
+        raise _Refused(f"{archive} makes more than {room['ratio']/2**20:,.0f} MiB, over {_RATIO} times its own length, "
+                       "as archives do that shall fill a disk; if you trust it, unpack it yourself and give the folder")
+    if total > room["disk"]:
+        raise _Refused(f"{archive} makes more than the {room['disk']/2**20:,.0f} MiB that are free; make room, or "
+                       "choose another data_path")
 
 def _write_members(archive, folder):
-    "Write all members below `folder`; a name that leads out of it, a link or a device is a `ValueError`"
+    "Write all members below `folder`"
+    total = 0
+    room = _room(archive, folder)
     with progress_bar(None, f"unpacking {archive.name}", "files") as bar:
-        for name,kind,opener in _members(archive):
-            path = (folder/name).resolve()
-            if not path.is_relative_to(folder):
-                raise ValueError(f"{archive.name} holds {name!r}, which leads out of the folder; do not use it")
-            if kind == "link":
-                raise ValueError(f"{archive.name} holds {name!r}, which is a link or a device; images need neither, so "
-                    "it is refused")
-            parent = path if kind == "folder" else path.parent
-            parent.mkdir(parents=True, exist_ok=True)
+        for name,kind,length,opener in _members(archive):
+            path = _place(archive, folder, name, kind)
+            total += length # nothing is read beyond it
+            _check_room(archive, total, room)
             if kind == "file":
                 with opener() as source, path.open("wb") as target: shutil.copyfileobj(source, target, 1 << 20)
             bar.update()
@@ -212,7 +248,7 @@ def _unpack_into(archive, folder, temporary, unwrap):
     inside = temporary/"in"
     inside.mkdir()
     _write_members(archive, inside)
-    if not any(inside.iterdir()): raise ValueError(f"{archive} is empty; fetch it again")
+    if not any(inside.iterdir()): raise _Refused(f"{archive} is empty; fetch it again")
     if unwrap: inside = unwrap_folder(inside)
     (inside/".archive").write_text(_fingerprint(archive))
     os.replace(inside, folder)
@@ -227,10 +263,14 @@ def unpack(
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; remove it to unpack {archive.name} into it")
+    if not archive.is_file(): raise FileNotFoundError(f"there is no archive {archive}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
     try: _unpack_into(archive, folder, temporary, unwrap)
-    except _BROKEN as error:
+    except _Refused: raise
+    except (OSError, *_BROKEN) as error:
+        if isinstance(error, OSError) and error.errno is not None: # of the disk; gzip and bz2 raise OSError too
+            raise OSError(error.errno, f"{archive}: {error.strerror}", str(error.filename or folder)) from error
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{archive} is not a whole zip or tar file ({why}); remove it and fetch it again") from error
     finally: shutil.rmtree(temporary, ignore_errors=True)
@@ -246,7 +286,7 @@ def unpack_once(
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir() or not any(folder.iterdir()): return unpack(archive, folder)
         note = folder/".archive"
-        if not note.is_file() or note.read_text() != _fingerprint(archive):
+        if not note.is_file() or note.read_bytes() != _fingerprint(archive).encode():
             raise ValueError(f"{folder} was not unpacked from this {archive.name}; remove or rename the folder, or "
                 "pass the folder itself")
         return folder

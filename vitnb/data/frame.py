@@ -6,6 +6,7 @@
 __all__ = ['read_frame', 'frame_set']
 
 # %% ../../nbs/library/114_data.frame.ipynb #200c47af
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
 from .table import ImageSet
+from ..files import naming
 from ..task import ClassMap, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/114_data.frame.ipynb #7aeed040
@@ -25,12 +27,12 @@ def read_frame(
     path:str|Path, # A csv file; the separator is the one of , ; | and tab that its first line has most of
 )->pd.DataFrame: # All columns as text; an empty cell is ""
     "Read a csv file"
-    with open(path, encoding="utf-8-sig", newline="") as file: head = file.readline()
+    with naming(path), open(path, encoding="utf-8-sig", newline="") as file: head = file.readline()
     if not head.strip(): raise ValueError(f"{path} has no first line with the names of its columns")
     separator = max(",;\t|", key=head.count)
     as_text = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
     try: return pd.read_csv(path, sep=separator, **as_text).rename(columns=str.strip)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError) as error: # pandas' ParserError and EmptyDataError are ValueErrors too
         raise ValueError(f"{path} is not a csv in UTF-8 with {separator!r} between its columns: {error}") from error
 
 def _is_empty(cell): return cell is None or cell != cell or str(cell).strip() == ""
@@ -159,6 +161,28 @@ def _check_files(paths, root, column):
         raise ValueError(f"{_place(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
             f"{len(paths)} are missing); paths start at the folder of the table, or at root=...")
 
+# %% ../../nbs/library/114_data.frame.ipynb #9afd463b
+def _groups(frame, column, paths, group):
+    "Read the group of each row; rows of one file have one, for in two splits it would be a leak"
+    groups = None if group is None else _full_cells(frame, group, "group")
+    files = list(map(os.path.normpath, paths))
+    if len(set(files)) == len(files): return groups
+    first = {}
+    for row,(file,own) in enumerate(zip(files, groups or files)):
+        earlier,other = first.setdefault(file, (row, own))
+        if own != other:
+            raise ValueError(f"{_place(row, column)}: {file} is of group {own!r} here and of {other!r} in row "
+                f"{earlier+1}; a file belongs to one group: correct the rows")
+    print(f"{len(files) - len(first):,} rows name a file again, such as {_again(files)}; "
+        "all rows of a file stay in one split", flush=True)
+    return groups or files
+
+def _again(files):
+    "The first file that stands in a second row"
+    seen = set()
+    return next(file for file in files if file in seen or seen.add(file))
+
+# %% ../../nbs/library/114_data.frame.ipynb #01ba0b0b
 def _split_names(frame, column):
     "Read the split of each row, by our names for them"
     cells = [cell.lower() for cell in _full_cells(frame, column, "split")]
@@ -205,7 +229,7 @@ def frame_set(
     for key,(given,columns) in _requested_tasks(label, task, tasks).items():
         meaning[key],targets[key] = _target(frame, given, columns)
         if isinstance(meaning[key], ClassMap): _check_files(targets[key], root, key or label)
-    groups = None if group is None else _full_cells(frame, group, "group")
+    groups = _groups(frame, image, items, group)
     weights = None if weight is None else _numbers(Value(), _cells(frame, weight, "the weight"), weight)
     splits = _divide(Split(items, targets, groups, weights), frame, split)
     return ImageSet(name, Tasks(meaning), splits, root, reader=reader)

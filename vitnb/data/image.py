@@ -91,13 +91,22 @@ def load_npy(
     path:str|Path, # A `.npy`
     mmap_mode:str|None=None, # As for `np.load`
 )->np.ndarray: # Its array
-    "Load an array, from any thread"
-    with _HEADERS: return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    "Load an array, from any thread; a file that is longer or shorter than its array is unreadable"
+    try:
+        # mapped, so that a damaged header which promises a terabyte is refused and nothing allocated
+        with _HEADERS: array = np.load(path, mmap_mode=mmap_mode or "r", allow_pickle=False)
+    except MemoryError: raise
+    except Exception as error: # NumPy's parser of headers raises whatever the damage leads to
+        raise UnreadableImage(path, str(error) or type(error).__name__) from error
+    if not isinstance(array, np.ndarray): raise UnreadableImage(path, "it holds several arrays; store one by np.save")
+    behind = os.path.getsize(path) - array.offset - array.nbytes
+    if behind: raise UnreadableImage(path, f"it has {behind:,} bytes behind its array; it is damaged, write it again")
+    return array if mmap_mode else np.array(array)
 
+# %% ../../nbs/library/100_data.image.ipynb #a9c1664a
 def _load_npy(path):
     "Read an array of numbers from a `.npy`"
-    try: array = load_npy(path)
-    except (OSError, ValueError, EOFError) as error: raise UnreadableImage(path, str(error)) from error
+    array = load_npy(path)
     if array.dtype.kind not in "biuf": raise UnreadableImage(path, f"its values are {array.dtype}, not numbers")
     return array
 

@@ -51,7 +51,8 @@ def _open(path):
     "Open a NIfTI file; its header is read, and its texts are not looked at"
     nibabel = need("nibabel", "chest")
     try: return nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError, OSError, EOFError) as error:
+    except MemoryError: raise
+    except Exception as error: # a damaged header raises whatever the damage leads to
         raise UnreadableImage(path, str(error) or "it is no NIfTI file") from error
 
 def _film_of(path, nifti):
@@ -61,7 +62,8 @@ def _film_of(path, nifti):
     if len(axes) != 2 or max(axes) > 2:
         raise UnreadableImage(path, f"it has {' × '.join(map(str, shape))} values; a film is one slice of one moment")
     try: values = np.asanyarray(nifti.dataobj)
-    except (OSError, EOFError, ValueError) as error: raise UnreadableImage(path, str(error)) from error
+    except MemoryError: raise
+    except Exception as error: raise UnreadableImage(path, str(error) or type(error).__name__) from error # damaged gzip
     return values.reshape([shape[axis] for axis in axes]), axes
 
 # %% ../../nbs/library/184_data.nifti.ipynb #9e78928c

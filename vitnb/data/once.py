@@ -6,13 +6,12 @@
 __all__ = ['scan_once', 'refuse_too_many']
 
 # %% ../../nbs/library/108_data.once.ipynb #002e8d4f
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
-from ..core import atomic_write
+from ..files import read_sealed, write_sealed
 
 # %% ../../nbs/library/108_data.once.ipynb #c9e83264
 def scan_once(
@@ -23,10 +22,10 @@ def scan_once(
     "Scan data, or read what an earlier scan of the same data has found"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")): # of several processes the first scans, the others wait and read
-        found = json.loads(file.read_text()) if file.is_file() else {}
-        if found.get("of") == key: return found
+        found = read_sealed(file)
+        if found and found.get("of") == key: return found
         found = scan() | dict(of=key)
-        with atomic_write(file) as tmp: tmp.write_text(json.dumps(found, indent=1))
+        write_sealed(file, found)
     return found
 
 # %% ../../nbs/library/108_data.once.ipynb #98e727f8

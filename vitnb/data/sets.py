@@ -22,6 +22,7 @@ from .frame import frame_set, read_frame
 from .holdout import Split, limit_split
 from .scan import scan_set # with it come `ImageSet.check` and `ImageSet.stats`
 from .table import ImageSet, hold_out_missing
+from ..files import load_text
 
 # %% ../../nbs/library/115_data.sets.ipynb #864e9298
 sets = Registry("data set")
@@ -196,7 +197,7 @@ def _val_labels(file, classes):
         raise ValueError(f"{file} is missing, so the images beside it have no labels; {_remedy(file.parents[1])}")
     index = {wnid:label for label,wnid in enumerate(classes)}
     labels = {}
-    for number,line in enumerate(file.read_text().splitlines(), 1):
+    for number,line in enumerate(load_text(file).splitlines(), 1):
         columns = line.split("\t")
         if len(columns) != 6 or columns[1] not in index:
             raise ValueError(f"{file} line {number}: {line!r} is not a file, a wnid of wnids.txt and four numbers, "
@@ -222,7 +223,7 @@ def _tiny_val(root, classes):
 # %% ../../nbs/library/115_data.sets.ipynb #93b79702
 def _wnids(root):
     "Read the classes, and check that they are the folders of train"
-    classes = sorted(set((root/"wnids.txt").read_text().split()))
+    classes = sorted(set(load_text(root/"wnids.txt").split()))
     folders = [path.name for path in _folders(root/"train")]
     odd = sorted(set(classes).symmetric_difference(folders))
     if odd:
@@ -234,7 +235,7 @@ def _wnids(root):
 def _titles(root, classes):
     "Read the first readable name of each class; its code where `words.txt` has none"
     file = root/"words.txt"
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = load_text(file).splitlines() if file.is_file() else []
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
     return [words.get(wnid, wnid).split(",")[0] for wnid in classes]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .sample import is_map
+from ..escape import in_figure
 from ..task import OneClass, Tasks
 
 # %% ../../nbs/library/106_data.show.ipynb #ffbd4b4a
@@ -43,7 +44,7 @@ def show_samples(
     for number,(ax,image) in enumerate(zip(axes.flat, images)):
         ax.imshow(image, interpolation="nearest")
         for label_map in maps: ax.imshow(label_map[number], alpha=.4, interpolation="nearest", cmap="tab20")
-    for ax,title in zip(axes.flat, titles): ax.set_title(title, fontsize=9)
+    for ax,title in zip(axes.flat, titles): ax.set_title(in_figure(title), fontsize=9)
     fig.tight_layout()
 
 # %% ../../nbs/library/106_data.show.ipynb #34fc318a
@@ -99,6 +100,6 @@ def show_batches(
     fig,axes = plt.subplots(1, len(batches), figsize=(3.2*len(batches), 1.9), dpi=70, squeeze=False)
     for ax,(title,images) in zip(axes[0], batches.items()):
         ax.imshow(_tile(displayable(images), cols), interpolation="nearest")
-        ax.set_title(title, fontsize=9)
+        ax.set_title(in_figure(title), fontsize=9)
         ax.axis("off")
     fig.tight_layout()

@@ -6,7 +6,6 @@
 __all__ = ['ImageSource', 'ArraySource', 'SubsetSource', 'FileSource', 'MapSource', 'CacheSource', 'build_cache']
 
 # %% ../../nbs/library/125_data.source.ipynb #eaaea0dd
-import json
 import os
 import shutil
 from multiprocessing.pool import ThreadPool
@@ -21,9 +20,10 @@ from torchvision.transforms.v2 import functional as F
 import vitnb.data.scan # gives `ImageSet` its `check`
 from ..core import atomic_write, settings
 from .geometry import Resize
-from .image import widen
+from .image import load_npy, widen
 from .sample import stack_images
 from .table import ImageSet, read_array
+from ..files import BrokenFile, is_whole, note_sums, read_sealed, write_sealed
 from ..progress import progress_bar
 
 # %% ../../nbs/library/125_data.source.ipynb #36483f27
@@ -133,10 +133,11 @@ class CacheSource(ImageSource):
         self.folder = Path(folder)
         self.split = split
         self._map = None
-        meta = json.loads((self.folder/"meta.json").read_text())
+        meta = read_sealed(self.folder/"meta.json")
+        if meta is None: raise BrokenFile(self.folder, "is no whole cache", "make it with build_cache")
         self.channels = meta["channels"]
         self.dtype = np.dtype(meta["dtype"])
-        self.shapes = np.load(self.folder/f"{split}.npy") # height and width, (N,2)
+        self.shapes = load_npy(self.folder/f"{split}.npy") # height and width, (N,2)
         self.ends = (self.channels*self.shapes.astype(np.int64).prod(1)).cumsum() # in values
         if len(self) and (self.shapes == self.shapes[0]).all():
             self.size = tuple(map(int, self.shapes[0]))
@@ -167,17 +168,17 @@ class CacheSource(ImageSource):
         return torch.from_numpy(np.array(widen(image)))
 
 # %% ../../nbs/library/125_data.source.ipynb #a0fb8805
-def _is_whole(source):
-    "Whether the file of a split is as long as its index says"
-    return (source.folder/f"{source.split}.bin").stat().st_size == source.ends[-1]*source.dtype.itemsize
+def _files(folder, wanted):
+    "The images and the sizes of each split"
+    return [folder/f"{split}.{end}" for split in wanted["counts"] for end in ("bin", "npy")]
 
 def _is_ready(folder, wanted):
-    "Whether `folder` holds the cache that `wanted` describes, with files as long as they should be"
-    try:
-        meta = json.loads((folder/"meta.json").read_text())
-        if {key:meta.get(key) for key in wanted} != wanted: return False
-        return all(_is_whole(CacheSource(folder, split)) for split in wanted["counts"])
-    except (OSError, ValueError, KeyError): return False # a file is missing or is not what it was: build again
+    "Whether `folder` holds the cache that `wanted` describes, with every bit as it was written"
+    meta = read_sealed(folder/"meta.json")
+    if meta is None or {key:meta.get(key) for key in wanted} != wanted: return False
+    broken = [file for file in _files(folder, wanted) if not is_whole(file)]
+    if broken: print(f"{broken[0]} is not what was written there; the cache is made again", flush=True)
+    return not broken
 
 def _check_disk(image_set, size, folder):
     "Refuse to start when the disk cannot hold the result, judged by the first images"
@@ -223,8 +224,8 @@ def _build(image_set, size, folder, wanted):
     dtype = first.dtype.name
     with progress_bar(sum(wanted["counts"].values()), f"caching {image_set.name}", "images") as bar:
         for split in wanted["counts"]: _write_split(image_set, split, size, folder, bar, (channels, dtype))
-    meta = json.dumps(wanted | dict(channels=channels, dtype=dtype))
-    with atomic_write(folder/"meta.json") as temporary: temporary.write_text(meta)
+    for file in _files(folder, wanted): note_sums(file)
+    write_sealed(folder/"meta.json", wanted | dict(channels=channels, dtype=dtype))
 
 def _identity(image_set, size):
     "List what a cache of `image_set` must say of itself"

@@ -21,6 +21,7 @@ from PIL import Image
 from ..core import moved_names, one_of
 from .holdout import Split, as_tasks, hold_out
 from .image import read_map, readers
+from ..escape import in_page
 from ..task import OneClass, Task
 
 # %% ../../nbs/library/112_data.table.ipynb #eee4a02f
@@ -175,12 +176,12 @@ def _repr_markdown_(self:ImageSet):
     has_classes = bool(self.classes) and all("" in split.targets for split in self.splits.values())
     rows = ["|split|images|of each class|", "|---|---|---|"] if has_classes else ["|split|images|", "|---|---|"]
     for name,split in self.splits.items():
-        row = f"|{name}|{len(split):,}|"
+        row = f"|{in_page(name)}|{len(split):,}|"
         if has_classes:
             counts = self.counts(name)
             row += f"{counts.min():,} to {counts.max():,}|"
         rows.append(row)
-    return "\n".join([f"**{self.name}**: {_describe(self)}", "", *rows])
+    return "\n".join([f"**{in_page(self.name)}**: {in_page(_describe(self))}", "", *rows])
 
 @patch
 def __repr__(self:ImageSet):

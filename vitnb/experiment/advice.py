@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from ..core import Registry, one_of
+from ..escape import in_page
 from .recipes import families
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #08109959
@@ -84,8 +85,7 @@ class Advice(dict):
         self.why = {field:reason for field,(_,reason) in fields.items()}
 
     def _repr_markdown_(self):
-        def cell(value): return str(value).replace("|", "\\|")
-        rows = [f"| `{field}` | {cell(value)} | {cell(self.why[field])} |" for field,value in self.items()]
+        rows = [f"| `{field}` | {in_page(value)} | {in_page(self.why[field])} |" for field,value in self.items()]
         return "\n".join(["| field | value | why |", "|:--|:--|:--|", *rows])
 
     def __str__(self): return "\n".join(f"{field:16} {value!s:14} {self.why[field]}" for field,value in self.items())

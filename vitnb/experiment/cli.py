@@ -24,7 +24,7 @@ from .execute import (error_line, make_run_dir, other_error, rank_error, run_not
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
 from .run import commands, load_families, mark_status, read_json
-from ..launch import Ranks, check_processes, free_port
+from ..launch import Ranks, check_processes, free_port, meet_on_loopback
 from ..parameters import complain, parse_params
 from ..progress import fmt_time, in_kernel
 
@@ -137,7 +137,10 @@ def _rendezvous():
     "The store at which all ranks of a launch meet, and their number"
     from torch.distributed import rendezvous
     seconds = settings().rank_timeout
-    try: store,_,count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    try:
+        store = meet_on_loopback(seconds)
+        if store: return store, n_ranks()
+        store,_,count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except (RuntimeError, ValueError) as e:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(f"rank {my_rank()} of {n_ranks()} met nobody at {address} within {seconds} s; "

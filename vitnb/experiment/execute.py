@@ -9,6 +9,7 @@ __all__ = ['environ', 'workspace_of', 'make_run_dir', 'error_line', 'rank_error'
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -73,6 +74,18 @@ def _outputs(run_dir):
     else:
         with open(run_dir/f"rank{my_rank()}.log", "w", buffering=1) as log: yield dict(stdout_file=log, stderr_file=log)
 
+_LONGEST = 90 # of a folder of sockets: the system allows a little over 100 letters for the whole path
+
+@contextmanager
+def _channels():
+    "How the kernel is spoken to: by sockets in a folder of this user's; without them over the network, encrypted"
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix="vitnb") as folder:
+        if os.name == "posix" and len(folder) < _LONGEST:
+            options = dict(transport="ipc", connection_file=f"{folder}/kernel.json")
+        else: options = dict(transport_encryption="auto")
+        yield Config(KernelManager=options)
+
 def _execute(path, output, params, run_dir):
     "Run papermill, with what the notebook prints on our standard output"
     import papermill
@@ -85,6 +98,7 @@ def _execute(path, output, params, run_dir):
         log.addFilter(_is_news)
         stack.callback(log.removeFilter, _is_news)
         target = literally(output) if is_main() else None
+        files["config"] = stack.enter_context(_channels())
         papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet, **files)
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #2bae6400

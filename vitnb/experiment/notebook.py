@@ -7,11 +7,11 @@ __all__ = ['read_notebook', 'is_experiment', 'notebook_params', 'notebook_family
 
 # %% ../../nbs/library/610_experiment.notebook.ipynb #85a05930
 import ast
-import json
 import re
 from pathlib import Path
 
 from ..core import nearest
+from ..files import BrokenFile, load_json
 from .run import load_families
 from ..parameters import NOTHING, Askable, askable, literal_params
 
@@ -26,10 +26,22 @@ def read_notebook(
     if not path.is_file():
         beside = [other.name for other in path.parent.glob("*.ipynb")]
         raise ValueError(f"there is no notebook {str(path)!r}: {nearest(path.name, beside)}")
-    try: nb = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{str(path)!r} is not a notebook, it is not JSON: {e}") from e
-    for cell in nb["cells"]: cell["source"] = "".join(cell["source"])
+    nb = load_json(path, remedy="it is no notebook that Jupyter could open")
+    if "worksheets" in nb:
+        raise BrokenFile(path, "is a notebook of format 3", f"write it anew: jupyter nbconvert --to notebook {path}")
+    if not isinstance(nb.get("cells"), list): raise BrokenFile(path, "is not a notebook, it has no list of cells")
+    for number,cell in enumerate(nb["cells"], 1):
+        if not _is_cell(cell): raise BrokenFile(path, f"has a cell {number} that is none", "repair or remove the cell")
+        cell["source"] = "".join(cell["source"])
     return nb
+
+def _is_cell(cell):
+    "Whether a part of a notebook has what every cell has"
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata"), dict): return False
+    source = cell.get("source")
+    lines = [source] if isinstance(source, str) else source
+    has_tags = isinstance(cell["metadata"].get("tags", []), list)
+    return has_tags and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
 
 # %% ../../nbs/library/610_experiment.notebook.ipynb #f11c4e15
 def _tagged(nb):

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from ..core import need, repo_root
+from ..files import naming
 from .notebook import card, is_experiment, read_notebook
 
 # %% ../../nbs/library/630_experiment.readme.ipynb #fda194c6
@@ -58,7 +59,7 @@ def render_readme(
     root = Path(root or repo_root())
     index = root/"nbs"/"index.ipynb"
     table = experiments_table(root/"nbs")
-    nb = nbformat.read(index, as_version=4)
+    with naming(index): nb = nbformat.read(index, as_version=4)
     for cell in nb.cells: cell.source = with_table(cell.source, table)
     notebook = json.dumps(json.loads(nbformat.writes(nb)), sort_keys=True, indent=1, ensure_ascii=False)
     nb.metadata.language_info = dict(name="python") # for the README's colours

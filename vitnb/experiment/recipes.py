@@ -7,7 +7,6 @@ __all__ = ['FIELDS', 'families', 'recipes', 'ADVICE', 'LABELS_ONLY', 'Family', '
            'learner_args', 'loader_args', 'callback_args', 'run_args', 'stored_recipe']
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #0af4dbdd
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
+from ..files import load_json, naming
 from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
@@ -318,11 +318,11 @@ def stored_recipe(
     path = Path(folder)/"recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; notebooks that train write it, so give the folder of such a run")
-    stored = upgrade(json.loads(path.read_text()))
+    stored = upgrade(load_json(path))
     if "family" not in stored: stored = _of_format_1(stored, path)
     name = stored["family"]
     if name not in families:
         raise ValueError(f"{path} is of family {name!r}, which is unknown here; run its notebook's register_family")
     fields = families[name].fields
     before = {field:value for field,value in _BEFORE.items() if field in fields}
-    return AttrDict({**fields, **before, **check_params(fields, stored)})
+    with naming(path): return AttrDict({**fields, **before, **check_params(fields, stored)})

@@ -23,6 +23,8 @@ from filelock import FileLock, Timeout
 
 from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, my_rank, n_ranks, one_of,
                         pick_device, repo_root, settings)
+from ..escape import in_page
+from ..files import BrokenFile, load_json
 from ..parameters import NOTHING, Askable, askable, take_params
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
@@ -49,11 +51,10 @@ def write_json(
 
 def read_json(
     path:str|Path, # A file of the run folder
-)->dict: # Its content; empty if the file is not there
+    kind:type=dict, # What it holds: `dict` or `list`
+)->dict|list: # Its content; empty if the file is not there
     "Read JSON that a run wrote"
-    path = Path(path)
-    if not path.is_file(): return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return load_json(path, kind) if Path(path).is_file() else kind()
 
 # %% ../../nbs/library/600_experiment.run.ipynb #d095d08f
 def _word(text, what):
@@ -165,10 +166,11 @@ def release(
 
 # %% ../../nbs/library/600_experiment.run.ipynb #e5f605bb
 def _may_go_on(folder, params, tag):
-    "Whether a folder holds an unfinished run with this tag and these parameters"
-    status = read_json(folder/"status.json")
+    "Whether a folder holds an unfinished run with this tag and these parameters; a damaged one is told and passed over"
+    try: status,old = [read_json(folder/name) for name in ("status.json", "params.json")]
+    except (BrokenFile, OSError) as error: return print(f"passed over: {error}", flush=True)
     if status.get("status") == "finished" or (status.get("tag") or "") != tag: return False
-    return not changed_params(read_json(folder/"params.json"), params)
+    return not changed_params(old, params)
 
 def find_run(
     name:str, # Name of the notebook
@@ -330,8 +332,9 @@ def finish(self:Run,
 def _repr_markdown_(self:Run):
     home = repo_root()
     where = self.dir.relative_to(home) if self.dir.is_relative_to(home) else self.dir
-    rows = "\n".join(f"| {name} | `{value!r}` |" for name,value in self.params.items())
-    return f"**{self.name}** writes to `{where}`\n\n| parameter | value |\n|---|---|\n{rows}"
+    rows = "\n".join(f"| {in_page(name)} | <code>{in_page(repr(value))}</code> |" for name,value in self.params.items())
+    head = f"**{in_page(self.name)}** writes to <code>{in_page(where)}</code>"
+    return f"{head}\n\n| parameter | value |\n|---|---|\n{rows}"
 
 # %% ../../nbs/library/600_experiment.run.ipynb #1b089a67
 __getattr__ = moved_names(__name__, {"vitnb.parameters": "public_params check_injected"})

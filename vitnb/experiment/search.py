@@ -104,7 +104,7 @@ def _from_history(run_dir, plan, better):
     if better not in (None, plan.better):
         raise ValueError(f"the study wants the {plan.better} of {plan.score!r}, "
                          f"but of this column the {better} is better")
-    values = [row.get(plan.score) for row in read_json(run_dir/"history.json")]
+    values = [row.get(plan.score) for row in read_json(run_dir/"history.json", list)]
     values = [value for value in values if value is not None]
     if not values: return math.nan
     if plan.pick == "last": return float(values[-1])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core import Registry, nearest
+from ..files import load_text
 from ..parameters import check_params
 
 # %% ../../nbs/library/672_experiment.space.ipynb #f129c5df
@@ -168,7 +169,7 @@ spaces["chest_general"] = _sweep(["csi_resnet50", "csi_chexnet", "csi_cnn", "csi
 def _parsed(text, what):
     "JSON that holds a dictionary"
     try: said = json.loads(text)
-    except ValueError as e: raise ValueError(f"space: {what} is not JSON: {e}") from e
+    except (ValueError, RecursionError) as e: raise ValueError(f"space: {what} is not JSON: {e}") from e
     if not isinstance(said, dict): raise ValueError(f"space: {what} must hold a dictionary of parameters")
     return said if "space" in said else dict(space=said)
 
@@ -178,7 +179,7 @@ def read_plan(
     "Read what `--space` names"
     if text.lstrip().startswith("{"): return _parsed(text, "what was typed")
     path = Path(text).expanduser()
-    if path.is_file(): return _parsed(path.read_text(encoding="utf-8"), text)
+    if path.is_file(): return _parsed(load_text(path), text)
     if path.suffix == ".json":
         raise ValueError(f"space={text!r} is not there; give a JSON file, or one of {', '.join(spaces)}")
     return dict(space=spaces[text])

@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..core import need, settings
+from ..files import naming
 from .execute import environ, run_notebook
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir, plain, read_json
@@ -83,8 +84,8 @@ def _new_rows(file, position):
         stream.seek(position)
         text = stream.read()
     text = text[:text.rfind(b"\n") + 1] # the last line may be half written
-    events = [json.loads(line) for line in text.splitlines()]
-    return [event for event in events if event["event"] == "epoch"], position + len(text)
+    with naming(file): rows = [row for row in map(json.loads, text.splitlines()) if row["event"] == "epoch"]
+    return rows, position + len(text)
 
 @contextmanager
 def following(

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..core import one_of
+from ..escape import in_figure
 from ..figures import new_figure
 from ..models.chest import feature_map
 from ..models.protocol import check_model
@@ -229,7 +230,7 @@ def _lay_over(ax, image, shade, cmap, title=""):
     ax.imshow(image, cmap="gray", vmin=0, vmax=1)
     if shade.any(): ax.imshow(shade, cmap=cmap, alpha=.6*shade, vmin=0, vmax=1)
     else: title = f"{title}\nnothing speaks for it".strip()
-    ax.set_title(title, fontsize=8)
+    ax.set_title(in_figure(title), fontsize=8)
 
 def _empty_axes(rows, columns, width, height):
     "A figure whose axes show nothing but what is drawn"
@@ -272,7 +273,7 @@ def plot_cam(
         row, col = divmod(number, cols)
         above, below = axs[2*row:2*row+2,col]
         above.imshow(image)
-        above.set_title(str(titles[number]), fontsize=8, color=colors[number])
+        above.set_title(in_figure(titles[number]), fontsize=8, color=colors[number])
         _lay_over(below, image, shade, "inferno")
-    if title: fig.suptitle(title, fontsize=11)
+    if title: fig.suptitle(in_figure(title), fontsize=11)
     return fig

@@ -32,6 +32,7 @@ from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..callback.trial import trial_callbacks
 from ..core import hash_seed, nearest, pick_device, settings
+from ..files import naming
 from .config import upgrade_config
 from .loop import VitLearner
 from .optim import GradClip, make_optimizer
@@ -269,6 +270,10 @@ def load_model(
 )->nn.Module: # The model in eval mode, with `config` (format 2) and `weights` ("trained" or "ema") as attributes
     "Build the model a checkpoint describes and fill it"
     checkpoint = load_checkpoint(path, device)
+    with naming(path, "use another checkpoint"): return _built(path, checkpoint, device, recipe, use)
+
+def _built(path, checkpoint, device, recipe, use):
+    "The model of a checkpoint that was read"
     config = checkpoint.get("config")
     if not isinstance(config, Mapping) or "arch" not in config:
         keys = ", ".join(map(str, list(checkpoint)[:5]))

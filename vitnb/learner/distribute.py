@@ -8,6 +8,7 @@ __all__ = ['work']
 # %% ../../nbs/library/530_learner.distribute.ipynb #a28f4431
 import copyreg
 import json
+import math
 import os
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from ..callback.tracker import Tracker
 from ..core import PEER_LOST, is_main, moved_names, my_rank, n_ranks, pick_device
 from ..data.loader import ImageLoader
 from ..device import set_rng_state
+from ..files import naming
 from ..figures import plot_curves
 from ..launch import Ranks, check_processes
 from .loop import VitLearner
@@ -117,7 +119,7 @@ class _Follower:
         self.position = 0 # what of the file has been read
         self.epochs = epochs
         self.rows = list(learn.recorder.rows)
-        self.steps = list(learn.recorder.steps)
+        self.steps = learn.recorder.steps.until(math.inf) # a copy
         live = learn.progress
         self.fig = LiveFigure(self.curves, live.file, live.share) if live.plot else None
 
@@ -137,7 +139,8 @@ class _Follower:
             new = f.read()
         new = new[:new.rfind("\n")+1] # the last line may be half written
         self.position += len(new.encode())
-        for line in new.splitlines(): self.take(json.loads(line))
+        with naming(self.file): events = [json.loads(line) for line in new.splitlines()]
+        for event in events: self.take(event)
 
     def take(self, entry):
         "Keep one event"

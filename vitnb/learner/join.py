@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ..core import my_rank, n_ranks, settings
+from ..launch import meet_on_loopback
 from .loop import VitLearner
 from .resume import Resume # noqa: F401, lets a Learner give and take states
 
@@ -68,7 +69,9 @@ def join_ranks(
     # torch reorders sums after the first step unless it looks for unused parameters
     ddp_kw = dict(broadcast_buffers=False, find_unused_parameters=n_ranks() > 2) | ddp_kw
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)), DistributedDataParallelKwargs(**ddp_kw)]
-    try: accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=handlers)
+    try:
+        if n_ranks() > 1 and not dist.is_initialized(): meet_on_loopback(timeout)
+        accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu", kwargs_handlers=handlers)
     except (RuntimeError, ValueError) as e: raise RuntimeError(_not_met(e, timeout)) from e
     if device.type == "cpu": # NCCL ends by itself, and to destroy its group could wait for a process that failed
         atexit.unregister(_leave_ranks) # once, however often a Learner is fitted

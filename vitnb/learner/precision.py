@@ -6,7 +6,6 @@
 __all__ = ['DTYPES', 'measure_precision', 'choose_precision', 'pick_precision', 'as_float']
 
 # %% ../../nbs/library/503_learner.precision.ipynb #27008d91
-import json
 import platform
 import time
 from functools import lru_cache
@@ -19,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from ..core import atomic_write, one_of, settings
+from ..core import one_of, settings
+from ..files import read_sealed, write_sealed
 from ..device import synchronize
 
 # %% ../../nbs/library/503_learner.precision.ipynb #eccf21f4
@@ -77,12 +77,12 @@ def _best_precision(device):
     key = _device_key(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".precision.lock")): # processes that train together must agree
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = read_sealed(path) or {}
         if key not in known:
             ms = measure_precision(device)
             rounded = {name:round(taken, 3) for name,taken in ms.items()}
             known[key] = dict(precision=choose_precision(ms), milliseconds=rounded)
-            with atomic_write(path) as file: file.write_text(json.dumps(known, indent=1))
+            write_sealed(path, known)
     return known[key]["precision"]
 
 def pick_precision(

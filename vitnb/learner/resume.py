@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
+from fastai.torch_core import join_path_file
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
@@ -27,6 +28,7 @@ from ..callback.base import TrainCallback
 from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from ..callback.live import LiveView
 from ..device import rng_state, set_rng_state, synchronize
+from ..files import naming, zip_fault
 from .fastai import check_load
 from .loop import VitLearner
 from .precision import DTYPES
@@ -185,8 +187,8 @@ def find_state(self:VitLearner,
     if resume is None or resume == "never": return None
     if isinstance(resume, dict): return resume
     if resume != "auto":
-        checkpoint = load_checkpoint(resume)
-        if "training_state" in checkpoint: return checkpoint["training_state"]
+        state = load_checkpoint(resume).get("training_state")
+        if isinstance(state, dict): return state
         raise ValueError(f"{resume} holds weights but no state to go on from; use last_model.pth of the same folder")
     files = [cb for cb in (*cbs, *self.cbs) if isinstance(cb, Checkpoints)]
     if files: return newest_state(files[0].folder)
@@ -214,10 +216,13 @@ def load(self:VitLearner,
     check_load(kwargs)
     # fastai's SaveModelCallback asks for weights_only=False, though what `save` writes needs no code to be read
     kwargs["weights_only"] = True
+    path = join_path_file(file, self.path/self.model_dir, ext=".pth")
+    if path.is_file() and (fault := zip_fault(path)):
+        raise ValueError(f"{path} is damaged ({fault}); use another file, or load_run(folder)")
     try:
-        return Learner.load(self, file, device, **kwargs)
+        with naming(path): return Learner.load(self, file, device, **kwargs)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{file}: only tensors and plain values are read from a file, for anything else in it may "
+        raise ValueError(f"{path}: only tensors and plain values are read from a file, for anything else in it may "
                          "run code; write it with learn.save, or use load_run(folder)") from error
 
 # %% ../../nbs/library/508_learner.resume.ipynb #06241732

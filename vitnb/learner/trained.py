@@ -7,7 +7,6 @@ __all__ = ['TESTED', 'nearest_runs', 'find_checkpoint', 'check_names', 'LoadedRu
 
 # %% ../../nbs/library/514_learner.trained.ipynb #1c1db11e
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from ..callback.checkpoint import averages, load_checkpoint, restore_weights, weights_of
 from ..callback.pretext import Pretext, make_pretext, pretexts
 from ..core import nearest, one_of, pick_device, settings
+from ..files import load_json
 from ..data.evaluate import EvalReader, eval_reader
 from ..data.filmset import FilmSet # noqa: F401, registers the reader and the transforms of films
 from .core import load_model
@@ -52,7 +52,7 @@ def _why_no_checkpoint(folder):
     state = folder/"status.json"
     if not state.is_file() and not (folder/"params.json").is_file():
         return f"it is not the folder of a run; {_name_runs(folder)}"
-    status = json.loads(state.read_text()).get("status") if state.is_file() else None
+    status = load_json(state).get("status") if state.is_file() else None
     ended = f"its run is {status!r} and" if status else "its run"
     return (f"{ended} wrote no checkpoint yet: let it train to the end of an epoch, or give another; "
             f"{_name_runs(folder)}")
@@ -75,7 +75,7 @@ def _params(checkpoint):
     fields = {}
     for name in ("params.json", "recipe.json"):
         path = checkpoint.parent.parent/name
-        if path.is_file(): fields |= json.loads(path.read_text())
+        if path.is_file(): fields |= load_json(path)
     return fields
 
 def _loss_names(config):

@@ -23,6 +23,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Registry, import_rooms, nearest
+from ..escape import in_page
 from ..hub import hub_weights, is_hub_file, read_weights
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
@@ -282,7 +283,7 @@ class ModelInfo(dict):
 
     def _repr_markdown_(self)->str:
         rows = [f"| {name} | {text} |" for name,text in self.rows()]
-        return "\n".join([f"| **{self['name']}** | |", "|:--|:--|", *rows])
+        return "\n".join([f"| **{in_page(self['name'])}** | |", "|:--|:--|", *rows])
 
 # %% ../../nbs/library/200_models.protocol.ipynb #f32eaa99
 def _own_size(model):
