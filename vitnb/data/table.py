@@ -195,7 +195,7 @@ class _Hasher:
         self.contents = hashlib.sha256()
         self.times = hashlib.sha256()
 
-    def add_text(self, text): self.contents.update(text.encode())
+    def add_text(self, text): self.contents.update(os.fsencode(text)) # UTF-8; and names that are none
 
     def add_array(self, array):
         self.add_text(f"{array.shape} {array.dtype}")
@@ -204,7 +204,10 @@ class _Hasher:
     def add_files(self, paths):
         "Hash names and sizes, and apart from them the times"
         for path in paths:
-            status = os.stat(self.root/path)
+            try: status = os.stat(self.root/path)
+            except OSError: # a link that leads nowhere; `check` reports it
+                self.add_text(f"{path}\0missing\n")
+                continue
             self.add_text(f"{path}\0{status.st_size}\n")
             self.times.update(status.st_mtime_ns.to_bytes(16, "little", signed=True))
 
