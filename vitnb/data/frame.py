@@ -110,7 +110,7 @@ def _numbers(task, cells, column):
     numbers = [convert(row, cell) for row,cell in enumerate(cells)]
     return np.array(numbers, dtype=np.float32 if task.decimal else np.int64)
 
-# %% ../../nbs/library/114_data.frame.ipynb #452a4a6c
+# %% ../../nbs/library/114_data.frame.ipynb #29fa9a2d
 def _refuse_values(cells, column):
     "Refuse numbers with decimals as names of classes"
     numbers = [_as_number(whole_text(cell)) for cell in cells if not is_empty(cell)]
@@ -140,6 +140,7 @@ def _say_several(cells, column):
                 f"these are several labels, give separator={mark!r}")
             return
 
+# %% ../../nbs/library/114_data.frame.ipynb #458fa670
 def _one_class(cells, column):
     "Make a task of one class from the values of a column"
     _refuse_values(cells, column)
@@ -281,7 +282,7 @@ def _chosen_columns(frame, name, root, image, label, split, group, others):
     _say_columns(name, frame, guessed, group)
     return image, label, split
 
-# %% ../../nbs/library/114_data.frame.ipynb #44f3f3de
+# %% ../../nbs/library/114_data.frame.ipynb #cee854f5
 def frame_set(
     frame:pd.DataFrame, # A row an image
     name:str, # Short name of the set, used for cache folders
@@ -313,5 +314,5 @@ def frame_set(
     splits = _divide(Split(items, targets, _groups(frame, group), _weights(frame, weight)), frame, split)
     return ImageSet(name, Tasks(meaning), splits, root, reader=reader)
 
-# %% ../../nbs/library/114_data.frame.ipynb #d4255c13
+# %% ../../nbs/library/114_data.frame.ipynb #eed32df6
 __getattr__ = moved_names(__name__, {"vitnb.data.delimited": "read_frame"})

@@ -41,7 +41,8 @@ class ImageSet:
         self.splits = dict(splits)
         self.root = Path(root) if root else None
         self.titles = list(titles or self.classes)
-        self.reader = one_of(reader or _default_reader(self.splits), readers, "reader")
+        self.reader = reader or _default_reader(self.splits)
+        readers[self.reader] # an unknown name is an error
         self.unreadable = {} # files that were left out, with the reason
         self.further = () # arrays, and lists of paths, that belong to the images: see `with_further`
         self._hashes = {} # fingerprint and stamp, once they were asked for

@@ -81,7 +81,7 @@ def _why_not(path):
     if is_heic: return "HEIC photographs (convert them, or register Pillow's HEIF plugin)", ending
     return "no images", ending or "no ending"
 
-# %% ../../nbs/library/101_data.walk.ipynb #bb84f532
+# %% ../../nbs/library/101_data.walk.ipynb #080ed961
 @dataclass
 class Found:
     "What lies below the folders of a set"
@@ -98,6 +98,7 @@ class Found:
         inside = path.removeprefix(self.root + os.sep) # a tenth of the time of `relpath`
         return (inside if inside != path else os.path.relpath(path, self.root)).replace(os.sep, "/")
 
+# %% ../../nbs/library/101_data.walk.ipynb #4990bf9c
 def _add(found, name, path, real):
     "Take a file in, or count why it is passed over"
     why = _why_not(path)
@@ -132,7 +133,7 @@ def _scan(found, name, folder, real):
             elif is_folder: waiting.append((entry.path, inside))
             else: _add(found, name, entry.path, inside)
 
-# %% ../../nbs/library/101_data.walk.ipynb #d57852fa
+# %% ../../nbs/library/101_data.walk.ipynb #2e6316c7
 def _follow(found, name, path, above):
     "Follow a link to a file or a folder that no class has yet"
     if not os.path.exists(path):
@@ -180,7 +181,7 @@ def say_passed(
     if is_main(): print(line)
     return line
 
-# %% ../../nbs/library/101_data.walk.ipynb #b121295f
+# %% ../../nbs/library/101_data.walk.ipynb #5e509698
 def _index(paths, key):
     "Group paths by what their names have in common"
     index = {}
