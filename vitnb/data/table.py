@@ -281,13 +281,16 @@ def hold_out_missing(
 )->None:
     "Give a set the splits it lacks: a fifth of train becomes test, then a tenth or `valid` becomes valid"
     splits = dict(image_set.splits)
+    least = max(1, image_set.n_classes) # of a small set one of each class
     if "test" not in splits:
-        splits["train"],splits["test"] = hold_out(splits["train"], _TEST_SHARE, seed, image_set.tasks, "test")
+        few = round(_TEST_SHARE*len(splits["train"])) < least and splits["train"].groups is None
+        share = least if few else _TEST_SHARE
+        splits["train"],splits["test"] = hold_out(splits["train"], share, seed, image_set.tasks, "test")
     if "valid" in splits and valid is not None:
         raise ValueError(f"{image_set.name} has a validation split of its own, so valid={valid!r} would do nothing; "
             "leave it out")
     if "valid" not in splits:
-        if valid is None: valid = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(splits["train"]))))
+        if valid is None: valid = max(least, min(_VALID_MOST, round(_VALID_SHARE*len(splits["train"]))))
         splits["train"],splits["valid"] = hold_out(splits["train"], valid, seed, image_set.tasks)
     image_set.replace_splits({name:splits[name] for name in ("train", "valid", "test")})
 

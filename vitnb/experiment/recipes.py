@@ -244,7 +244,7 @@ def resolve(
 )->AttrDict: # All fields, readable as attributes
     "Look up a recipe, and put the parameters that were given in place of its own"
     base = recipes[family][name]
-    either = {k:None for k in ("pretrained",) if k in base} # True or a file, whichever the recipe has
+    either = {k:None for k in ("pretrained", "img_size") if k in base} # True or a file; a side or (height, width)
     own = asked_fields(given, {**base, **either})
     r = AttrDict({**base, **own})
     check_used(r, own)
