@@ -251,7 +251,7 @@ def test_broken_archives(tmp_path, kind, harm):
     if harm == "hurt" and kind == "w": pytest.skip("a plain tar has no checksum of contents")
     if harm == "hurt": b[40_000:40_100] = bytes(100)
     a.write_bytes(b[:len(b)//2] if harm == "cut" else b)
-    with pytest.raises(ValueError, match="set is not a whole zip or tar file .* remove it and fetch it again"): unpack(a, tmp_path/"out")
+    with pytest.raises(ValueError, match="set is not a whole zip or tar file .* copy or fetch it once more"): unpack(a, tmp_path/"out")
     assert visible(tmp_path) == ["set"]
 
 @pytest.mark.parametrize("contents", [b"", b"<html>not found</html>"])
@@ -265,7 +265,7 @@ def test_an_empty_archive(tmp_path):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     a = write(tmp_path/"set.zip", {"a/1": b"1"}, "zip"); (tmp_path/"out").mkdir(); (tmp_path/"out"/"mine").write_text("x")
-    with pytest.raises(ValueError, match="out is not empty; remove it"): unpack(a, tmp_path/"out")
+    with pytest.raises(ValueError, match="out is not empty; rename it"): unpack(a, tmp_path/"out")
     assert visible(tmp_path/"out") == ["mine"]
 
 def test_another_archive_of_the_same_name(server, tmp_path):

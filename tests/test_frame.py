@@ -132,3 +132,75 @@ def test_rows_of_one_file_stay_in_one_split(tmp_path, capsys):
     rows = [("0.png", "a", "train"), ("0.png", "a", "test"), ("1.png", "b", "train")]
     with pytest.raises(ValueError, match="0.png.*in train and in test"):
         frame_set(listed(tmp_path, *rows, columns=("image", "label", "split")), "set", tmp_path, label="label", split="split")
+
+
+# ---------------------------------------------------------------------------------------------- tables as people have them
+
+def images(folder, n=40, names="{}.png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n): Image.new("L", (4,4), i).save(folder/names.format(i))
+    return folder
+
+def rows_of(s): return {item:split.labels[i].tolist() for split in s.splits.values() for i,item in enumerate(split.items)}
+
+def test_columns_with_usual_names_are_found_and_said(tmp_path, capsys):
+    images(tmp_path/"images")
+    frame = pd.DataFrame(dict(ImageID=[f"{i}" for i in range(40)], Class=list("ab")*20, split=["train"]*24 + ["val"]*8 + ["test"]*8, Patient_ID=[f"p{i//2}" for i in range(40)]))
+    s = load_set(frame, root=tmp_path)
+    said = capsys.readouterr().out
+    assert s.classes == ["a", "b"] and [len(v) for v in s.splits.values()] == [24, 8, 8] and s.splits["train"].items[0] == "images/0.png"
+    assert "images from column 'ImageID', labels from column 'Class', splits from column 'split'" in said and "group='Patient_ID'" in said and "40 files found by their names" in said
+    assert load_set(frame, root=tmp_path, label="", split="").tasks == {} and len(load_set(frame, root=tmp_path, split="").splits["train"]) == 29
+
+def test_which_of_two_usual_columns_is_asked_or_seen(tmp_path):
+    images(tmp_path)
+    frame = pd.DataFrame(dict(image_id=[f"x{i}" for i in range(40)], path=[f"{i}.png" for i in range(40)], label=list("ab")*20))
+    assert load_set(frame, root=tmp_path).splits["test"].items[0].endswith(".png")
+    with pytest.raises(ValueError, match="which column has the labels\\? 'label', 'target' are called so"): load_set(frame.assign(target=1), root=tmp_path)
+
+def test_several_labels_in_a_cell(tmp_path, capsys):
+    images(tmp_path)
+    cells = ["mass|nodule", "mass", "", "edema | mass"]*10
+    frame = pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], finding=cells))
+    s = load_set(frame, root=tmp_path, label="finding", separator="|")
+    slow = {f"{i}.png":[int(name in [part.strip() for part in cells[i].split("|")]) for name in ("edema", "mass", "nodule")] for i in range(40)}
+    assert s.tasks.only == MultiLabel(("edema", "mass", "nodule")) and rows_of(s) == slow
+    given = load_set(frame, root=tmp_path, label="finding", separator="|", task=MultiLabel(("nodule", "mass", "edema")))
+    assert rows_of(given) == {k:v[::-1] for k,v in slow.items()}
+    with pytest.raises(ValueError, match="row 1 of the table, column 'finding': 'nodule' is no label"): load_set(frame, root=tmp_path, label="finding", separator="|", task=MultiLabel(("mass", "edema")))
+    load_set(frame.replace("", "mass"), root=tmp_path, label="finding")
+    assert "separator='|'" in capsys.readouterr().out
+    for kw in (dict(separator="|"), dict(separator="|", value="file"), dict(label="finding", separator="|", task=OneClass(("a", "b")))):
+        with pytest.raises(ValueError, match="separator='|'|not a number"): load_set(frame, root=tmp_path, **kw)
+
+@pytest.mark.parametrize("ages", [[61.5 + i//20 for i in range(40)], [f"{61.5 + i//20}" for i in range(40)], [i % 3 + .25 for i in range(40)]])
+def test_numbers_with_decimals_are_values_and_no_classes(tmp_path, ages):
+    images(tmp_path)
+    frame = pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], label=ages, kind=list("ab")*20))
+    with pytest.raises(ValueError, match="values and no classes: give value='label'"): load_set(frame, root=tmp_path)
+    s = load_set(frame, root=tmp_path, value="label")
+    assert s.tasks.only == Value() and rows_of(s) == {f"{i}.png":float(np.float32(ages[i])) for i in range(40)}
+    both = load_set(frame, root=tmp_path, label="kind", value="label")
+    assert list(both.tasks) == ["kind", "label"] and both.tasks["kind"] == OneClass(("a", "b"))
+    named = load_set(frame, root=tmp_path, label="label", task=OneClass(tuple(sorted({str(float(a)) for a in ages}))))
+    assert len(named.classes) == len(set(ages))
+
+def test_whole_numbers_beside_an_empty_cell_keep_their_names(tmp_path):
+    "pandas makes 3.0 of 3 where a cell of the column is empty"
+    images(tmp_path)
+    frame = pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], label=[float(i % 3) for i in range(40)]))
+    assert load_set(frame, root=tmp_path).classes == ["0", "1", "2"]
+
+def test_a_decimal_comma_gets_its_remedy(tmp_path):
+    images(tmp_path)
+    frame = pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], age=["40,5"]*40))
+    with pytest.raises(ValueError, match="'40,5' is not a number; .*decimal=','"): load_set(frame, root=tmp_path, value="age")
+
+def test_files_of_one_name_are_asked_for(tmp_path):
+    for part in "ab": images(tmp_path/part, 3)
+    with pytest.raises(ValueError, match="row 1 of the table, column 'file': '0.png' may be a/0.png or b/0.png"): load_set(pd.DataFrame(dict(file=["0.png"]*3, label=list("aab"))), root=tmp_path)
+
+def test_labels_that_look_alike_are_told(tmp_path, capsys):
+    images(tmp_path)
+    load_set(pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], label=["Cat", "cat"]*20)), root=tmp_path)
+    assert "'Cat' and 'cat' are two classes, although they differ only in upper and lower case" in capsys.readouterr().out

@@ -8,7 +8,9 @@ from torchvision.transforms.v2 import functional as F
 
 from vitnb.data import augment as A, geometry
 from vitnb.data.draws import Draws
-from vitnb.data.geometry import Flip, RandomCrop, RandomResizedCrop, Resize
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.data.geometry import scaled_size, Flip, RandomCrop, RandomResizedCrop, Resize
 from vitnb.task import ClassMap, Tasks
 
 fast = settings(max_examples=25, deadline=None)
@@ -95,3 +97,27 @@ def test_a_strip_falls_back_to_its_middle(hw):
     assert sorted(win[2:]) == [4,5] and abs(win[0]*2+win[2]-hw[0]) <= 1 and abs(win[1]*2+win[3]-hw[1]) <= 1
     out = A.RandomResizedCrop(6, scale=(.9,1))(x, Draws(0, 0, range(3)))
     assert torch.equal(out[0], F.resized_crop(x[0], *win, [6,6], antialias=True))
+
+
+@pytest.mark.parametrize("now", [(40, 60), (60, 40), (50, 50), (7, 90)])
+@pytest.mark.parametrize("size", [(16, 24), (24, 16), (20, 20), 20])
+def test_a_size_is_just_covered_and_the_shape_kept(now, size):
+    "Slow reference: of the two scales that make one side fit, the larger"
+    pair = (size, size) if isinstance(size, int) else size
+    found = scaled_size(*now, size)
+    factor = max(least/side for least,side in zip(pair, now))
+    assert all(side >= least for side,least in zip(found, pair)) and any(side == least for side,least in zip(found, pair))
+    assert all(abs(side - old*factor) <= 1 for side,old in zip(found, now))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip", "basic", "advanced", "imagenet", "moderate"])
+def test_loaders_give_images_of_any_height_and_width(augment):
+    s = load_set("digits", limit=8)
+    dls = image_loaders(s, (16, 24), bs=8, augment=augment, device="cpu")
+    assert all(tuple(dl.one_batch()[0].shape[2:]) == (16, 24) for dl in dls) and dls.model_kw["img_size"] == (16, 24)
+    assert image_loaders(s, [16, 24], bs=8, device="cpu").model_kw["img_size"] == (16, 24)
+
+
+@pytest.mark.parametrize("kw", [dict(img_size="64"), dict(img_size=(16, 24, 3)), dict(img_size=0), dict(img_size=True), dict(img_size=(16, 2.5)), dict(img_size=16, eval_resize="crop")])
+def test_sizes_that_are_none_are_refused(kw):
+    with pytest.raises(ValueError, match="must be a side in pixels or .height, width."): image_loaders(load_set("digits", limit=8), bs=8, device="cpu", **kw)

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from data_helpers import own_folders
 
+from data_helpers import own_folders
+from vitnb.data.sets import load_set
 from vitnb.data.image import as_rgb, load_npy, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
@@ -85,3 +87,55 @@ def test_arrays_are_read_by_many_threads_at_once(tmp_path):
     for i,file in enumerate(files): np.save(file, np.full((2, 3), i))
     with ThreadPool(8) as pool: found = pool.map(load_npy, files*100, chunksize=1)
     assert [int(a[0,0]) for a in found] == list(range(32))*100
+
+# ------------------------------------------------------------------------------------------------------------- depth
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+@pytest.mark.parametrize("name", ["g.png", "g.tif"])
+def test_greys_of_fewer_bits_than_their_file_are_asked_about(tmp_path, bits, name):
+    values = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16,16)
+    Image.fromarray(values).save(tmp_path/name)
+    with pytest.raises(UnreadableImage, match=f"load the set with white={2**bits - 1}, or with reader='grey'"): read_image(tmp_path/name)
+    assert (readers[f"rgb/{2**bits - 1}"](tmp_path/name)[...,1] == np.rint(values/(2**bits - 1)*255)).all()
+    assert all((readers[reader](tmp_path/name)[...,0] == values).all() for reader in ("grey", "native"))
+
+@pytest.mark.parametrize("most, dtype, fine", [(65535, np.uint16, True), (16384, np.uint16, True), (0, np.uint16, True), (16383, np.uint16, False), (1., np.float32, True), (.1, np.float32, False), (4095, np.int32, False)])
+def test_the_brightest_pixel_decides(tmp_path, most, dtype, fine):
+    Image.fromarray(np.array([[0, most]], dtype=dtype)).save(tmp_path/"g.tif")
+    if fine: assert read_image(tmp_path/"g.tif")[0,0,0] == 0
+    else:
+        with pytest.raises(UnreadableImage, match="white is unknown"): read_image(tmp_path/"g.tif")
+    assert readers[f"rgb/{most or 1}"](tmp_path/"g.tif")[0,1,0] == (255 if most else 0)
+
+def write_colours(path, most):
+    "A PNG of 16 bits a colour, which Pillow does not write"
+    import struct, zlib
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.linspace(0, most, 4*4*3).reshape(4,4,3))
+    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+def test_colours_of_sixteen_bits(tmp_path):
+    "Pillow gives their upper halves: right where they fill the range, nothing but black where they are 12 bits"
+    assert read_image(write_colours(tmp_path/"full.png", 65535))[-1,-1].tolist() == [245, 250, 255]
+    dark = write_colours(tmp_path/"dark.png", 4095)
+    for reader in ("rgb", "rgb/4095", "native"):
+        with pytest.raises(UnreadableImage, match="colours of 16 bits, of which Pillow gives the upper 8"): readers[reader](dark)
+
+def test_white_is_part_of_the_reader(tmp_path):
+    for i in range(20):
+        for c in "ab": (tmp_path/"s"/c).mkdir(parents=True, exist_ok=True); Image.fromarray(np.full((4,4), 100*i + 2000, np.uint16)).save(tmp_path/"s"/c/f"{i}.png")
+    with pytest.raises(ValueError, match="not one training image .* white=4095"): load_set(tmp_path/"s").check()
+    s = load_set(tmp_path/"s", white=4095)
+    assert s.check() == {} and s.reader == "rgb/4095" and s.fingerprint != load_set(tmp_path/"s").fingerprint
+    assert s.read("train", 0)[0,0,0] == round((100*int(s.splits["train"].items[0][2:-4]) + 2000)/4095*255)
+    deep = load_set(tmp_path/"s", reader="grey")
+    assert deep.check() == {} and deep.read("train", 0).dtype == np.uint16
+    for kw,says in ((dict(reader="grey"), "leave one out"), (dict(white=-1), "must be a number above 0"), (dict(name="digits"), "is for files")):
+        with pytest.raises(ValueError, match=says): load_set(**{"name":tmp_path/"s", "white":4095, **kw})
+    with pytest.raises(ValueError, match="unknown reader 'rgb/x'"): load_set(tmp_path/"s", reader="rgb/x")
+
+def test_what_pillow_finds_too_large_names_its_limit(tmp_path, monkeypatch):
+    Image.new("1", (400,300)).save(tmp_path/"scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    with pytest.raises(UnreadableImage, match="PIL.Image.MAX_IMAGE_PIXELS"): read_image(tmp_path/"scan.png")

@@ -10,7 +10,7 @@ from vitnb.core import Registry
 from vitnb.experiment.cli import notebook_params, read_notebook
 import vitnb.experiment.chest # noqa: F401, registers families
 import vitnb.experiment.leaves # noqa: F401, registers families
-from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, run_args, stored_recipe
+from vitnb.experiment.recipes import SET_FIELDS, set_args, FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family, resolve, run_args, stored_recipe
 from vitnb.renamed import upgrade
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,8 @@ def test_what_a_notebook_reads_of_its_recipe_is_there(notebook, family):
     "And the fields that no function passes on are read by the notebook itself"
     text = "\n".join(c["source"] for c in read_notebook(ROOT/"nbs"/f"{notebook}.ipynb")["cells"])
     left = [k for k in families[family].fields if (k in USED_BY_NOTEBOOKS or k in families[family].other) and k != "family"]
-    missing = [k for k in left if f"r.{k}" not in text]
+    passed = (*SET_FIELDS, "data_root") if "**set_args(r)" in text else ()
+    missing = [k for k in left if f"r.{k}" not in text and k not in passed]
     assert not missing, missing
     for share in ("loader_args(r)", "learner_args(r)", "callback_args(r)", "run_args(r)"): assert f"**{share}" in text or f"args = {share}" in text, share
 
@@ -263,3 +264,10 @@ def test_what_is_no_recipe_of_a_run_says_so(tmp_path):
 def test_fields_reach_their_place(field, where, name):
     r = resolve("swin", "digits", dict(more={field:3 if field == "overfit_batches" else True}))
     assert where(r)[name] == (3 if field == "overfit_batches" else True) and where(resolve("swin", "digits", {}))[name] in (False, 0)
+
+
+def test_what_is_said_of_data_of_ones_own_reaches_the_set():
+    said = dict(image="file", label="disease", group="patient", split="part", weight="often", encoding="cp1252", reader="grey", white=4095, pattern="(?P<label>a)", classes=["a", "b"], splits=dict(train="t"))
+    for family in ("swin", "densenet"):
+        assert said.keys() == SET_FIELDS.keys() and set_args(resolve(family, "digits", dict(said, data="t.csv", data_root="here"))) == dict(said, root="here")
+        assert set_args(resolve(family, "digits", {})) == dict(root=None)

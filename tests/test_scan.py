@@ -34,7 +34,7 @@ def test_bad_files_are_counted_listed_and_left_out(tmp_path, capsys):
 
 def test_too_many_bad_files(tmp_path):
     root = folder(tmp_path/"s", n=20); break_files(root)
-    with pytest.raises(ValueError, match=r"4 of 44 files .* more than max_bad=0.01; repair or remove"): load_set(root).check()
+    with pytest.raises(ValueError, match=r"4 of 44 files .* more than max_bad=0.01; repair them"): load_set(root).check()
     with pytest.raises(ValueError, match="more than max_bad=0.05"): load_set(root, max_bad=.05).check()
     assert len(load_set(root).check(max_bad=.5)) == 4
 

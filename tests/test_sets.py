@@ -14,6 +14,7 @@ from vitnb.data.holdout import Split
 from vitnb.data.sets import folder_set, load_pickle, load_set, sets
 from vitnb.data.stats import STATS
 from vitnb.data.table import ImageSet
+from vitnb.task import Value
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"
 
@@ -107,7 +108,7 @@ def test_what_is_no_image_and_what_is_hidden(tmp_path):
     assert s.path("train", 0).is_file()
 
 @pytest.mark.parametrize("make, match", [
-    (lambda d: (d/"train"/"c").mkdir(), "class folder .*c holds no image .* add images or remove"),
+    (lambda d: (d/"train"/"c").mkdir(), "class folder .*c holds no image .* add images, or choose the classes"),
     (lambda d: (d/"test"/"b2").mkdir() or picture(d/"test"/"b2"/"0.png"), "does not have: b2"),
     (lambda d: shutil.rmtree(d/"train"), "no train folder"),
     (lambda d: folder(d, parts=("val", "valid")), "both val and valid"),
@@ -220,3 +221,60 @@ def test_real_leaves():
     s = load_set(need_data("cotton_leaf_disease.zip"))
     assert s.n_classes == 4 and [len(v) for v in s.splits.values()] == [432, 48, 120] and s.counts("test").tolist() == [30]*4
     assert s.read("train", 0).shape == (256,256,3)
+
+# ------------------------------------------------------------------------------------- tables in folders, names of files
+
+def scans(root, parts=("images",), n=24):
+    for i in range(n): picture(root/parts[i % len(parts)]/f"s{i}.png", h=4, w=4)
+    return [f"s{i}.png" for i in range(n)]
+
+@pytest.mark.parametrize("parts", [("images",), ("images_001", "images_002"), ("train", "test"), ("images", "masks")])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_table_in_a_folder_has_its_labels(tmp_path, parts, cut, capsys):
+    names = scans(tmp_path/"s", parts)
+    rows = [f"{name[:-4] if cut else name},{'ab'[i//2 % 2]},p{i//2}" for i,name in enumerate(names)]
+    (tmp_path/"s"/"train.csv").write_text("image_id,label,patient\n" + "\n".join(rows))
+    s = load_set(tmp_path/"s", group="patient")
+    assert s.classes == ["a", "b"] and sum(map(len, s.splits.values())) == 24 and "the labels are those of train.csv" in capsys.readouterr().out
+    assert all(s.classes[y] == "ab"[int(item.split("/s")[1][:-4])//2 % 2] for v in s.splits.values() for item,y in zip(v.items, v.labels))
+    assert load_set(tmp_path/"s"/"train.csv", group="patient").splits["test"].items == s.splits["test"].items
+
+def test_class_folders_beside_a_table_are_asked_about(tmp_path):
+    root = folder(tmp_path/"s", n=12)
+    rows = [f"{c}/{i}.png,{i % 2}" for c in "ab" for i in range(12)]
+    (root/"list.csv").write_text("file,label\n" + "\n".join(rows))
+    with pytest.raises(ValueError, match="list.csv, which lists its images, and folders a, b"): load_set(root)
+    assert load_set(root, classes=["a", "b"], valid=2).classes == ["a", "b"] and load_set(root/"list.csv", valid=2).classes == ["0", "1"]
+    (root/"list.csv").write_text("file,label\n" + "\n".join(f"{row[:-2]},{row[0]}" for row in rows)) # says what the folders say
+    assert load_set(root, valid=2).classes == ["a", "b"]
+    (root/"list.csv").write_text("class,area\na,1\nb,2\n") # lists no images
+    assert load_set(root, valid=2).classes == ["a", "b"]
+
+def test_of_two_tables_the_one_with_the_label_is_taken(tmp_path):
+    names = scans(tmp_path/"s")
+    (tmp_path/"s"/"train.csv").write_text("file,diagnosis\n" + "\n".join(f"{name},{'ab'[i % 2]}" for i,name in enumerate(names)))
+    (tmp_path/"s"/"submit.csv").write_text("file,guess\n" + "\n".join(f"{name},0" for name in names))
+    with pytest.raises(ValueError, match="submit.csv and train.csv, which list its images"): load_set(tmp_path/"s")
+    assert load_set(tmp_path/"s", label="diagnosis", valid=2).classes == ["a", "b"]
+
+@pytest.mark.parametrize("name", ["t.txt", "t.dat", "t", "t.CSV", "t.tab"])
+def test_a_table_is_known_by_its_contents(tmp_path, name):
+    names = scans(tmp_path, (".",))
+    (tmp_path/name).write_text("file\tlabel\n" + "\n".join(f"{file}\t{'ab'[i % 2]}" for i,file in enumerate(names)))
+    assert load_set(tmp_path/name, valid=2).classes == ["a", "b"]
+
+def test_what_pandas_reads_is_named(tmp_path):
+    for name,reads in {"t.xlsx":"read_excel", "t.parquet":"read_parquet", "t.json":"read_json"}.items():
+        (tmp_path/name).write_bytes(b"PK\3\4")
+        with pytest.raises(ValueError, match=f"pandas.{reads}"): load_set(tmp_path/name)
+
+def test_labels_from_names_of_files(tmp_path):
+    for i in range(12): picture(tmp_path/"s"/f"{'catdog'[i % 2*3:][:3]}_p{i//4}_{i}.png", h=4, w=4)
+    s = load_set(tmp_path/"s", pattern=r"(?P<label>[a-z]+)_(?P<group>p\d)", valid=.3)
+    groups = [set(v.groups) for v in s.splits.values()]
+    assert s.classes == ["cat", "dog"] and sum(map(len, groups)) == len(set.union(*groups)) == 3
+    v = load_set(tmp_path/"s", pattern=r"(?P<kind>[a-z]+)_p(?P<value>\d)", valid=2)
+    assert v.tasks.only == Value() and all(item.split("_p")[1][0] == str(int(y)) for item,y in zip(v.splits["train"].items, v.splits["train"].labels))
+    assert load_set(tmp_path/"s", pattern=r"(?P<kind>[a-z]+)_", label="kind", valid=2).classes == ["cat", "dog"]
+    for pattern,says in {r"(?P<label>cat)":"does not fit 6 of 12 images", r"([a-z]+)":"names no group", r"(?P<label>":"is no regular expression"}.items():
+        with pytest.raises(ValueError, match=says): load_set(tmp_path/"s", pattern=pattern)

@@ -17,12 +17,15 @@ from vitnb.kinds.map import *
 from vitnb.kinds.value import *
 from vitnb.task import *
 from vitnb.data.image import *
+from vitnb.data.walk import *
 from vitnb.data.download import *
 from vitnb.data.arrays import *
 from vitnb.data.stats import *
 from vitnb.data.sample import *
 from vitnb.data.show import *
+from vitnb.data.delimited import *
 from vitnb.data.once import *
+from vitnb.data.folder import *
 from vitnb.data.split import *
 from vitnb.data.holdout import *
 from vitnb.data.table import *

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import Registry, check_options, moved_names, one_of
 from .draws import Draws
 from .geometry import (CenterCrop, Flip, RandomCrop, RandomResizedCrop, Resize, check_bounds, check_share,
-    image_sizes, random_windows)
+    image_sizes, random_windows, scaled_side)
 from .randaugment import ColorJitter, RandAugment
 from .transform import Pipeline, Transform, transforms
 from ..device import to_device
@@ -109,7 +109,7 @@ def _basic(size, flip=.5): # Swin, the plain recipe
 
 @augments.register("advanced")
 def _advanced(size, ratio=256/224, flip=.5, num_ops=2, magnitude=9, erase=.25): # Swin, the recommended recipe
-    crop = [Resize(round(size*ratio), shorter=True), RandomCrop(size)]
+    crop = [Resize(scaled_side(size, ratio), shorter=True), RandomCrop(size)]
     return [*crop, Flip(flip), RandAugment(num_ops, magnitude), Normalize, RandomErasing(erase)]
 
 @augments.register("imagenet")
@@ -123,7 +123,7 @@ def _imagenet(size, scale=(.08, 1.), flip=.5, jitter=0., erase=0.): # Szegedy et
 # %% ../../nbs/library/120_data.augment.ipynb #ec88cff9
 def train_pipeline(
     name:str, # One of `augments`: none shift crop_flip basic advanced imagenet
-    img_size:int, # Side of the images that leave it, pixels
+    img_size:int|tuple, # Side of the images that leave it, pixels, or (height, width)
     mean:list, # Mean of each channel, in units of `white`
     std:list, # Standard deviation of each channel
     tasks:Task|Mapping|None=None, # What the targets mean, where there are any
@@ -140,10 +140,10 @@ def train_pipeline(
     return Pipeline([normalize if step is Normalize else step for step in steps], tasks)
 
 def eval_pipeline(
-    img_size:int, # Side of the images that leave it, pixels
+    img_size:int|tuple, # Side of the images that leave it, pixels, or (height, width)
     mean:list, # Mean of each channel, in units of `white`
     std:list, # Standard deviation of each channel
-    resize:int|None=None, # The shorter side before the middle is cut out; `img_size` if None
+    resize:int|tuple|None=None, # The shorter side (or what is covered) before the middle is cut out; `img_size` if None
     tasks:Task|Mapping|None=None, # What the targets mean, where there are any
     white:float=255., # The stored value that counts as 1, as for `Normalize`
 )->Pipeline: # A pipeline that draws nothing

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import nearest, one_of
 from .film import film_end
-from .frame import read_frame
+from .delimited import read_frame
 from .lungmask import film_stem
 from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONES
 from ..files import load_text

@@ -23,6 +23,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
+from .walk import is_system
 from ..progress import progress_bar
 
 # %% ../../nbs/library/102_data.download.ipynb #00186ea5
@@ -230,7 +231,7 @@ def unwrap_folder(
     folder:Path, # A folder
 )->Path: # It, or a folder in it
     "Descend while `folder` holds nothing but one folder, as archives often do"
-    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+    inside = [path for path in folder.iterdir() if not is_system(path.name)]
     if len(inside) != 1: return folder
     only = inside[0]
     is_wrapped = only.is_dir() and only.name.lower() not in SPLIT_NAMES
@@ -262,7 +263,7 @@ def unpack(
     archive = Path(archive)
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; remove it to unpack {archive.name} into it")
+        raise ValueError(f"{folder} is not empty; rename it, or unpack {archive.name} elsewhere")
     if not archive.is_file(): raise FileNotFoundError(f"there is no archive {archive}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
@@ -272,7 +273,7 @@ def unpack(
         if isinstance(error, OSError) and error.errno is not None: # of the disk; gzip and bz2 raise OSError too
             raise OSError(error.errno, f"{archive}: {error.strerror}", str(error.filename or folder)) from error
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{archive} is not a whole zip or tar file ({why}); remove it and fetch it again") from error
+        raise ValueError(f"{archive} is not a whole zip or tar file ({why}); copy or fetch it once more") from error
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
@@ -287,6 +288,6 @@ def unpack_once(
         if not folder.is_dir() or not any(folder.iterdir()): return unpack(archive, folder)
         note = folder/".archive"
         if not note.is_file() or note.read_bytes() != _fingerprint(archive).encode():
-            raise ValueError(f"{folder} was not unpacked from this {archive.name}; remove or rename the folder, or "
-                "pass the folder itself")
+            raise ValueError(f"{folder} was not unpacked from this {archive.name}; rename the folder, or pass "
+                "the folder itself")
         return folder

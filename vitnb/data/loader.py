@@ -15,6 +15,7 @@ import vitnb.data.scan # gives `ImageSet` its `stats`
 from ..core import hash_ints, moved_names, one_of, pick_device, settings
 from .augment import augment_ratio, eval_pipeline, train_pipeline
 from .dataset import make_datasets
+from .geometry import scaled_side
 from .imageloader import ImageLoader, check_batch_size
 from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate, aggressive
 from .table import ImageSet
@@ -102,6 +103,14 @@ def _own_size(datasets, name):
         raise ValueError(f"the images of {name} are not all square and of one size; give img_size, for example 224")
     return height
 
+def _checked_size(size, name="img_size"):
+    "Refuse a size that is no side and no (height, width)"
+    if size is None: return None
+    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
+    if not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{name}={size!r} must be a side in pixels or (height, width), such as 224 or (224, 192)")
+    return size if type(size) is int else tuple(size)
+
 def _about(image_set, size, mean, std):
     "List what a notebook and a model ask of a set"
     model_kw = dict(img_size=size)
@@ -115,7 +124,7 @@ def _about(image_set, size, mean, std):
 # %% ../../nbs/library/130_data.loader.ipynb #57cce596
 def image_loaders(
     image_set:ImageSet, # What to load
-    img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
+    img_size:int|tuple|None=None, # Side, or (height, width), of the images the model gets; the set's own if None
     bs:int=64, # Samples in a training batch
     augment:str="basic", # Recipe for training, one of `vitnb.data.augment.augments`
     aug_kw:dict|None=None, # Options of the recipe, such as `dict(padding=4)`
@@ -136,11 +145,11 @@ def image_loaders(
     "Make loaders of an image set"
     datasets = make_datasets(image_set, cache, cache_size)
     check_batch_size(bs, len(image_set.split("train")), True)
-    size = img_size or _own_size(datasets, image_set.name)
+    size = _checked_size(img_size) or _own_size(datasets, image_set.name)
     mean,std = image_set.stats(stats) if isinstance(stats, str) else map(list, stats)
     normalize = dict(mean=mean, std=std, tasks=image_set.tasks, white=image_set.white())
     train_steps = train_pipeline(augment, size, **normalize, **aug_kw or {})
-    eval_resize = eval_resize or round(size*augment_ratio.get(augment, 1))
+    eval_resize = _checked_size(eval_resize, "eval_resize") or scaled_side(size, augment_ratio.get(augment, 1))
     eval_steps = eval_pipeline(size, resize=eval_resize, **normalize)
     if overfit_batches:
         datasets["train"] = datasets["valid"] = _first_batches(datasets["train"], overfit_batches, bs, seed)
@@ -155,7 +164,7 @@ def image_loaders(
 
 @patch
 def loaders(self:ImageSet,
-    img_size:int|None=None, # Side of the images the model gets, pixels; the set's own if None
+    img_size:int|tuple|None=None, # Side, or (height, width), of the images the model gets; the set's own if None
     **kw, # What `image_loaders` takes: `bs`, `augment`, `views` ...
 )->ImageLoaders: # train, valid and test
     "Make loaders of this set"

@@ -41,5 +41,5 @@ def refuse_too_many(
     more = "; ..." if len(bad) > 5 else ""
     found = f"{len(bad):,} of {total:,} {what} {wrong}: {first}{more}"
     if len(bad)/max(total, 1) > max_bad:
-        raise ValueError(f"{found}. That is more than max_bad={max_bad:g}; repair or remove them, or raise max_bad")
+        raise ValueError(f"{found}. That is more than max_bad={max_bad:g}; repair them, or raise max_bad")
     print(f"{found}. They are left out.", flush=True)

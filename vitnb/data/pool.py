@@ -6,25 +6,21 @@
 __all__ = ['image_paths', 'has_class_folders', 'loose_set', 'without_labels', 'load_pool']
 
 # %% ../../nbs/library/131_data.pool.ipynb #9a525af9
-import os
 from copy import copy
 from pathlib import Path
 
 from .download import SPLIT_NAMES
 from .holdout import Split
-from .sets import IMAGE_TYPES, find_folder, is_known, layouts, load_set
+from .sets import find_folder, find_table, is_known, layouts, load_set
 from .table import ImageSet, hold_out_missing
+from .walk import IMAGE_TYPES, walk_images
 
 # %% ../../nbs/library/131_data.pool.ipynb #8efdc25b
 def image_paths(
     folder:str|Path, # Where to look
 )->list: # Paths of images anywhere below it, relative to it, sorted
     "List images"
-    found = []
-    for parent,folders,names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(parent)/name for name in names if not name.startswith(".")]
-    return sorted(path.relative_to(folder) for path in found if path.suffix.lower() in IMAGE_TYPES)
+    return sorted(map(Path, walk_images(folder, {"":folder}).images[""]))
 
 def _split_folders(root):
     "Folders of `root` that are splits, by our names for them"
@@ -65,7 +61,7 @@ def without_labels(
 # %% ../../nbs/library/131_data.pool.ipynb #8f54b8e9
 def _is_loose(name, root, labels):
     "Whether a folder is read without classes"
-    if labels or is_known(name) or not isinstance(name, (str, Path)) or Path(name).suffix.lower() in (".csv", ".tsv"):
+    if labels or is_known(name) or not isinstance(name, (str, Path)) or find_table(name, root):
         return False
     folder = find_folder(name, root)
     if any(fits(folder) for fits in layouts.values()): return False

@@ -42,7 +42,8 @@ class ImageSet:
         self.splits = dict(splits)
         self.root = Path(root) if root else None
         self.titles = list(titles or self.classes)
-        self.reader = one_of(reader or _default_reader(self.splits), readers, "reader")
+        self.reader = reader or _default_reader(self.splits)
+        readers[self.reader] # an unknown name is an error
         self.unreadable = {} # files that were left out, with the reason
         self.further = () # arrays, and lists of paths, that belong to the images: see `with_further`
         self._hashes = {} # fingerprint and stamp, once they were asked for
@@ -196,7 +197,7 @@ class _Hasher:
         self.contents = hashlib.sha256()
         self.times = hashlib.sha256()
 
-    def add_text(self, text): self.contents.update(text.encode())
+    def add_text(self, text): self.contents.update(os.fsencode(text)) # UTF-8; and names that are none
 
     def add_array(self, array):
         self.add_text(f"{array.shape} {array.dtype}")
@@ -205,7 +206,10 @@ class _Hasher:
     def add_files(self, paths):
         "Hash names and sizes, and apart from them the times"
         for path in paths:
-            status = os.stat(self.root/path)
+            try: status = os.stat(self.root/path)
+            except OSError: # a link that leads nowhere; `check` reports it
+                self.add_text(f"{path}\0missing\n")
+                continue
             self.add_text(f"{path}\0{status.st_size}\n")
             self.times.update(status.st_mtime_ns.to_bytes(16, "little", signed=True))
 
@@ -278,13 +282,16 @@ def hold_out_missing(
 )->None:
     "Give a set the splits it lacks: a fifth of train becomes test, then a tenth or `valid` becomes valid"
     splits = dict(image_set.splits)
+    least = max(1, image_set.n_classes) # of a small set one of each class
     if "test" not in splits:
-        splits["train"],splits["test"] = hold_out(splits["train"], _TEST_SHARE, seed, image_set.tasks, "test")
+        few = round(_TEST_SHARE*len(splits["train"])) < least and splits["train"].groups is None
+        share = least if few else _TEST_SHARE
+        splits["train"],splits["test"] = hold_out(splits["train"], share, seed, image_set.tasks, "test")
     if "valid" in splits and valid is not None:
         raise ValueError(f"{image_set.name} has a validation split of its own, so valid={valid!r} would do nothing; "
             "leave it out")
     if "valid" not in splits:
-        if valid is None: valid = max(1, min(_VALID_MOST, round(_VALID_SHARE*len(splits["train"]))))
+        if valid is None: valid = max(least, min(_VALID_MOST, round(_VALID_SHARE*len(splits["train"]))))
         splits["train"],splits["valid"] = hold_out(splits["train"], valid, seed, image_set.tasks)
     image_set.replace_splits({name:splits[name] for name in ("train", "valid", "test")})
 

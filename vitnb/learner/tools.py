@@ -24,7 +24,7 @@ from torch import Tensor
 from ..callback.live import LiveView
 from ..data.dataset import ImageDataset
 from ..data.evaluate import EvalReader, eval_reader
-from ..data.image import as_rgb
+from ..data.image import as_rgb, white_of
 from ..data.imageloader import ImageLoader
 from ..data.loader import ImageLoaders
 from ..data.sample import Batch, stack_samples
@@ -55,7 +55,7 @@ def summary(self:VitLearner)->PrettyString: # fastai's table of layers
 def _as_stored(item, reader):
     "A path, or an array (H,W[,C]) of stored values"
     if isinstance(item, (str, Path)): return Path(item)
-    if isinstance(item, Image.Image): return as_rgb(item.copy()) if reader == "rgb" else np.asarray(item)
+    if isinstance(item, Image.Image): return as_rgb(item.copy(), white_of(reader)) if reader[:3] == "rgb" else np.asarray(item)
     if not isinstance(item, Tensor): return item
     if item.ndim == 3: item = item.movedim(0, -1)
     return item.cpu().numpy()

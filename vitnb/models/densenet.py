@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DENSENET_SIZES', 'DENSENET_HUB', 'densenet_micro', 'densenet_bc100', 'densenet121', 'densenet169', 'densenet201',
-           'densenet264', 'DenseLayer', 'DenseNet', 'choose_stem', 'densenet']
+           'densenet264', 'DenseLayer', 'DenseNet', 'choose_stem', 'densenet', 'todays_names']
 
 # %% ../../nbs/library/220_models.densenet.ipynb #c7cf33a9
 import math
+import re
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -129,5 +130,13 @@ DENSENET_SIZES = dict(
 DENSENET_HUB = dict(densenet121="densenet121.ra_in1k", densenet169="densenet169.tv_in1k",
                     densenet201="densenet201.tv_in1k")
 
+def todays_names(
+    state:dict, # Names and tensors, as torchvision's files of 2017 have them or as today's
+    model:nn.Module, # The model they are for
+)->dict: # The same tensors; `norm.1` of a dense layer is called `norm1`
+    "Rename what the older files of torchvision call otherwise"
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name):weight for name,weight in state.items()}
+
 densenet_micro,densenet_bc100,densenet121,densenet169,densenet201,densenet264 = (
-    register_model(name, densenet, hub=DENSENET_HUB.get(name), **preset) for name,preset in DENSENET_SIZES.items())
+    register_model(name, densenet, hub=DENSENET_HUB.get(name), adapt=todays_names, **preset)
+    for name,preset in DENSENET_SIZES.items())

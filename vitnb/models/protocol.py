@@ -10,6 +10,7 @@ __all__ = ['PROTOCOL', 'models', 'TIMM', 'check_model', 'ModelRegistry', 'ModelE
 # %% ../../nbs/library/200_models.protocol.ipynb #c44517b5
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Registry, import_rooms, nearest
 from ..escape import in_page
-from ..hub import hub_weights, is_hub_file, read_weights
+from ..hub import find_weights, hub_weights, is_hub_file, read_weights
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
 PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_classifier", "reset_classifier",
@@ -130,12 +131,19 @@ class LoadReport:
     adapted:list = field(default_factory=list) # Names that were resized to fit
     fresh:list = field(default_factory=list) # Names that keep their new, random values
     dropped:list = field(default_factory=list) # Names of the source that were not taken over
+    prefix:str = "" # What stood before the names that were taken
 
     def __str__(self)->str:
-        parts = [f"{self.loaded} tensors from {self.source}"]
+        before = f", under {self.prefix!r}" if self.prefix else ""
+        parts = [f"{self.loaded} tensors from {self.source}{before}"]
         named = {"resized":self.adapted, "left at random":self.fresh, "dropped":self.dropped}
-        parts += [f"{what}: {', '.join(names)}" for what,names in named.items() if names]
+        parts += [f"{what}: {_some(names)}" for what,names in named.items() if names]
         return "; ".join(parts)
+
+def _some(names):
+    "List names, of many the first"
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 def _first_conv(model:nn.Module)->str:
     "Name of the convolution that meets the image; a name that no parameter has if there is none"
@@ -158,13 +166,39 @@ def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict
         raise ValueError(f"{source} does not fit this {type(model).__name__} ({e}); "
                          "create the model that the weights were trained with") from e
 
+# %% ../../nbs/library/200_models.protocol.ipynb #ff7c574f
+def _beginnings(state, own):
+    "Count, for each beginning, the names that are the model's without it"
+    counts = Counter()
+    for name in state:
+        parts = name.split(".")
+        for cut in range(len(parts)):
+            if ".".join(parts[cut:]) in own: counts[".".join([*parts[:cut], ""]).lstrip(".")] += 1
+    return counts
+
+def _own_part(state, own, source):
+    "What of `state` is the model's, without the beginning of its names; that beginning; and names of the rest"
+    counts = _beginnings(state, own)
+    most = max(counts.values(), default=0)
+    best = [prefix for prefix,count in counts.items() if count == most]
+    all_have_it = len(best) == 1 and all(name.startswith(best[0]) for name in state)
+    if "" in best or not most or (most*4 < len(own) and not all_have_it): return state, "", []
+    if len(best) > 1:
+        raise ValueError(f"{source} has weights of this model under {' and '.join(sorted(best))}: choose one with "
+                         f"pretrained='FILE::{min(best).rstrip('.')}'")
+    prefix = best[0]
+    part = {name.removeprefix(prefix):weight for name,weight in state.items() if name.startswith(prefix)}
+    return part, prefix, [name for name in state if not name.startswith(prefix)]
+
 # %% ../../nbs/library/200_models.protocol.ipynb #2f732f9c
 def _fit(name, weight, like, stem):
     "`weight` made to fit `like`, or None where that is impossible"
     if weight.shape == like.shape: return weight
-    if name != stem or weight.ndim != 4 or like.ndim != 4 or weight.shape[1] != 3: return None
-    if weight[:,0].shape != like[:,0].shape: return None
-    return adapt_input_conv(like.shape[1], weight) # sums or repeats the three colour filters
+    if name != stem or weight.ndim != 4 or like.ndim != 4 or weight[:,0].shape != like[:,0].shape: return None
+    have,want = weight.shape[1], like.shape[1]
+    if have == 3: return adapt_input_conv(want, weight) # sums or repeats the three colour filters
+    if want == 1: return weight.sum(1, keepdim=True)
+    return weight.repeat(1, want, 1, 1)/want if have == 1 else None # grey in every channel answers as before
 
 def _fitting(state, own, stem):
     "What of `state` the model can take, made to fit"
@@ -178,9 +212,15 @@ def _misfit(source, model, given, own, wrong, extra):
     "The error about weights of another model"
     some = [f"{name} {given.get(name, 'missing')} for {tuple(own[name].shape)}" for name in wrong[:3]]
     some += [f"{name} unknown" for name in extra[:3]]
+    stem = _first_conv(model)
+    if stem in wrong and stem in given:
+        some.append(f"the first filters are for {given[stem][1]} channels, which cannot be matched with "
+                    f"{own[stem].shape[1]}: give in_chans={given[stem][1]}")
     return ValueError(f"{source} does not fit this {type(model).__name__}: {len(wrong)} tensors missing "
                       f"or of another shape, {len(extra)} unknown ({'; '.join(some)}); "
                       "create the model that the weights were trained with")
+
+_COUNTER = "num_batches_tracked" # of batch norms with a fixed momentum nothing reads it, and old files lack it
 
 def load_weights(
     model:nn.Module, # The model to fill
@@ -190,18 +230,20 @@ def load_weights(
     fresh:tuple=(), # Names (or their beginnings) that may stay random; the classifier always may
 )->LoadReport: # What was loaded, resized, left at random and dropped
     "Load `state` into `model`; anything but the classifier that does not fit is a `ValueError`"
+    own = model.state_dict()
+    state,prefix,rest = _own_part(state, own, source)
     given = {name:tuple(weight.shape) for name,weight in state.items()}
     state = _adapted(state, model, adapt, source)
-    own = model.state_dict()
     head = _classifier(model)
     fits = _fitting(state, own, _first_conv(model))
-    lacking = [name for name in own if name not in fits]
+    lacking = [name for name in own if name not in fits and not name.endswith(_COUNTER)]
     wrong = [name for name in lacking if not name.startswith((head, *fresh))]
     extra = [name for name in state if name not in own and not name.startswith(head)]
     if wrong or extra: raise _misfit(source, model, given, own, wrong, extra)
     model.load_state_dict(fits, strict=False)
     resized = [name for name,weight in fits.items() if given.get(name, weight.shape) != tuple(weight.shape)]
-    return LoadReport(source, len(fits), resized, lacking, [name for name in state if name not in fits])
+    dropped = [name for name in state if name not in fits] + rest
+    return LoadReport(source, len(fits), resized, lacking, dropped, prefix)
 
 # %% ../../nbs/library/200_models.protocol.ipynb #ffc013f7
 def _load_families()->None:
@@ -224,8 +266,9 @@ def _pretrain(model:nn.Module, entry:ModelEntry, pretrained:bool|str|Path)->Load
         raise ValueError(f"no weights are published for {entry.name}; use pretrained=False, the path of a file, "
                          f"or one of: {', '.join(have) or '(none)'}")
     from_hub = pretrained is True or is_hub_file(pretrained)
-    source = hub if from_hub else Path(pretrained).name
-    state = hub_weights(hub) if from_hub else read_weights(pretrained)
+    state,which = (hub_weights(hub), "") if from_hub else find_weights(pretrained)
+    source = hub if from_hub else Path(pretrained).name.partition("::")[0]
+    if which: source += f" ({which})"
     return load_weights(model, state, source, entry.adapt, getattr(model, "fresh", ()))
 
 def create_model(

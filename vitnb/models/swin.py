@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['LARGEST_WINDOW', 'SWIN_SIZES', 'SWIN_HUB', 'swin_micro', 'swin_tiny', 'swin_small', 'swin_base', 'token_maps',
-           'fitting_windows', 'choose_window', 'SwinTransformer', 'swin']
+           'fitting_windows', 'choose_window', 'SwinTransformer', 'swin', 'timms_names']
 
 # %% ../../nbs/library/210_models.swin.ipynb #e45c40e1
+import re
+
 import timm.models.swin_transformer as timm_swin
 from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.swin_transformer import checkpoint_filter_fn
@@ -134,8 +136,27 @@ def swin(
         embed_dim=embed_dim, depths=depths, num_heads=num_heads, mlp_ratio=mlp_ratio, **rates)
 
 # %% ../../nbs/library/210_models.swin.ipynb #e08afb2e
+def timms_names(
+    state:dict, # Names and tensors of timm's, of the paper's authors or of torchvision
+    model:SwinTransformer, # The model they are for
+)->dict: # Under timm's names, tables and filters resized where window or patch differ
+    "Translate and resize weights"
+    is_torchvision = "features.0.0.weight" in state
+    if is_torchvision: state = dict(_translate(name, weight) for name,weight in state.items())
+    return checkpoint_filter_fn({name:weight for name,weight in state.items() if weight is not None}, model)
+
+def _translate(name, weight):
+    "timm's name of a tensor of torchvision's Swin: stages have odd numbers there, merging of patches even ones"
+    name = re.sub(r"^features\.0\.0", "patch_embed.proj", name)
+    name = re.sub(r"^features\.0\.2", "patch_embed.norm", name)
+    name = re.sub(r"^features\.([1357])\.(\d+)", lambda found: f"layers.{int(found[1])//2}.blocks.{found[2]}", name)
+    name = re.sub(r"^features\.([246])", lambda found: f"layers.{int(found[1])//2}.downsample", name)
+    name = name.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+    name = re.sub(r"^head\.", "head.fc.", name)
+    return name, None if name.endswith("relative_position_index") else weight # which is computed
+
 SWIN_HUB = {f"swin_{size}": f"swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small", "base")}
 
 swin_micro,swin_tiny,swin_small,swin_base = (
-    register_model(name, swin, hub=SWIN_HUB.get(name), adapt=checkpoint_filter_fn, **preset)
+    register_model(name, swin, hub=SWIN_HUB.get(name), adapt=timms_names, **preset)
     for name,preset in SWIN_SIZES.items())

@@ -1,0 +1,61 @@
+"Which folders are splits, which are classes, and which are neither"
+import numpy as np
+import pytest
+from PIL import Image
+from data_helpers import folder, own_folders, picture
+
+from vitnb.data.folder import class_folders
+from vitnb.data.sets import load_set
+
+
+@pytest.mark.parametrize("classes", [("valid", "invalid"), ("test", "valid"), ("train", "bus", "plane"), ("validation", "x"), ("training", "testing", "idle")])
+def test_classes_may_be_called_like_splits(tmp_path, classes):
+    s = load_set(folder(tmp_path/"s", classes=classes, n=8), valid=len(classes))
+    assert s.classes == sorted(classes) and sum(map(len, s.splits.values())) == 8*len(classes)
+
+
+def test_the_names_of_splits_are_a_parameter(tmp_path):
+    root = folder(folder(tmp_path/"s", parts=("learn", "judge"), n=3), classes=("train", "test"), n=3)
+    s = load_set(root, splits=dict(train="learn", test="judge"), valid=2)
+    assert s.classes == ["a", "b"] and all(item.startswith("judge/") for item in s.splits["test"].items)
+    plain = folder(tmp_path/"t", classes=("train", "test"), n=4)
+    with pytest.raises(ValueError, match="0 class folders and loose images"): load_set(plain)
+    assert load_set(plain, splits={}, valid=2).classes == ["test", "train"]
+    with pytest.raises(ValueError, match="no such folder: did you mean 'learn'"): load_set(root, splits=dict(train="lern"))
+    with pytest.raises(ValueError, match="unknown split 'dev'"): load_set(root, splits=dict(dev="learn"))
+    with pytest.raises(ValueError, match="names no train"): load_set(root, splits=dict(test="learn"))
+
+
+def test_folders_beside_the_splits_are_told(tmp_path, capsys):
+    root = folder(tmp_path/"s", parts=("train", "test"), n=3); picture(root/"extra"/"1.png")
+    load_set(root, valid=2)
+    assert "s: 1 passed over: 1 folders beside the splits (extra)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("Images", "annotations"), ("imgs", "GT"), ("images_001", "images_002"), ("part1", "part2"), ("batch-1", "batch-2")])
+def test_what_is_no_class_is_noticed(tmp_path, names):
+    root = folder(tmp_path/"s", classes=names, n=4)
+    with pytest.raises(ValueError, match="no classes: .* give classes="): load_set(root)
+    assert load_set(root, classes=list(names), valid=2).classes == list(names)
+    with pytest.raises(ValueError, match="no classes"): load_set(folder(tmp_path/"t", classes=names, parts=("train", "test"), n=2))
+
+
+def test_masks_are_noticed_before_they_are_found_empty(tmp_path):
+    picture(tmp_path/"s"/"images"/"1.png"); (tmp_path/"s"/"labels").mkdir(); (tmp_path/"s"/"labels"/"1.txt").write_text("0 .5 .5 .1 .1")
+    with pytest.raises(ValueError, match="images and labels, which are no classes"): load_set(tmp_path/"s")
+
+
+def test_chosen_classes_keep_their_order(tmp_path):
+    root = folder(tmp_path/"s", classes="abc", parts=("train", "test"), n=2)
+    read = class_folders(root, classes=["c", "a"])
+    assert read.classes == ["c", "a"] and read.items["test"][0] == "test/c/0.png" and read.labels["train"] == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="has no class folder 'd'"): load_set(root, classes=["a", "d"])
+
+
+def test_no_message_advises_to_delete(tmp_path):
+    "Whatever a folder lacks, what is in it is the user's"
+    (tmp_path/"s"/"a").mkdir(parents=True); (tmp_path/"s"/"b").mkdir()
+    for make in (lambda: None, lambda: folder(tmp_path/"s", n=2, parts=("train", "val")), lambda: folder(tmp_path/"s", classes=("x",), parts=("val",), n=1)):
+        make()
+        try: load_set(tmp_path/"s")
+        except ValueError as error: assert "remove" not in str(error) and "delete" not in str(error)
