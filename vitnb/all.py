@@ -146,6 +146,7 @@ from vitnb.learner.options import *
 from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
+from vitnb.learner.origin import *
 from vitnb.learner.views import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *

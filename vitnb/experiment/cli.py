@@ -23,7 +23,7 @@ from .execute import (error_line, make_run_dir, other_error, rank_error, run_not
                                       workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
-from .run import commands, load_families, mark_status, read_json
+from .run import commands, goes_on, load_families, mark_status, read_json
 from ..launch import Ranks, check_processes, free_port
 from ..parameters import complain, parse_params
 from ..progress import fmt_time, in_kernel
@@ -130,8 +130,7 @@ def _attempt(args, params, run_dir):
 def _clear(run_dir):
     "Forget the errors of earlier attempts, and say what the ranks shall know of this one"
     for path in run_dir.glob("rank*.error"): path.unlink()
-    resumed = (run_dir/"params.json").is_file()
-    return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int(resumed)))
+    return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int(goes_on(run_dir))))
 
 def _rendezvous():
     "The store at which all ranks of a launch meet, and their number"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'plain', 'write_json', 'read_json', 'new_run_dir', 'environment', 'mark_status', 'changed_params', 'hold',
-           'release', 'find_run', 'main_folder', 'run_folder', 'load_families', 'family_params', 'Run']
+           'release', 'find_run', 'main_folder', 'goes_on', 'run_folder', 'load_families', 'family_params', 'Run']
 
 # %% ../../nbs/library/600_experiment.run.ipynb #9ac80466
 import importlib.metadata
@@ -168,6 +168,7 @@ def _may_go_on(folder, params, tag):
     "Whether a folder holds an unfinished run with this tag and these parameters"
     status = read_json(folder/"status.json")
     if status.get("status") == "finished" or (status.get("tag") or "") != tag: return False
+    if (folder/"origin.json").is_file(): return False # it began with another run's checkpoint, as this one does not
     return not changed_params(read_json(folder/"params.json"), params)
 
 def find_run(
@@ -199,12 +200,20 @@ def _asked_folder(resume, params):
     "The folder that `resume` names, if what it was asked for is what is asked for now"
     folder = Path(resume).expanduser().resolve()
     if not (folder/"params.json").is_file():
-        raise ValueError(f"resume={resume!r} has no params.json: give auto, never, or the folder of a run")
+        raise ValueError(f"resume={resume!r} has no params.json: give auto, never, the folder of a run, or a "
+                         "checkpoint such as checkpoint_epoch_10.pth")
     changes = changed_params(read_json(folder/"params.json"), params)
     if changes:
         raise ValueError(f"{folder.name} was run with other parameters ({'; '.join(changes)}); "
                          "give it the same, or start over with resume='never'")
     return folder
+
+# %% ../../nbs/library/600_experiment.run.ipynb #47a73223
+def goes_on(
+    run_dir:str|Path, # A run folder
+)->bool: # Whether there is a state that training goes on from
+    "Tell whether a run folder was begun before"
+    return any((Path(run_dir)/name).is_file() for name in ("params.json", "origin.json"))
 
 def run_folder(
     name:str, # Name of the notebook
@@ -218,6 +227,9 @@ def run_folder(
     if given: return Path(given).resolve()
     if resume == "auto": return find_run(name, params, tag, root) or new_run_dir(name, tag, root)
     if resume == "never": return new_run_dir(name, tag, root)
+    if str(resume).endswith(".pth"):
+        from vitnb.learner.origin import begin_from
+        return begin_from(resume, lambda: new_run_dir(name, tag, root))
     return _asked_folder(resume, params)
 
 # %% ../../nbs/library/600_experiment.run.ipynb #dc1c5fd7
@@ -242,7 +254,7 @@ class Run:
         name:str, # Name of the notebook, `"train_swin"`
         params:dict, # The parameters: `globals()` in a notebook, or a dict
         tag:str="", # Added to the name of the folder
-        resume:str="never", # "auto": go on with the same run if it did not finish; "never": a new folder; or a folder
+        resume:str="never", # "auto": go on with the same unfinished run; "never": a new folder; a folder; a checkpoint
         family:str="", # Family whose recipes the notebook trains; its fields may be given beside what the cell shows
     ):
         self.params = take_params(params, family_params(family))
@@ -256,7 +268,7 @@ class Run:
         self.dir = run_folder(name, self.params, tag, resume)
         if not hold(self.dir):
             raise ValueError(f"{self.dir} is in use by another process; wait for it, or start over with resume='never'")
-        self.resumed = (self.dir/"params.json").is_file()
+        self.resumed = goes_on(self.dir)
         write_json(self.dir/"params.json", self.params)
         write_json(self.dir/"environment.json", env)
         facts = dict(tag=tag, pid=os.getpid(), host=platform.node(), resumed=self.resumed)
