@@ -165,6 +165,7 @@ from vitnb.learner.pixelprobe import *
 from vitnb.experiment.run import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
+from vitnb.experiment.show import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.choices import *

@@ -73,6 +73,7 @@ class Askable:
     "What the notebooks of a family can be asked"
     fields:dict # Of their recipes: names and defaults
     run:tuple = tuple(RUN_FIELDS) # Which of `RUN_FIELDS` they have beside those
+    resolve:Callable|None = None # name of a recipe, what is asked for -> all its fields
 
     def everything(self)->dict: # Names and defaults
         "All that may stand in a parameters cell"

@@ -10,6 +10,7 @@ __all__ = ['FIELDS', 'families', 'recipes', 'ADVICE', 'LABELS_ONLY', 'Family', '
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import AttrDict
@@ -111,9 +112,14 @@ def _keep(family, named, run, replace):
     if changed and not replace:
         raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
     families[family.name] = family
-    askable[family.name] = Askable(family.fields, run)
+    askable[family.name] = Askable(family.fields, run, partial(_resolve_named, family.name))
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
+
+def _resolve_named(family, name, given):
+    "Resolve a recipe of a family; a notebook with a single recipe need not name it"
+    if not name and len(recipes[family]) == 1: name = next(iter(recipes[family]))
+    return resolve(family, name, given)
 
 def register_family(
     name:str, # Such as "swin"
