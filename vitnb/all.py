@@ -131,6 +131,7 @@ from vitnb.callback.mlflow import *
 from vitnb.callback.wandb import *
 from vitnb.callback.trial import *
 from vitnb.callback.track import *
+from vitnb.callback.runlog import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
 from vitnb.callback.live import *
