@@ -175,6 +175,7 @@ from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
+from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *
 from vitnb.experiment.study import *
 from vitnb.experiment.search import *
