@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, my_rank, n_ranks, one_of,
                         pick_device, repo_root, settings)
-from ..parameters import NOTHING, Askable, askable, take_params
+from ..parameters import FREE_FIELDS, NOTHING, Askable, askable, flat, run_words, take_params
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
 def plain(
@@ -132,7 +132,6 @@ def mark_status(
     return new
 
 # %% ../../nbs/library/600_experiment.run.ipynb #0fc7cb64
-_free = {"resume", "max_hours"} # parameters that say how to run, not what
 _held = {} # folders that this process holds
 
 def changed_params(
@@ -142,7 +141,7 @@ def changed_params(
     "List how two runs differ"
     old = plain(old)
     new = plain(new)
-    names = sorted((old.keys() | new.keys()) - _free)
+    names = sorted((old.keys() | new.keys()) - FREE_FIELDS)
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 def hold(
@@ -329,7 +328,8 @@ def finish(self:Run,
     **scores, # Final scores by name: `test_accuracy=.97, test_accuracy_lo=.95, test_n=360`
 )->dict: # The scores as written
     "Write result.json and mark the run as finished"
-    scores = plain(scores)
+    tags = run_words(self.params, settings())["tags"]
+    scores = plain(scores | flat(dict(tags=tags)))
     for name,value in scores.items():
         if isinstance(value, (dict, list)):
             raise ValueError(f"score {name}={value!r} is not one value: give each its own name, "
