@@ -235,7 +235,7 @@ register_family("spectral", without=(*LABELS_ONLY, *_images_only, "dropout"),
                          precision="fp32"),
         retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
                          warmup_epochs=10., precision="auto", valid_every=5, checkpoint_every_n_epochs=10,
-                         n_show=4, dpi=150),
+                         n_show=4, dpi=150, load_rgb=None), # None: companion images, where the catalogue has them
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 
