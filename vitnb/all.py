@@ -163,6 +163,7 @@ from vitnb.learner.spectral import *
 from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
+from vitnb.learner.fits import *
 from vitnb.experiment.run import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
