@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnb.experiment.advice import (REMEDIES, SIZES, Advice, advice_base, fitting_batch, guide_row, peak_lr, recommend, remedies, split_batch, symptoms)
+from vitnb.experiment.advice import (REMEDIES, SIZES, Advice, advice_base, fitting_batch, guide_row, findings, peak_lr, recommend, remedies, split_batch, symptoms)
 from vitnb.experiment.recipes import ADVICE, FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family
+from vitnb.parameters import RUN_FIELDS
 
 GiB = 2**30
 ADVISED = sorted(k for k,f in families.items() if f.advice)
@@ -99,7 +100,7 @@ def test_a_family_says_itself_what_is_recommended_for_it(mine):
 def test_advice_that_lacks_or_adds_something_is_refused(mine, change, says):
     advice = {k:v for k,v in {**MINE, **change}.items() if not (k in change and v is None)}
     with pytest.raises(ValueError, match=says): mine(advice)
-    assert set(MINE) == set(ADVICE) and "mine" not in families
+    assert set(MINE) == {*ADVICE, "epochs_by_size"} and "mine" not in families
 
 
 def test_a_family_without_advice_is_refused_by_name():
@@ -116,17 +117,39 @@ def test_nonsense_is_an_error(kw, says):
     with pytest.raises(ValueError, match=says): recommend(**{**PLAIN, **kw})
 
 
+ALL = ("nan", "diverging", "overfitting", "underfitting", "unfinished", "oom", "slow")
+
+
 def rows(train, valid, acc=None): return [dict(train_loss=t, valid_loss=v, accuracy=a) for t,v,a in zip(train, valid, acc or [.5]*len(train))]
 
 
 @pytest.mark.parametrize("history,want", [
     (rows([2, math.nan], [2, 2]), ["nan"]), (rows([2, 1], [2, math.inf]), ["nan"]),
     (rows([2, 1.5, 1, .8, .6, .4], [2, 1.5, 1.4, 1.6, 1.8, 2.]), ["overfitting"]),
-    (rows([2.3]*6, [2.3]*6, [.1]*6), ["underfitting"]),
+    (rows([2.3]*6, [2.3]*6, [.1]*6), ["diverging"]), (rows([95, 60, 40, 30, 25, 20], [99, 60, 40, 35, 33, 30], [.1]*6), ["diverging"]),
+    (rows([2.3, 2, 1.7, 1.7, 1.7, 1.7], [2.3, 2, 1.8, 1.8, 1.8, 1.8], [.1, .15, .2, .2, .2, .2]), ["underfitting"]),
+    (rows([2, 1, .6, .8, 1.5], [2, 1, .7, 1, 1.8]), ["diverging"]),
+    (rows([2, 1, 1.5, 1, 1.5, 1, 1.5, 1], [2, 1.2, 1.6, 1.2, 1.6, 1.2, 1.6, 1.2]), ["diverging"]),
+    (rows([1, 3, 5], [1, 3, 5]), ["diverging"]),
+    ([dict(train_loss=.07, valid_loss=.07)]*6, ["diverging"]),
+    ([dict(train_loss=.5/(i+1), valid_loss=.5/(i+1)) for i in range(6)], ["unfinished"]),
+    ([dict(train_loss=1/(i+1), valid_loss=.5, accuracy=.7, train_accuracy=.7+i*.05) for i in range(6)], ["overfitting"]),
+    ([dict(train_loss=1/(i+1), valid_loss=None if i%2 else 1/(i+1)) for i in range(6)], ["unfinished"]),
     (rows([2, 1.5, 1, .8, .6, .4], [2, 1.5, 1, .8, .6, .4]), ["unfinished"]),
     (rows([2, 1, .5, .45, .44, .44], [2, 1, .6, .58, .58, .58], [.9]*6), []),
     (rows([2], [2]), [])])
-def test_symptoms(history, want): assert symptoms(history, n_classes=10) == want
+def test_symptoms(history, want):
+    assert symptoms(history, n_classes=10) == want
+    assert all(findings(history, n_classes=10).values()), "each is told with what shows it"
+
+
+@settings(max_examples=100, deadline=None)
+@given(losses=st.lists(st.floats(.01, 10), min_size=3, max_size=30), scale=st.floats(.01, 100))
+def test_what_diverges_does_so_in_any_unit(losses, scale):
+    a,b = ("diverging" in symptoms([dict(train_loss=v*k, valid_loss=1., accuracy=.5) for v in losses], n_classes=4) for k in (1, 2.**round(math.log2(scale))))
+    assert a == b
+    steadily = sorted(losses, reverse=True)
+    assert "diverging" not in symptoms([dict(train_loss=v, valid_loss=v, accuracy=.9) for v in steadily], n_classes=4)
 
 
 def test_a_history_without_epochs():
@@ -134,10 +157,23 @@ def test_a_history_without_epochs():
 
 
 def test_every_symptom_has_remedies_about_something_that_exists():
-    known = {*FIELDS, "data", "gradient checkpointing", "window_size"}
-    for s in ("nan", "overfitting", "underfitting", "unfinished", "oom", "slow"):
+    known = {*FIELDS, *RUN_FIELDS, "data", "gradient checkpointing", "window_size", "workers", "--processes"}
+    for s in ALL:
         for what,how in remedies(s): assert how and set(what.split(", ")) <= known, (s, what)
-    assert set(REMEDIES) == {"nan", "overfitting", "underfitting", "unfinished", "oom", "slow"}
+    assert set(REMEDIES) == set(ALL)
+
+
+@pytest.mark.parametrize("symptom,guides", [ # what the guides say, under the fields' names
+    ("diverging", "lr warmup_epochs clip augment class_weights data stats pretrained"), ("overfitting", "weight_decay dropout augment epochs early_stop drop_path mixup cutmix ema_half_life arch"),
+    ("underfitting", "arch epochs lr weight_decay dropout"), ("nan", "lr clip data anomaly"), ("oom", "bs accumulate img_size arch precision window_size"), ("slow", "optimizer bs warmup_epochs workers precision --processes")])
+def test_the_guides_rows_are_complete(symptom, guides):
+    assert set(guides.split()) <= {word for what,_ in remedies(symptom) for word in what.split(", ")}
+
+
+@pytest.mark.parametrize("params,epochs,name", [(27.7e6, 100, "50 to 100 for Swin-T"), (49e6, 150, "100 to 150 for Swin-S"), (87e6, 200, "150 to 200 for Swin-B"), (1e6, 100, "Swin-T")])
+def test_larger_models_train_longer_as_the_guide_has_it(params, epochs, name):
+    a = recommend(100_000, 200, 64, int(params))
+    assert a["epochs"] == epochs and name in a.why["epochs"]
 
 
 def test_it_prints_itself():

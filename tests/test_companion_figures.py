@@ -1,4 +1,7 @@
 "Companion images in the figures of masked autoencoders, and how many, how fine and in which format they are drawn"
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +40,17 @@ def test_the_companion_stands_beside_its_cube(eyes):
     assert "companion image" not in titles(figures[0]) and titles(figures[1])[0] == "companion image"
     shown = axes(figures[1])[0].images[0].get_array()
     assert np.allclose(np.asarray(shown), few["rgb"][0].permute(1, 2, 0).numpy()), "it is the file's image"
+
+
+def test_where_nobody_decides_they_are_shown_if_each_cube_has_one(eyes, capsys):
+    "So the guide's recipe shows them, and takes a catalogue that has none"
+    assert resolve("spectral", "retina", dict(data="x"))["load_rgb"] is None
+    def shown(have):
+        some = copy.copy(eyes)
+        some.records = [record if have(i) else replace(record, rgb=None) for i,record in enumerate(eyes.records)]
+        return cube_loaders(some, bs=4, rgb=None, device="cpu").train.one_batch().get("rgb") is not None
+    assert [shown(lambda i: True), shown(lambda i: False)] == [True, False] and capsys.readouterr().out == ""
+    assert not shown(lambda i: i) and "1 of 12 cubes have none" in capsys.readouterr().out
 
 
 def test_training_is_the_same_with_them(eyes):

@@ -118,3 +118,47 @@ def test_ranks_of_one_machine_listen_on_its_loopback_alone(tmp_path, launcher):
     said = [json.loads((tmp_path/f"said{rank}").read_text()) for rank in range(2)]
     assert codes == [0, 0] and [one for one,_ in said] == [2., 2.]
     assert {address for _,heard in said for address in heard} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+class Cuda:
+    "A machine that shows `n` CUDA devices, of those that the environment leaves"
+    def __init__(self, monkeypatch, n, hidden=None):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")) if n else 0)
+        if hidden is None: monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("text,hidden,want", [("0,2", None, "0,2"), ("2, 0", None, "2,0"), ("1", "4,7", "7"), ("1,0", "GPU-aa,GPU-bb", "GPU-bb,GPU-aa")])
+def test_chosen_devices_are_all_that_the_run_sees(monkeypatch, text, hidden, want):
+    Cuda(monkeypatch, 4, hidden)
+    assert launch.device_environment(text) == dict(CUDA_VISIBLE_DEVICES=want) and launch.device_environment(None) == {}
+
+
+@pytest.mark.parametrize("text,says", [("0,0", "each once"), ("a", "such as 0,1,2"), ("", "such as"), ("0,4", "device 4 is not on this machine, which shows 4"), ("-1", "such as")])
+def test_devices_that_cannot_be_are_refused(monkeypatch, text, says):
+    Cuda(monkeypatch, 4)
+    with pytest.raises(ValueError, match=says): launch.device_environment(text)
+
+
+@pytest.mark.parametrize("asked,devices,device,want", [(None, None, GPU, 1), ("auto", None, GPU, 4), ("auto", None, CPU, 1), ("auto", "0,2", GPU, 2), (None, "0,2", GPU, 2), (None, "3", GPU, 1),
+                                                       ("2", None, CPU, 2), (2, "0,2", GPU, 2)])
+def test_how_many_processes_there_shall_be(monkeypatch, asked, devices, device, want):
+    Cuda(monkeypatch, 4)
+    assert launch.count_processes(asked, devices, device) == want
+
+
+@pytest.mark.parametrize("asked,devices,device,says", [("3", "0,2", GPU, "3 processes on 2 devices"), ("5", None, GPU, "this machine has 4 CUDA devices"), ("many", None, GPU, "or auto"), ("0", None, CPU, "from 1"),
+                                                       (None, "0,1", CPU, "trains on cpu")])
+def test_processes_that_cannot_be_are_refused(monkeypatch, asked, devices, device, says):
+    Cuda(monkeypatch, 4)
+    with pytest.raises(ValueError, match=says): launch.count_processes(asked, devices, device)
+
+
+def test_idle_devices_are_said(monkeypatch):
+    Cuda(monkeypatch, 4)
+    assert "1 of 4 CUDA devices train" in launch.idle_devices(1, GPU) and launch.idle_devices(4, GPU) == launch.idle_devices(1, CPU) == ""
+    Cuda(monkeypatch, 4, "2")
+    assert launch.idle_devices(1, GPU) == "", "what is hidden from the run is not idle"

@@ -36,7 +36,7 @@ def test_wandb_keeps_config_names_and_files(store):
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     records = [pb.Record.FromString(r) for r in log_records(path.read_bytes())]
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
-    assert (run.project, run.display_name, list(run.tags)) == ("train_digits", "20250101-000000", ["version=v1"])
+    assert (run.project, run.display_name, list(run.tags)) == ("train_digits", "20250101-000000", ["version=v1", "arch=swin_micro"])
     config = {u.key or ".".join(u.nested_key):u.value_json for r in records if r.WhichOneof("record_type") == "config" for u in r.config.update}
     assert config["opt.lr"] == "0.1" and config["arch"] == '"swin_micro"'
     assert (path.parent/"files/checkpoints/best_model.pth").exists()

@@ -137,6 +137,7 @@ from vitnb.callback.mlflow import *
 from vitnb.callback.wandb import *
 from vitnb.callback.trial import *
 from vitnb.callback.track import *
+from vitnb.callback.runlog import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
 from vitnb.callback.live import *
@@ -152,6 +153,7 @@ from vitnb.learner.options import *
 from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
+from vitnb.learner.origin import *
 from vitnb.learner.views import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *
@@ -167,9 +169,11 @@ from vitnb.learner.spectral import *
 from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
+from vitnb.learner.fits import *
 from vitnb.experiment.run import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
+from vitnb.experiment.show import *
 from vitnb.experiment.readme import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.choices import *
@@ -178,6 +182,7 @@ from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
+from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *
 from vitnb.experiment.study import *
 from vitnb.experiment.search import *

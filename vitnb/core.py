@@ -130,8 +130,7 @@ def _is_workspace(folder:Path)->bool:
 
 def _named_workspace():
     "The workspace that the environment names, None if it names none"
-    named = os.environ.get("VITNB_WORKSPACE")
-    if not named: return None
+    if not (named := os.environ.get("VITNB_WORKSPACE")): return None
     if not _is_workspace(Path(named)):
         raise ValueError(f"VITNB_WORKSPACE={named!r} has no settings.ini with a [vitnb] section; "
                          "point it at one or unset it")
@@ -161,8 +160,14 @@ class Settings:
     precision:str = "auto"                    # auto, fp32, bf16, fp16
     seed:int = 42                             # the seed where nothing else is said
     rank_timeout:int = 600                    # seconds for which one process of a launch waits for another
+    log_level:str = "info"                    # what run.log of a run holds: debug (each step), info or warning
+    experiment:str = ""                       # under which name trackers file runs; "" is the notebook's
+    tags:str = ""                             # words about all runs for trackers: version=v1.0, team=eyes
+    wandb_project:str = ""                    # project in W&B; "" is the experiment's name
+    wandb_entity:str = ""                     # person or team in W&B; "" is W&B's own setting
 
-_choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("auto", "fp32", "bf16", "fp16"))
+_choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("auto", "fp32", "bf16", "fp16"),
+                log_level=("debug", "info", "warning"))
 _not_settings = {"workspace", "run_dir", "headless", "resumed", "trial"} # VITNB_* variables with another meaning
 
 # %% ../nbs/library/000_core.ipynb #a86cf499
@@ -178,8 +183,8 @@ def _parse(key, text, default, root, origin):
     if isinstance(default, int) and text.isdecimal() and len(text) < 19: return int(text)
     if isinstance(default, int):
         raise ValueError(f"{origin}: {key} = {text!r} is not a whole number from 0; for example {key} = {default}")
-    if key in _choices and text not in _choices[key]:
-        raise ValueError(f"{origin}: {key} = {text!r}: {nearest(text, _choices[key])}")
+    known = _choices.get(key, (text,))
+    if text not in known: raise ValueError(f"{origin}: {key} = {text!r}: {nearest(text, known)}")
     return text
 
 def _given(root):
@@ -214,8 +219,7 @@ def n_ranks()->int: # 1 without a launcher
 
 def my_rank()->int: # From 0
     "Which of the processes that train together this one is, as the launcher says in `RANK`"
-    if n_ranks() == 1: return 0
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if n_ranks() > 1 else 0
 
 def is_main()->bool:
     "Whether this process owns the files: rank 0"
@@ -227,8 +231,7 @@ PEER_LOST = "another process of this launch ended" # in the error of each proces
 def _best_device():
     "CUDA, then Apple's MPS, then the CPU"
     if torch.cuda.is_available(): return "cuda"
-    if torch.backends.mps.is_available(): return "mps"
-    return "cpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 def _devices_of(kind):
     "How many devices of a kind this machine has"
@@ -358,8 +361,6 @@ def moved_names(
     return find
 
 __getattr__ = moved_names(__name__, {
-    "vitnb.renamed": "Renamed renamed rename new_name upgrade",
-    "vitnb.progress": "in_kernel headless fmt_time progress_bar progress",
-    "vitnb.hub": "plain_names",
-    "vitnb.launch": "free_port check_processes end_tree Ranks",
-    "vitnb.parameters": "literal_params check_params flat"})
+    "vitnb.renamed": "Renamed renamed rename new_name upgrade", "vitnb.parameters": "literal_params check_params flat",
+    "vitnb.progress": "in_kernel headless fmt_time progress_bar progress", "vitnb.hub": "plain_names",
+    "vitnb.launch": "free_port check_processes end_tree Ranks"})

@@ -240,8 +240,15 @@ class Checkpoints(TrainCallback):
         self.best = state["best"]
         self.best_epoch = state["best_epoch"]
         self.kept = [tuple(entry) for entry in state["kept"]]
+        self._forget_lost()
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #38f53b76
+@patch
+def _forget_lost(self:Checkpoints):
+    "A best epoch whose file is not in this folder can be given to nobody: the search begins again"
+    if self.best is not None and not (self.folder/"best_model.pth").is_file(): self.best = self.best_epoch = None
+    self.kept = [(value, epoch) for value,epoch in self.kept if (self.folder/f"top_epoch_{epoch}.pth").is_file()]
+
 @patch
 def state(
     self:Checkpoints,

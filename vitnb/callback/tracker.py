@@ -21,9 +21,9 @@ from .checkpoint import Checkpoints
 from .limit import TrainingStopped
 from .scalars import check_scalar_names, scalars, step_scalars
 from .system import system_points
-from ..core import Registry, atomic_write, is_main
+from ..core import Registry, atomic_write, is_main, settings
 from ..files import load_json
-from ..parameters import flat
+from ..parameters import flat, run_words
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #e4aa09b5
 TRACKED_FILES = ("params.json", "environment.json", "history.csv", "figures/*.png", "checkpoints/best_model.pth")
@@ -41,7 +41,8 @@ class Tracker(TrainCallback):
     ):
         self.run_dir = Path(run_dir)
         self.params = params
-        self.tags = dict(tags or {})
+        self.words = run_words(_own_params(self.run_dir), settings()) # under which names it is filed
+        self.tags = {**self.words["tags"], **(tags or {})}
         self.files = tuple(files)
         self.lock = None # held while a record is open
         self.last_steps = {} # of each scalar in the store
@@ -132,6 +133,10 @@ def _release(self:Tracker):
 
 def _read_json(path): return load_json(path) if path.is_file() else {}
 
+def _own_params(run_dir):
+    "Parameters of the run; those of a phase stand in the folder above it"
+    return _read_json(run_dir/"params.json") or _read_json(run_dir.resolve().parent/"params.json")
+
 @patch
 def _record(self:Tracker):
     "The run's entry in tracker.json; None where there is none"
@@ -174,8 +179,10 @@ def _start(self:Tracker):
     steps = self.recorder.total_steps
     self._claim(getattr(self, "folder", self.run_dir))
     old = self._record() if steps else None # a run that starts over gets a record of its own
+    arch = getattr(self.learn, "config", {}).get("arch")
+    if arch: self.tags.setdefault("arch", arch)
     record = self.open_record(old, self._flat_params())
-    self._write_record(**record, step=steps)
+    self._write_record(**record, step=steps, tags=self.tags)
     if old: self.last_steps = self.stored_steps()
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #23f47e5b
@@ -318,6 +325,7 @@ def add_results(self:Tracker,
     "Continue a record that is closed with scores and files"
     if "folder" in record: self.folder = Path(record["folder"])
     step = record["step"]
+    self.tags = record.get("tags", self.tags)
     self.last_steps = {"train/loss":step} # nothing up to this step is hidden
     values = {_result_name(k):v for k,v in scores.items() if isinstance(v, (int, float))}
     if not self.attempt("opening the record", self.open_record, record, {}): return False

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from .tracker import TRACKED_FILES, Tracker, trackers
 from ..core import need
+from ..parameters import wandb_project, wandb_tags
 
 # %% ../../nbs/library/478_callback.wandb.ipynb #09883792
 class WandB(Tracker):
@@ -25,7 +26,8 @@ class WandB(Tracker):
     def __init__(self,
         run_dir:str|Path, # The run's folder; W&B's own files go there too
         uri:str|None=None, # Address of a server; W&B's own setting if None or ""
-        project:str|None=None, # Name of the project; `WANDB_PROJECT`, or that of the folder above `run_dir`, if None
+        project:str|None=None, # Name of the project; as `wandb_project` says if None
+        entity:str|None=None, # Person or team; as `wandb_entity` says if None
         run_name:str|None=None, # Name of the run; that of `run_dir` if None
         params:dict|None=None, # As for `Tracker`; the run's config
         tags:dict|None=None, # As for `Tracker`
@@ -35,7 +37,8 @@ class WandB(Tracker):
         need("wandb", "wandb")
         folder = self.run_dir.resolve()
         self.uri = uri or None
-        self.project = project or os.environ.get("WANDB_PROJECT") or folder.parent.name
+        self.project = project or wandb_project(self.words, folder.parent.name)
+        self.entity = entity or self.words["wandb_entity"] or None
         self.run_name = run_name or folder.name
         self._handle = None
         self._id = None
@@ -61,10 +64,10 @@ def _start_run(self:WandB):
     wandb = need("wandb", "wandb")
     server = dict(base_url=self.uri) if self.uri else {}
     return wandb.init(
-        project=self.project, id=self._id, name=self.run_name, dir=str(self.run_dir),
+        project=self.project, entity=self.entity, id=self._id, name=self.run_name, dir=str(self.run_dir),
         resume="allow", reinit="create_new",
         mode=os.environ.get("WANDB_MODE") or None, # else W&B looks only at what was set before its first run
-        tags=[f"{name}={value}"[:64] for name,value in self.tags.items()],
+        tags=wandb_tags(self.tags),
         settings=wandb.Settings(console="off", quiet=True, finish_timeout=60, **server)) # 0 would wait for ever
 
 # %% ../../nbs/library/478_callback.wandb.ipynb #0e10bb62

@@ -166,10 +166,20 @@ def _tasks(cube_set, kinds, how):
     if len(found) == 1: return Tasks({"":task for task in found.values()}) # a task alone needs no name
     return Tasks(found)
 
+def _used(cube_set): return [cube_set.records[n] for n in np.concatenate([*cube_set.splits.values()]).tolist()]
+
+def _shows_companions(cube_set, rgb):
+    "Whether companion images are read; where nobody decides, they are if each cube has one"
+    if rgb is not None: return rgb
+    lacking = [record.name for record in _used(cube_set) if record.rgb is None]
+    n = len(_used(cube_set))
+    if 0 < len(lacking) < n:
+        print(f"companion images are not shown: {len(lacking)} of {n} cubes have none, such as {lacking[0]}")
+    return not lacking
+
 def _check_has(cube_set, kinds, how, rgb):
     "Refuse what the cubes do not come with"
-    for number in np.concatenate([*cube_set.splits.values()]).tolist():
-        record = cube_set.records[number]
+    for record in _used(cube_set):
         if "pixels" in kinds and record.label_map is None:
             raise ValueError(f"label='pixels' needs a label map, and {record.name} has none; leave label out, or "
                              "use label='class'")
@@ -255,7 +265,7 @@ def cube_loaders(
     drop_last:bool=True, # Train on full batches only, if there is one
     max_bad:float=.01, # Share of cubes that may be unreadable
     on_device:bool|None=None, # Augment on the device; None: if that is CUDA
-    rgb:bool=False, # Also the companion images, as field `rgb` (B,3,H,W)
+    rgb:bool|None=False, # Also the companion images, as field `rgb` (B,3,H,W); None: if each cube has one
     views:int=1, # Training batches with so many views of each window, (B,V,C,H,W)
 )->ImageLoaders: # train, valid and test, with `wavelengths`, `normalizer`, `rgb_bands` and more as attributes
     "Make the loaders of a set of cubes"
@@ -264,6 +274,7 @@ def cube_loaders(
     check_patch(cube_set, size, patch_size)
     how = one_of(label_of or _usual_label(cube_set), LABELS, "label_of")
     kinds = _label_kinds(label)
+    rgb = _shows_companions(cube_set, rgb)
     _check_has(cube_set, kinds, how, rgb)
     tasks = _tasks(cube_set, kinds, how)
     datasets = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'REMEDIES', 'guide_row', 'advice_base', 'peak_lr', 'fitting_batch', 'split_batch', 'Advice', 'recommend',
-           'symptoms', 'remedies']
+           'findings', 'symptoms', 'remedies']
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #d591abf6
 import math
@@ -90,12 +90,14 @@ class Advice(dict):
 
     def __str__(self): return "\n".join(f"{field:16} {value!s:14} {self.why[field]}" for field,value in self.items())
 
-def _epochs(n, base):
+def _epochs(n, base, params):
     "How long the guides train on sets of such sizes"
     if n < 5_000: return 100, "a small set: an epoch is few steps"
     if n <= 50_000: return 200, "the guide's for CIFAR's 50,000 images"
-    if n <= 500_000: return 100, "the guide's for Tiny-ImageNet's 100,000 images"
-    return base["epochs"],base["epochs_why"]
+    if n > 500_000: return base["epochs"],base["epochs_why"]
+    for most,low,high,name in base.get("epochs_by_size", ()):
+        if params <= most: return high, f"the guide's {low} to {high} for {name} on Tiny-ImageNet's 100,000 images"
+    return 100, "the guide's for Tiny-ImageNet's 100,000 images"
 
 def _augment(base, img_size, mirror):
     "The augmentation that suits the images"
@@ -151,7 +153,7 @@ def recommend(
         raise ValueError(f"n_classes={n_classes} must be at least 2 and img_size={img_size} at least 1")
     base = advice_base(family)
     row = guide_row(n_images)
-    epochs = (epochs, "as given") if epochs else _epochs(n_images, base)
+    epochs = (epochs, "as given") if epochs else _epochs(n_images, base, params)
     augment = _augment(base, img_size, mirror)
     batch = _batch_fields(n_images, row, memory, fixed, per_image)
     step = batch["bs"][0]*batch["accumulate"][0]
@@ -183,29 +185,86 @@ def _clip(base):
     "Choose the norm that gradients are clipped at"
     return base["clip"], "the guide's; after unscaling" if base["clip"] else "not needed by the recipe"
 
-# %% ../../nbs/library/670_experiment.advice.ipynb #d73467c2
-def symptoms(
-    rows:Sequence[dict], # One dict an epoch: train_loss, valid_loss, accuracy
-    n_classes:int|None=None, # For what chance would give
-)->list: # Of "nan", "overfitting", "underfitting", "unfinished"; empty if nothing shows
-    "Find what the history of a run suffers from"
-    if not rows: raise ValueError("no epochs to judge; pass learn.recorder.rows of a run that finished one")
-    def column(name, rows): return [float(row[name]) for row in rows if row.get(name) is not None]
-    every = [value for name in ("train_loss", "valid_loss") for value in column(name, rows)]
-    if not all(map(math.isfinite, every)): return ["nan"]
-    rows = [row for row in rows if row.get("valid_loss") is not None] or rows # epochs that were validated
-    train,valid,accuracy = (column(name, rows) for name in ("train_loss", "valid_loss", "accuracy"))
-    third = max(1, len(rows)//3)
+# %% ../../nbs/library/670_experiment.advice.ipynb #6b646458
+def _column(name, rows): return [float(row[name]) for row in rows if row.get(name) is not None]
+
+def _rises(train):
+    "Say that the training loss has lost half of what it had gained"
+    low = min(train)
+    if len(train) < 3 or train[-1] <= low + max((train[0] - low)/2, .02*abs(low)): return ""
+    return f"training loss rose from {low:.3g} in epoch {train.index(low) + 1} to {train[-1]:.3g}"
+
+def _swings(train):
+    "Say that the training loss swings"
+    late = train[len(train)//3:]
+    steps = [abs(after - before) for before,after in zip(late, late[1:])]
+    if len(steps) < 4 or sum(steps) < 4*abs(late[-1] - late[0]): return ""
+    mean = sum(steps)/len(steps)
+    return f"training loss swings by {mean:.3g} from epoch to epoch" if mean > .05*abs(train[0]) else ""
+
+def _stays(train, accuracy, n_classes):
+    "Say that nothing was learnt"
+    if len(train) < 3: return ""
+    stood = train[-1] >= .95*train[0]
+    if accuracy and n_classes:
+        guesses = max(accuracy) < 1.5/n_classes and (stood or train[-1] >= .98*math.log(n_classes))
+        return f"accuracy {accuracy[-1]:.3g} stays at chance ({1/n_classes:.3g})" if guesses else ""
+    still = not accuracy and len(train) >= 5 and stood and max(train) - min(train) < .02*abs(train[0])
+    return f"training loss stands still at {train[-1]:.3g}" if still else ""
+
+# %% ../../nbs/library/670_experiment.advice.ipynb #a7c197ea
+def _overfits(train, valid, accuracy, train_accuracy):
+    "Say that training images are known by heart"
     best = valid.index(min(valid))
-    found = []
+    third = max(1, len(valid)//3)
     rises = best < len(valid) - third and valid[-1] > 1.05*valid[best]
-    if rises and train[-1] < train[best]: found.append("overfitting")
+    if rises and train[-1] < train[best]:
+        return f"validation loss rose from {valid[best]:.3g} to {valid[-1]:.3g} while training loss fell"
+    gap = train_accuracy[-1] - accuracy[-1] if train_accuracy and accuracy else 0
+    if len(valid) >= 3 and gap > .15: return f"training accuracy is {gap:.2f} above that of validation"
+    return ""
+
+def _underfits(train, accuracy, n_classes):
+    "Say that little was learnt, and no more would be"
+    third = max(1, len(train)//3)
     chance = 1/n_classes if n_classes else .1
     flat = len(train) > third and train[-1] > .98*train[-1-third]
-    if accuracy and accuracy[-1] < 3*chance and flat: found.append("underfitting")
+    if not accuracy or accuracy[-1] >= 3*chance or not flat: return ""
+    return f"accuracy {accuracy[-1]:.3g} is low, and the training loss no longer falls"
+
+def _unfinished(valid):
+    "Say that the run ended too early"
+    third = max(1, len(valid)//3)
     falls = len(valid) > third and valid[-1] < .95*valid[-1-third]
-    if falls and best == len(valid) - 1: found.append("unfinished")
-    return found
+    if not falls or valid[-1] > min(valid): return ""
+    return f"validation loss fell from {valid[-1-third]:.3g} to {valid[-1]:.3g} in the last third"
+
+# %% ../../nbs/library/670_experiment.advice.ipynb #7b60c574
+def findings(
+    rows:Sequence[dict], # One dict an epoch: train_loss, valid_loss, accuracy, train_accuracy
+    n_classes:int|None=None, # For what chance would give
+)->dict: # Symptom -> what shows it; empty if nothing does
+    "Find what the history of a run suffers from, and why one may think so"
+    if not rows: raise ValueError("no epochs to judge; pass learn.recorder.rows of a run that finished one")
+    lost = [row.get("epoch", i) for i,row in enumerate(rows, 1)
+            if not all(map(math.isfinite, [*_column("train_loss", [row]), *_column("valid_loss", [row])]))]
+    if lost: return dict(nan=f"the loss of epoch {lost[0]} is not finite")
+    judged = [row for row in rows if row.get("valid_loss") is not None] or rows # epochs that were validated
+    names = ("train_loss", "valid_loss", "accuracy", "train_accuracy")
+    train,valid,accuracy,train_accuracy = (_column(name, judged) for name in names)
+    every = _column("train_loss", rows)
+    diverging = _rises(every) or _swings(every) or _stays(every, accuracy, n_classes)
+    if diverging: return dict(diverging=diverging) # whatever else shows comes of it
+    found = dict(overfitting=valid and _overfits(train, valid, accuracy, train_accuracy),
+                 underfitting=_underfits(train, accuracy, n_classes), unfinished=_unfinished(valid))
+    return {symptom:why for symptom,why in found.items() if why}
+
+def symptoms(
+    rows:Sequence[dict], # As for `findings`
+    n_classes:int|None=None, # For what chance would give
+)->list: # Of "nan", "diverging", "overfitting", "underfitting", "unfinished"; empty if nothing shows
+    "Find what the history of a run suffers from"
+    return list(findings(rows, n_classes))
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #4e0845a6
 REMEDIES = Registry("symptom")
@@ -214,29 +273,50 @@ REMEDIES.update(
         ("lr", "a third; a guide's 1e-6 is so low that nothing is learnt"),
         ("clip", "1.0"), ("warmup_epochs", "twice as long"),
         ("precision", "bf16 or fp32 in place of fp16; mixed precision is not a cure"),
-        ("data", "look for broken images: image_set.check()")],
+        ("data", "look for broken images: image_set.check()"),
+        ("anomaly", "True names the operation that broke; several times slower")],
+    diverging=[
+        ("lr", "a third (three times, if it never moved); for weights that are good already the guides' 1e-5"),
+        ("warmup_epochs", "longer: 15, the guide's, or a tenth of the run"),
+        ("clip", "1.0, where the loss swings"), ("augment", "light, or the next weaker one"),
+        ("class_weights, loss_kw, task_weights", "where classes are uneven, or one term outweighs the others"),
+        ("data", "look at a batch and its labels; its mean and deviation should be near 0 and 1"),
+        ("stats", "train: normalised by this set's own mean and deviation"),
+        ("pretrained", "weights to begin with, in place of random ones")],
     overfitting=[
         ("augment", "the next stronger one"), ("mixup, cutmix", "0.8 and 1.0, with more epochs"),
-        ("drop_path", "0.2 to 0.3; for DenseNet dropout 0.2"),
+        ("drop_path, dropout", "0.2 to 0.3; for DenseNet dropout 0.2"),
+        ("label_smoothing", "0.1: less sure of what may be wrong"),
         ("ema_half_life", "a twentieth of the epochs; a fixed decay of 0.9999 is still mostly the first weights after "
                           "10,000 steps"),
-        ("weight_decay", "SGD: 1e-3 in place of 1e-4; AdamW stays at 0.05")],
+        ("weight_decay", "SGD: 1e-3 in place of 1e-4; AdamW stays at 0.05"),
+        ("early_stop, epochs", "10, the guide's, or fewer epochs: the schedule ends with them"),
+        ("arch", "a smaller model")])
+
+# %% ../../nbs/library/670_experiment.advice.ipynb #bcca24f1
+REMEDIES.update(
     underfitting=[
         ("lr", "three times, with warm-up"),
-        ("epochs", "more; schedules here end with the run, so nothing else has to follow"),
-        ("drop_path, dropout, mixup", "less"), ("arch", "a larger model, last")],
+        ("epochs", "more (a guide: 300); schedules here end with the run, so nothing else has to follow"),
+        ("drop_path, dropout, mixup", "less"), ("weight_decay", "SGD: 1e-5 in place of 1e-4"),
+        ("augment", "the next weaker one"), ("arch", "a larger model"),
+        ("hyperparams", "search them, last: vitnb search")],
     unfinished=[("epochs", "more: validation was still improving in the last third")],
     oom=[
         ("gradient checkpointing", "helps most; learn.model.set_grad_checkpointing()"),
         ("bs, accumulate", "half and twice: the same step"), ("precision", "bf16"), ("img_size", "192 for 224"),
+        ("arch", "a smaller model"),
         ("window_size", "hardly helps: for Swin-T at 256 pixels a window of 4 in place of 8 saves 7 %")],
     slow=[
         ("warmup_epochs", "a few, with a higher lr"),
         ("bs", "larger only with lr in proportion: alone it means fewer steps an epoch"),
-        ("optimizer", "adamw converges faster early; sgd is the recipe for DenseNet's last percent")])
+        ("optimizer", "adamw converges faster early; sgd is the recipe for DenseNet's last percent"),
+        ("precision", "bf16, where the device has it"),
+        ("workers", "a setting: more, where steps wait for data (log_level = debug says how long)"),
+        ("--processes", "auto: all devices")])
 
 def remedies(
-    symptom:str, # "nan", "overfitting", "underfitting", "unfinished", "oom", "slow"
+    symptom:str, # "nan", "diverging", "overfitting", "underfitting", "unfinished", "oom", "slow"
 )->list: # Pairs (what to change, how)
     "Say what to change, most likely first"
     return REMEDIES[symptom]

@@ -14,17 +14,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, settings
-from .execute import (error_line, make_run_dir, other_error, rank_error, run_notebook, watch_others,
-                                      workspace_of)
+from .execute import (environ, error_line, make_run_dir, other_error, rank_error, run_notebook,
+                                      watch_others, workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
-from .run import commands, load_families, mark_status, read_json
-from ..launch import Ranks, check_processes, free_port, meet_on_loopback
+from .run import commands, goes_on, load_families, mark_status, read_json
+from .show import show_run
+from ..launch import (Ranks, check_processes, count_processes, device_environment, free_port, idle_devices,
+                          meet_on_loopback)
 from ..parameters import complain, parse_params
 from ..progress import fmt_time, in_kernel
 
@@ -130,8 +133,7 @@ def _attempt(args, params, run_dir):
 def _clear(run_dir):
     "Forget the errors of earlier attempts, and say what the ranks shall know of this one"
     for path in run_dir.glob("rank*.error"): path.unlink()
-    resumed = (run_dir/"params.json").is_file()
-    return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int(resumed)))
+    return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int(goes_on(run_dir))))
 
 def _rendezvous():
     "The store at which all ranks of a launch meet, and their number"
@@ -187,11 +189,11 @@ def _end_of(ranks, codes, run_dir):
         complain(f"{error}, silently") # by a signal that nobody can handle, or for lack of memory
     return code, error
 
-def _launch(args, pairs, run_dir):
+def _launch(args, pairs, run_dir, n):
     "Run the notebook in several processes and see to their end"
     command = _rank_command(args, pairs)
     try:
-        with Ranks(command, args.processes, args.port, **_clear(run_dir)) as ranks:
+        with Ranks(command, n, args.port, **_clear(run_dir)) as ranks:
             with on_signals(ranks.processes[0].send_signal): # rank 0 stops all
                 codes = ranks.wait(calm=_is_orderly)
         state = "failed"
@@ -205,39 +207,55 @@ def _launch(args, pairs, run_dir):
     return code if code >= 0 else 1
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #cd10fb2e
-def _check_launch(args, params):
-    "Refuse processes that could not be started"
-    if args.processes == 1: return
+def _processes(args, params):
+    "How many processes there shall be; those that could not be started are refused"
     if n_ranks() > 1:
-        raise ValueError(f"--processes {args.processes} inside a launch of {n_ranks()} processes; "
-                         "leave it out, the launcher has started all")
-    device = params.get("device") or settings(workspace_of(args.notebook)).device
-    check_processes(args.processes, pick_device(device))
-    if args.port is not None: free_port(args.port)
+        if (args.processes, args.devices) == (None, None): return 1
+        raise ValueError(f"--processes or --devices inside a launch of {n_ranks()} processes; "
+                         "leave them out, the launcher has started all")
+    device = pick_device(params.get("device") or settings(workspace_of(args.notebook)).device)
+    n = count_processes(args.processes, args.devices, device)
+    if n > 1 and args.port is not None: free_port(args.port)
+    idle = idle_devices(n, device)
+    if idle: complain(idle)
+    return n
 
-def _prepare(args, pairs):
-    "The checked parameters and the run folder"
+def _asked(args, pairs):
+    "What the notebook shows, what it is asked for, checked, and what else it could be asked"
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
-    params = parse_params(pairs, shown, notebook_askable(nb, [name for name,_ in pairs]))
-    _check_launch(args, params)
+    family = notebook_askable(nb, [name for name,_ in pairs])
+    return nb, shown, parse_params(pairs, shown, family), family
+
+def _prepare(args, pairs):
+    "Make ready what was asked for; gives the function that does it, which gives an exit code"
+    nb,shown,params,family = _asked(args, pairs)
+    if args.show:
+        text = show_run(nb, shown, params, family)
+        return lambda: print(text) or 0
+    n = _processes(args, params)
     def make(): return make_run_dir(args.notebook, shown, params)
     under_launcher = n_ranks() > 1 and "VITNB_RESUMED" not in os.environ
-    return params, _meet(make) if under_launcher else make()
+    run_dir = _meet(make) if under_launcher else make()
+    if n > 1: return partial(_launch, args, pairs, run_dir, n)
+    if is_main(): print(f"run folder: {run_dir}", flush=True)
+    return partial(_attempt, args, params, run_dir)
 
+# %% ../../nbs/library/640_experiment.cli.ipynb #4cca7421
 def cmd_run(
-    args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `processes`, `port`
+    args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
-    try: params,run_dir = _prepare(args, pairs)
-    except ValueError as e:
-        complain(f"vitnb run: {e}")
-        return 2
-    if args.processes > 1: return _launch(args, pairs, run_dir)
-    if is_main(): print(f"run folder: {run_dir}", flush=True)
-    return _attempt(args, params, run_dir)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(environ(**device_environment(args.devices)))
+            start = _prepare(args, pairs)
+        except ValueError as e:
+            complain(f"vitnb run: {e}")
+            return 2
+        return start()
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #ce00234d
 def cmd_readme(
@@ -266,8 +284,10 @@ def _add_run(commands):
                      help="a parameter, shown in the notebook or a field of its recipe; may be repeated")
     run.add_argument("--tag", help="short for -p tag TAG: added to the name of the run folder")
     run.add_argument("--output", type=Path, help="where the executed notebook goes (default: the run folder)")
-    run.add_argument("--processes", type=int, default=1, metavar="N",
-                     help="train with N processes on this machine, one to a device")
+    run.add_argument("--show", action="store_true", help="print the resolved recipe, and run nothing")
+    run.add_argument("--processes", metavar="N",
+                     help="train with N processes on this machine, one to a device; auto: on all devices")
+    run.add_argument("--devices", metavar="0,1,2", help="train on these CUDA devices, a process on each")
     run.add_argument("--port", type=int, help="where the processes meet (default: any free port)")
     run.set_defaults(call=cmd_run)
 
@@ -293,7 +313,6 @@ def main(
 # %% ../../nbs/library/640_experiment.cli.ipynb #264ba9ed
 __getattr__ = moved_names(__name__, {
     "vitnb.parameters": "parse_value",
-    "vitnb.experiment.execute": "environ",
     "vitnb.experiment.readme": "experiments_table from_above with_table",
     "vitnb.experiment.notebook": "card is_experiment"})
 

@@ -140,7 +140,7 @@ def add_search(
     "Add the command `vitnb search`"
     command = subparsers.add_parser("search", help="search the parameters of a notebook, or join and continue a search")
     _add_plan(command)
-    command.add_argument("--trials", type=int, default=50, metavar="N",
+    command.add_argument("--trials", "--n-trials", type=int, default=50, metavar="N",
                          help="trials that shall have come to an end, over all workers and restarts (default: 50)")
     command.add_argument("--study", help="name of the study (default: the notebook's)")
     command.add_argument("--storage", help="file, or postgresql://user@host/database (default: outputs/search)")
@@ -155,8 +155,9 @@ def add_sweep(
     "Add the command `vitnb sweep`"
     command = subparsers.add_parser("sweep", help="create a sweep of Weights & Biases")
     _add_plan(command)
-    command.add_argument("--project", help="W&B's project (default: the notebook's name)")
-    command.add_argument("--entity", help="person or team in W&B")
+    command.add_argument("--project", "--wandb-project", help="W&B's project (default: the setting wandb_project, "
+                         "or the notebook's name)")
+    command.add_argument("--entity", "--wandb-entity", help="person or team in W&B (default: the setting wandb_entity)")
     command.add_argument("--sweep-name", help="name of the study, where W&B is offline")
     command.set_defaults(call=cmd_sweep)
 

@@ -7,8 +7,11 @@ __all__ = ['FIELDS', 'SET_FIELDS', 'families', 'recipes', 'ADVICE', 'LABELS_ONLY
            'resolve', 'learner_args', 'set_args', 'loader_args', 'callback_args', 'run_args', 'stored_recipe']
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #0af4dbdd
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import AttrDict
@@ -96,9 +99,10 @@ def _check_advice(family):
     if family.advice is None: return
     lacks = [k for k in ADVICE if k not in family.advice]
     if lacks: raise ValueError(f"advice of family {family.name!r} lacks {lacks[0]!r}; it needs {', '.join(ADVICE)}")
-    unknown = family.advice.keys() - set(ADVICE)
+    known = (*ADVICE, "epochs_by_size")
+    unknown = family.advice.keys() - set(known)
     if unknown:
-        raise ValueError(f"advice of family {family.name!r} has {min(unknown)!r}: {nearest(min(unknown), ADVICE)}")
+        raise ValueError(f"advice of family {family.name!r} has {min(unknown)!r}: {nearest(min(unknown), known)}")
     field = family.advice["regularizer"]
     if field not in family.fields:
         raise ValueError(f"regularizer={field!r} is no field of {family.name!r}: {nearest(field, family.fields)}")
@@ -116,9 +120,14 @@ def _keep(family, named, run, replace):
     if changed and not replace:
         raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
     families[family.name] = family
-    askable[family.name] = Askable(family.fields, run)
+    askable[family.name] = Askable(family.fields, run, partial(_resolve_named, family.name))
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
+
+def _resolve_named(family, name, given):
+    "Resolve a recipe of a family; a notebook with a single recipe need not name it"
+    if not name and len(recipes[family]) == 1: name = next(iter(recipes[family]))
+    return resolve(family, name, given)
 
 def register_family(
     name:str, # Such as "swin"
@@ -130,7 +139,7 @@ def register_family(
     pretext:str="", # Name of its pretext, such as "masked"; empty: it trains the tasks of its data
     pretext_fields:Sequence|Mapping=(), # Its own fields for the pretext; a dict gives the names of its options
     other:Sequence=(), # Its own fields that its notebooks read themselves
-    advice:Mapping|None=None, # Where recommendations begin: the keys of `ADVICE`; None: nothing is recommended for it
+    advice:Mapping|None=None, # Where recommendations begin: keys of `ADVICE`, maybe `epochs_by_size`; None: nothing is
     replace:bool=False, # Whether another family of that name may be replaced
 )->None: # It stands in `families` then, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
@@ -152,7 +161,9 @@ _swin_guide = dict(data="tiny_imagenet", img_size=224, augment="advanced", arch=
 _swin_paper = dict(_swin_guide, data="imagenet", epochs=300, bs=1024, lr=1e-3, warmup_epochs=20., clip=5.,
                    max_hours=None, drop_path=.2, cache=False, stats="imagenet", mixup=.8, cutmix=1.)
 
+_swin_epochs = ((40e6, 50, 100, "Swin-T"), (70e6, 100, 150, "Swin-S"), (math.inf, 150, 200, "Swin-B")) # by parameters
 _swin_advice = dict(
+    epochs_by_size=_swin_epochs,
     optimizer="adamw", lr=3e-4, batch=64, params=27.7e6, # Swin-T's: a narrower model has a higher rate
     weight_decay=.05, weight_decay_why="the guide's; at any size, for Swin keeps it on 1.3 million images, where "
                                        "the guide's row for large sets has 0.001",
@@ -232,7 +243,7 @@ register_family("spectral", without=(*LABELS_ONLY, *_images_only, "dropout"),
                          precision="fp32"),
         retina    = dict(arch="spectral_mae_medium", patch_size=(25, 5), augment="guide", epochs=200, bs=6, lr=1e-4,
                          warmup_epochs=10., precision="auto", valid_every=5, checkpoint_every_n_epochs=10,
-                         n_show=4, dpi=150),
+                         n_show=4, dpi=150, load_rgb=None), # None: companion images, where the catalogue has them
         scene     = dict(data="jasper_ridge", window=20, stride=10, jitter=5, normalize="zscore", augment="flip",
                          patch_size=(4, 6), epochs=60, bs=8, lr=2e-3, precision="fp32")))
 

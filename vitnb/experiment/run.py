@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commands', 'plain', 'write_json', 'read_json', 'new_run_dir', 'environment', 'mark_status', 'changed_params', 'hold',
-           'release', 'find_run', 'main_folder', 'run_folder', 'load_families', 'family_params', 'Run']
+           'release', 'find_run', 'main_folder', 'goes_on', 'run_folder', 'load_families', 'family_params', 'Run']
 
 # %% ../../nbs/library/600_experiment.run.ipynb #9ac80466
 import importlib.metadata
@@ -25,7 +25,7 @@ from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, 
                         pick_device, repo_root, settings)
 from ..escape import in_page
 from ..files import BrokenFile, load_json
-from ..parameters import NOTHING, Askable, askable, take_params
+from ..parameters import Askable, FREE_FIELDS, NOTHING, askable, flat, run_words, take_params
 
 # %% ../../nbs/library/600_experiment.run.ipynb #44d794cc
 def plain(
@@ -133,7 +133,6 @@ def mark_status(
     return new
 
 # %% ../../nbs/library/600_experiment.run.ipynb #0fc7cb64
-_free = {"resume", "max_hours"} # parameters that say how to run, not what
 _held = {} # folders that this process holds
 
 def changed_params(
@@ -143,7 +142,7 @@ def changed_params(
     "List how two runs differ"
     old = plain(old)
     new = plain(new)
-    names = sorted((old.keys() | new.keys()) - _free)
+    names = sorted((old.keys() | new.keys()) - FREE_FIELDS)
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 def hold(
@@ -170,6 +169,7 @@ def _may_go_on(folder, params, tag):
     try: status,old = [read_json(folder/name) for name in ("status.json", "params.json")]
     except (BrokenFile, OSError) as error: return print(f"passed over: {error}", flush=True)
     if status.get("status") == "finished" or (status.get("tag") or "") != tag: return False
+    if (folder/"origin.json").is_file(): return False # it began with another run's checkpoint, as this one does not
     return not changed_params(old, params)
 
 def find_run(
@@ -201,12 +201,20 @@ def _asked_folder(resume, params):
     "The folder that `resume` names, if what it was asked for is what is asked for now"
     folder = Path(resume).expanduser().resolve()
     if not (folder/"params.json").is_file():
-        raise ValueError(f"resume={resume!r} has no params.json: give auto, never, or the folder of a run")
+        raise ValueError(f"resume={resume!r} has no params.json: give auto, never, the folder of a run, or a "
+                         "checkpoint such as checkpoint_epoch_10.pth")
     changes = changed_params(read_json(folder/"params.json"), params)
     if changes:
         raise ValueError(f"{folder.name} was run with other parameters ({'; '.join(changes)}); "
                          "give it the same, or start over with resume='never'")
     return folder
+
+# %% ../../nbs/library/600_experiment.run.ipynb #47a73223
+def goes_on(
+    run_dir:str|Path, # A run folder
+)->bool: # Whether there is a state that training goes on from
+    "Tell whether a run folder was begun before"
+    return any((Path(run_dir)/name).is_file() for name in ("params.json", "origin.json"))
 
 def run_folder(
     name:str, # Name of the notebook
@@ -220,6 +228,9 @@ def run_folder(
     if given: return Path(given).resolve()
     if resume == "auto": return find_run(name, params, tag, root) or new_run_dir(name, tag, root)
     if resume == "never": return new_run_dir(name, tag, root)
+    if str(resume).endswith(".pth"):
+        from vitnb.learner.origin import begin_from
+        return begin_from(resume, lambda: new_run_dir(name, tag, root))
     return _asked_folder(resume, params)
 
 # %% ../../nbs/library/600_experiment.run.ipynb #dc1c5fd7
@@ -244,7 +255,7 @@ class Run:
         name:str, # Name of the notebook, `"train_swin"`
         params:dict, # The parameters: `globals()` in a notebook, or a dict
         tag:str="", # Added to the name of the folder
-        resume:str="never", # "auto": go on with the same run if it did not finish; "never": a new folder; or a folder
+        resume:str="never", # "auto": go on with the same unfinished run; "never": a new folder; a folder; a checkpoint
         family:str="", # Family whose recipes the notebook trains; its fields may be given beside what the cell shows
     ):
         self.params = take_params(params, family_params(family))
@@ -258,7 +269,7 @@ class Run:
         self.dir = run_folder(name, self.params, tag, resume)
         if not hold(self.dir):
             raise ValueError(f"{self.dir} is in use by another process; wait for it, or start over with resume='never'")
-        self.resumed = (self.dir/"params.json").is_file()
+        self.resumed = goes_on(self.dir)
         write_json(self.dir/"params.json", self.params)
         write_json(self.dir/"environment.json", env)
         facts = dict(tag=tag, pid=os.getpid(), host=platform.node(), resumed=self.resumed)
@@ -319,7 +330,8 @@ def finish(self:Run,
     **scores, # Final scores by name: `test_accuracy=.97, test_accuracy_lo=.95, test_n=360`
 )->dict: # The scores as written
     "Write result.json and mark the run as finished"
-    scores = plain(scores)
+    tags = run_words(self.params, settings())["tags"]
+    scores = plain(scores | flat(dict(tags=tags)))
     for name,value in scores.items():
         if isinstance(value, (dict, list)):
             raise ValueError(f"score {name}={value!r} is not one value: give each its own name, "

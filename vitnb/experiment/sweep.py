@@ -23,6 +23,7 @@ from .run import new_run_dir, plain, read_json
 from .search import search, trial_value
 from .space import active_params
 from .study import SearchPlan, open_study
+from ..parameters import run_words, wandb_project, wandb_tags
 
 # %% ../../nbs/library/678_experiment.sweep.ipynb #f79619e6
 _PLAN = "vitnb_plan"
@@ -61,8 +62,8 @@ def _ask(what, call, *args, **kw):
 
 def create_sweep(
     plan:SearchPlan, # From `make_plan`
-    project:str|None=None, # W&B's project; `WANDB_PROJECT`, or the notebook's name, if None
-    entity:str|None=None, # Person or team; W&B's own setting if None
+    project:str|None=None, # W&B's project; as for a run (`wandb_project`), or the notebook's name, if None
+    entity:str|None=None, # Person or team; as for a run (`wandb_entity`) if None
     name:str|None=None, # Of the study, where W&B is offline; a new one if None
     root:str|Path|None=None, # The workspace; the one at hand if None
 )->str: # Its id: "entity/project/id" as W&B gives it, or the name of a study
@@ -72,7 +73,9 @@ def create_sweep(
         open_study(name, plan, root=root)
         return name
     wandb = need("wandb", "wandb")
-    project = project or os.environ.get("WANDB_PROJECT") or plan.name
+    words = run_words(plan.params, settings(root))
+    project = project or wandb_project(words, plan.name)
+    entity = entity or words["wandb_entity"] or None
     sweep = _ask("create the sweep", wandb.sweep, sweep_config(plan), project=project, entity=entity)
     return "/".join(part for part in (entity, project, sweep) if part)
 
@@ -131,6 +134,7 @@ def run_of_sweep(
     def take(row):
         numbers = _numbers(row, plan)
         if numbers: run.log(numbers)
+    run.tags = wandb_tags(run_words(params, own)["tags"])
     tracker = "none" if own.tracker == "wandb" else own.tracker # the sweep's run is this run's record there
     with environ(VITNB_TRACKER=tracker), following(run_dir, take): run_notebook(notebook, params, run_dir)
     run.summary["run"] = run_dir.relative_to(own.outputs_path).as_posix()

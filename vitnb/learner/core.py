@@ -28,6 +28,7 @@ from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
 from ..callback.stop import EarlyStop
+from ..callback.runlog import run_log
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..callback.trial import trial_callbacks
@@ -249,8 +250,8 @@ def run_callbacks(
     folder = Path(folder)
     checkpoints = Checkpoints(folder/"checkpoints", monitor, mode, every_n_epochs, every_n_steps, keep_top_k)
     record = make_tracker(tracker, folder, tags=tags, scalar_names=scalar_names)
-    cbs = [History(folder), EventLog(folder/"events.jsonl"), record, SystemWatch(), ExplainOOM(), checkpoints,
-           NaNWatch(), StopOnSignal()]
+    cbs = [History(folder), EventLog(folder/"events.jsonl"), *run_log(folder), record, SystemWatch(), ExplainOOM(),
+           checkpoints, NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
     return cbs + trial_callbacks()
 
