@@ -2874,6 +2874,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vitnb/experiment/commands.py'),
                                            'vitnb.experiment.commands._search': ( 'library/experiment.commands.html#_search',
                                                                                   'vitnb/experiment/commands.py'),
+                                           'vitnb.experiment.commands._stop': ( 'library/experiment.commands.html#_stop',
+                                                                                'vitnb/experiment/commands.py'),
                                            'vitnb.experiment.commands._sweep': ( 'library/experiment.commands.html#_sweep',
                                                                                  'vitnb/experiment/commands.py'),
                                            'vitnb.experiment.commands._sweep_agent': ( 'library/experiment.commands.html#_sweep_agent',

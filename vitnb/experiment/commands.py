@@ -62,7 +62,7 @@ def plan_of(
     if twice: raise ValueError(f"-p {twice[0]} is given, and the space's file has it in params; give it once")
     return make_plan(args.notebook, params={**fixed, **typed}, **said)
 
-# %% ../../nbs/library/680_experiment.commands.ipynb #cb748a44
+# %% ../../nbs/library/680_experiment.commands.ipynb #67508d9c
 _TYPED = ("space", "score", "better", "pick", "sampler", "pruner", "study", "storage", "trials", "max_failures")
 
 def worker_line(
@@ -84,10 +84,18 @@ def other_workers(
     line = [sys.executable, "-m", "vitnb.experiment.cli", *worker_line(args)]
     others = [subprocess.Popen(line, start_new_session=True) for _ in range(args.processes - 1)]
     try: yield others
+    except BaseException:
+        _stop(others)
+        raise
     finally:
-        for other in others:
-            if other.poll() is None: other.terminate() # only where this one ends by an error
         for other in others: other.wait()
+
+def _stop(others):
+    "Ask workers to save and stop, once: asked twice, they would leave their trials as they are"
+    asked = [other for other in others if not getattr(other, "is_asked", False)]
+    for other in asked:
+        other.is_asked = True
+        other.terminate()
 
 # %% ../../nbs/library/680_experiment.commands.ipynb #f66b6cb9
 def _report(found, study, folder, plan):
@@ -116,7 +124,7 @@ def _work(worker, others, args):
     "Work beside the others and wait for them; a signal goes to all. Signals, and the exit codes of the others"
     busy = [worker]
     def stop(signum):
-        for other in others: other.terminate()
+        _stop(others)
         for one in busy: one.stop(signum)
     with on_signals(stop) as signals:
         worker.work(args.trials, args.max_failures, lambda line: print(line, flush=True))
