@@ -1,11 +1,15 @@
 "Searches from the command line"
 import json
+import signal
 
 import pytest
-from search_helpers import SPACE, workspace # noqa: F401, a fixture
+from search_helpers import SPACE, space_file, start, wait_for, workspace # noqa: F401, two of them are fixtures
 
-from vitnb.experiment.cli import main
+from vitnb.experiment.cli import main, parser
+from vitnb.experiment.commands import worker_line
 from vitnb.experiment.run import read_json
+from vitnb.experiment.search import study_rows
+from vitnb.experiment.study import open_study
 
 pytest.importorskip("optuna")
 
@@ -28,3 +32,30 @@ def test_a_study_from_the_command_line_to_its_best_parameters(workspace, capfd):
     assert main(command) == 0 and len(list((workspace/"out/train_demo").iterdir())) == 3 # enough have ended: nothing more is run
     assert main(["search", "train_demo.ipynb", "--space", "space.json", "--trials", "4", "--study", "s"]) == 2
     assert "exists with another plan (params.epochs: 2 -> None)" in capfd.readouterr().err
+
+
+def test_workers_of_one_command_are_the_same_command_without_their_number(workspace):
+    line = ["search", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--trials", "3", "--pruner", "none", "-p", "epochs", "2", "-p", "kind", "a"]
+    args = parser().parse_args([*line, "--processes", "3"])
+    again = parser().parse_args(worker_line(args))
+    assert vars(again) == {**vars(args), "processes":1}
+
+
+@pytest.mark.slow # starts a kernel for each trial
+def test_processes_share_a_study_and_a_signal_ends_them_all(workspace, space_file):
+    worker = start(workspace, *space_file, "--trials", "3", "--processes", "2", "-p", "epochs", "1")
+    out = worker.communicate(timeout=300)[0]
+    assert worker.returncode == 0 and out.count(": complete") == 3, out
+    rows = study_rows(open_study("s", root=workspace))
+    assert [row["state"] for row in rows] == ["complete"]*3 and len({row["x"] for row in rows}) == 3
+    worker = start(workspace, "--space", "space.json", "--study", "t", "--trials", "2", "--processes", "2", "-p", "nap", "60")
+    wait_for(lambda: len([p for p in (workspace/"out/train_demo").glob("*t.0*/began.txt")]) == 2, "not two trials at once")
+    worker.send_signal(signal.SIGTERM)
+    out = worker.communicate(timeout=300)[0]
+    assert worker.returncode in (130, 143), out
+    states = [row["state"] for row in study_rows(open_study("t", root=workspace))]
+    assert sorted(states) == ["fail", "fail", "waiting", "waiting"], "both trainings are queued again"
+
+
+def test_no_process_is_no_search(workspace, space_file, capfd):
+    assert main(["search", "train_demo.ipynb", *space_file, "--processes", "0"]) == 2 and "from 1" in capfd.readouterr().err

@@ -103,6 +103,15 @@ def test_listed_films_that_are_absent_are_counted_or_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="4 of 24 films are not below"): chest_set(path, patient="patient", absent="error")
 
 
+def test_masks_that_are_absent_are_refused_when_the_table_is_read(tmp_path):
+    path = table(tmp_path/"films", n=7, films=7)
+    (tmp_path/"films"/"masks").mkdir()
+    for i in range(6):
+        for side,lung in zip(("right", "left"), MADE.lungs[i]): Image.fromarray(lung).save(tmp_path/"films"/"masks"/f"{i:04}_{side}_lung_mask.png")
+    with pytest.raises(ValueError, match="1 of 7 films of scores have no two masks in the folder 'masks'.*0006"): chest_set(path, patient="patient", masks="masks")
+    assert sum(map(len, chest_set(path, patient="patient", masks="masks", exclude=["0006"]).splits.values())) == 6
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_read(tmp_path):
     path = table(tmp_path/"films", films=1)
     frame = pd.read_csv(path, sep=";", dtype=str)

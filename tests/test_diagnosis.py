@@ -1,55 +1,77 @@
-"What a run suffers from, as the last lines of its notebook say it"
-import json
-from pathlib import Path
-
+"Films with one diagnosis: of folders, tables and synthetic, divided by patients, through the networks of zones"
 import numpy as np
+import pandas as pd
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
-from vitnb.experiment.diagnosis import batch_statistics, diagnose
-from vitnb.testing import tiny_learner
+from vitnb.data.diagnosis import CONGESTED, as_diagnosis, congestion_films, load_diagnosis
+from vitnb.data.sets import load_set
+from vitnb.data.thorax import synthetic_films
+from vitnb.learner.core import vit_learner
 
-NBS = Path(__file__).resolve().parents[1]/"nbs"
-TRAINING = sorted(p for verb in ("train", "pretrain", "finetune") for p in NBS.glob(f"{verb}_*.ipynb"))
-
-
-@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.stem)
-def test_every_training_notebook_ends_with_a_diagnosis(path):
-    sources = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-    fits = max(i for i,s in enumerate(sources) if ".fit(" in s)
-    ends = [i for i,s in enumerate(sources) if "diagnose(learn)" in s and 'run.save("diagnosis"' in s]
-    assert ends and ends[0] > fits and ends[0] >= len(sources) - 2
+MADE = synthetic_films(32, 32)
 
 
-@settings(max_examples=40, deadline=None)
-@given(views=st.sampled_from([(), (2,)]), channels=st.integers(1, 5), masked=st.booleans(), seed=st.integers(0, 99))
-def test_the_statistics_are_numpys(views, channels, masked, seed):
-    rng = np.random.default_rng(seed)
-    image = rng.normal(3, 2, (4, *views, channels, 5, 6)).astype(np.float32)
-    mask = rng.random((4, *views, 1, 5, 6)) < (.6 if masked else 2)
-    mean,deviation,low,high = batch_statistics(torch.from_numpy(image), torch.from_numpy(mask) if masked else None)
-    held = np.moveaxis(image, -3, 0)
-    parts = [part[np.moveaxis(mask, -3, 0)[0]] for part in held]
-    assert (mean, deviation) == pytest.approx((np.concatenate(parts).mean(), np.concatenate(parts).std(ddof=1)), rel=1e-4)
-    assert (low, high) == pytest.approx((min(p.mean() for p in parts), max(p.mean() for p in parts)), rel=1e-4)
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    for name in ("data", "cache", "outputs"): monkeypatch.setenv(f"VITNB_{name.upper()}_PATH", str(tmp_path/name))
+    monkeypatch.setenv("VITNB_HEADLESS", "1")
 
 
-def test_a_run_that_diverges_says_so_with_remedies_and_a_batch():
-    learn = tiny_learner(schedule="constant")
-    learn.fit(5, lr=2.)
-    said = str(diagnose(learn))
-    assert said.startswith("diverging: ") and "  lr: a third" in said and "warmup_epochs: longer" in said and "a training batch has mean" in said and "normalised data has about 0 and 1" in said
-    assert diagnose(learn).facts()["symptoms"].keys() >= {"diverging"}
+def write(folder, parts=("",)):
+    "Films of two classes, of persons as Kermany et al. name them"
+    for part in parts:
+        for name,pattern in (("NORMAL", "IM-{:04}-0001.png"), ("PNEUMONIA", "person{}_virus_7.png")):
+            (folder/part/name).mkdir(parents=True)
+            for i in range(12): Image.fromarray(MADE.images[i]).save(folder/part/name/pattern.format(i//2 if name == "NORMAL" else i))
+    return folder
 
 
-def test_a_healthy_run_suffers_from_nothing_and_wrong_statistics_are_named():
-    learn = tiny_learner()
-    learn.fit(1)
-    assert str(diagnose(learn)).startswith("the history of 1 epochs suffers from nothing that shows\na training batch has mean")
-    learn.dls.train.one_batch = lambda: {"image":torch.full((2, 1, 4, 4), 128.)}
-    assert "far from 0 and 1: look at stats" in str(diagnose(learn))
+def test_synthetic_films_are_congested_above_the_first_band():
+    "Against a loop over films, unknown zones left out"
+    films = congestion_films(n=32, size=32)
+    part = films.split("train")
+    for name,(there,) in zip(part.names, part.labels):
+        scores = [s for s in MADE.scores[int(name.split("-")[1])] if s != 4]
+        assert there == (sum(scores)/len(scores) > CONGESTED)
+    assert films.name == "congestion_synthetic" and len(part) == (MADE.scores != 4).any(1).sum()
 
 
-def test_nothing_was_trained(): assert str(diagnose(tiny_learner())) == "no epoch was trained, so there is nothing to judge"
+def test_the_published_films_are_put_together_and_divided_by_person(tmp_path):
+    films = load_diagnosis(write(tmp_path/"set", ("train", "test")))
+    assert films.tasks.only.names == ("PNEUMONIA",) and films.reader == "film"
+    groups = [set(part.groups) for part in films.splits.values()]
+    assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+    for part in films.splits.values(): assert ["PNEUMONIA" in item for item in part.items] == part.labels[:,0].astype(bool).tolist()
+
+
+def test_a_table_says_patients_and_the_class_that_is_the_diagnosis(tmp_path, capsys):
+    folder = write(tmp_path/"set")
+    rows = [dict(image=f"{name}/{path.name}", sick=name, who=path.name.split("-")[1] if "-" in path.name else path.stem) for name in ("NORMAL", "PNEUMONIA")
+            for path in sorted((folder/name).iterdir())]
+    pd.DataFrame(rows).to_csv(folder/"table.csv", index=False)
+    films = load_diagnosis(folder/"table.csv", positive="NORMAL", image="image", label="sick", group="who")
+    assert films.tasks.only.names == ("NORMAL",) and set(films.splits) == {"train", "valid", "test"}
+    assert "does not say which films" not in capsys.readouterr().out
+    load_diagnosis(folder, positive="NORMAL")
+    assert "does not say which films" in capsys.readouterr().out, "class folders name no patients, and that is said"
+
+
+@pytest.mark.parametrize("given,says", [(dict(positive="ill"), "'ill'"), (dict(label="sick"), "would do nothing"), (dict(shares=dict(train=1.)), "must name train, valid and test")])
+def test_what_cannot_be_meant_is_refused(tmp_path, given, says):
+    with pytest.raises(ValueError, match=says): load_diagnosis(write(tmp_path/"set"), **given)
+
+
+def test_more_classes_than_two_are_no_diagnosis():
+    with pytest.raises(ValueError, match="does not have two classes"): as_diagnosis(load_set("digits", limit=2))
+    with pytest.raises(ValueError, match="has one label"): load_diagnosis(n=40, size=32, positive="congested")
+
+
+def test_a_network_of_zones_learns_one_label_and_its_history_has_the_area():
+    films = load_diagnosis(n=80, size=32)
+    dls = films.loaders(augment="film", bs=16, seed=0, device="cpu", workers=0)
+    learn = vit_learner(dls, "csi_micro", dict(pool="global"), seed=0, device="cpu", lr=3e-3)
+    with learn.no_bar(): learn.fit(3)
+    row = learn.recorder.rows[-1]
+    assert learn.model.num_classes == 1 and learn.columns["auroc"].better == "max" and .6 < row["auroc"] <= 1
+    with pytest.raises(ValueError, match="pool='global'"): vit_learner(dls, "csi_micro", seed=0, device="cpu")

@@ -4,13 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitnb.callback.stop import EarlyStop
-from vitnb.data.chest import load_chest
+from vitnb.data.chest import csi_task, load_chest
+from vitnb.data.holdout import as_tasks
 import vitnb.experiment.chest # noqa: F401, registers the family
 from vitnb.experiment.recipes import callback_args, families, learner_args, loader_args, recipes, resolve
 from vitnb.experiment.space import spaces
+from vitnb.explore.gradcam import zone_cams
 from vitnb.learner.core import train_callbacks, vit_learner
+from vitnb.learner.predict import predict_split
+from vitnb.metrics.report import as_prediction
 from vitnb.models.chest import chest_arch, chest_size, chest_stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +69,8 @@ def test_every_parameter_of_the_search_spaces_is_a_field(space):
 
 
 @pytest.mark.parametrize("given,says", [(dict(loss="cross_entropy", unknown_weight=.5), "weighted_csi"), (dict(early_stop_min_delta=.1), "goes with early_stop"),
-                                        (dict(drop_path=.1), "unknown parameter 'drop_path'"), (dict(patience=3), "it is for plateau")])
+                                        (dict(drop_path=.1), "unknown parameter 'drop_path'"), (dict(patience=3), "it is for plateau"), (dict(zone_mix=.5, mixup=.2), "mixed already; give one of them, or mixup=0"),
+                                        (dict(zone_mix=.5, cutmix=1.), "or cutmix=0")])
 def test_a_field_that_would_not_act_is_refused(given, says):
     with pytest.raises(ValueError, match=says): resolve("chest", "synthetic", dict(more=given))
 
@@ -90,3 +96,34 @@ def test_the_summary_of_a_model_of_zones_names_zones_and_classes():
 
 def test_a_file_of_weights_may_take_the_place_of_the_hubs():
     for given in ("chexnet.pth", False): assert learner_args(resolve("chest", "csi", dict(data="labels.csv", pretrained=given)))["pretrained"] == given
+
+
+def test_corn_acts_from_the_recipe_to_the_step():
+    "`-p loss corn_csi`: the notebook makes the task's outputs conditional, a step is trained, and normal for severe costs more than for mild"
+    r = resolve("chest", "synthetic", dict(loss="corn_csi", unknown_weight=.5, warmup_epochs=0.))
+    films = load_chest("chest_synthetic", n=40, size=48)
+    films.tasks = as_tasks(csi_task(metrics=("zone_f1", "csi_mae"), monitor="zone_f1", conditional=r.loss == "corn_csi"))
+    learn = vit_learner(films.loaders(seed=0, **{**loader_args(r), "bs":len(films.split("train"))}), seed=0, device="cpu", **learner_args(r))
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(): learn.fit(1)
+    row = learn.recorder.rows[-1]
+    assert row["step"] == 1 and any((a != b).any() for a,b in zip(before, learn.model.parameters())) and row["zone_f1"] is not None
+    loss, = learn.loss_func.losses.values()
+    assert type(loss).__name__ == "CornCSILoss" and loss.unknown_weight == .5 and learn.model.num_classes == (6, 4)
+    said = torch.tensor([[3., -3, -3, -3]]).expand(6, 4)[None]
+    costs = [learn.loss_func(said, torch.full((1, 6), grade)).item() for grade in range(4)]
+    assert costs[3] > costs[1] > costs[0]
+    probs,_ = predict_split(learn, "test")
+    assert probs.shape[1:] == (6, 5) and torch.allclose(probs.sum(-1), torch.ones(()), atol=1e-5)
+    assert torch.equal(films.tasks.only.decode(as_prediction(films.tasks.only, probs)), probs.argmax(-1))
+    maps = zone_cams(learn.model, learn.dls.valid.one_batch()[0], read=films.tasks.only.activation)
+    assert maps.shape[1] == 6 and maps.isfinite().all()
+
+
+def test_the_strength_of_masking_is_a_field_and_acts():
+    films = load_chest("chest_synthetic", n=24, size=48, masks="masks")
+    r = resolve("chest", "synthetic", dict(masking="attention", strength=.9))
+    dls = films.loaders(seed=0, **{**loader_args(r), "bs":4})
+    assert [t.strength for t in dls.valid.pipeline.transforms if type(t).__name__ == "FocusLungs"] == [.9]
+    with pytest.raises(ValueError, match="would do nothing with masking='zero'"): films.loaders(**{**loader_args(r), "masking":"zero"})
+    with pytest.raises(ValueError, match="between .5"): films.loaders(**{**loader_args(r), "bs":4, "strength":.3})

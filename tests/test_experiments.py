@@ -55,6 +55,8 @@ def test_smoke(path, ran):
         means = {k for k in result if f"{k}_lo" in result}
         assert len(means) == 18 and all(result[f"{k}_lo"] <= result[k] <= result[f"{k}_hi"] for k in means), "three ways, two shares, two starts and their difference"
         assert not [d for d in run.iterdir() if d.is_dir() and d.name.startswith("tuned")], "what is known of a training replaces its checkpoints"
+    if path.stem == "compare_films":
+        assert result["synthetic"] and all(result[f"{k}_lo"] <= result[k] <= result[f"{k}_hi"] for k in ("test_auroc", "probe_auroc", "difference"))
     if path.stem.startswith("train_"):
         score = SCORE.get(path.stem, "test_accuracy")
         assert 0 <= result[f"{score}_lo"] <= result[score] <= result[f"{score}_hi"] <= 1 and result["test_n"] > 0

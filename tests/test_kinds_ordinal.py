@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitnb.kinds.base import make_task
 from vitnb.kinds.ordinal import Ordinal
 
 
@@ -101,3 +102,32 @@ def test_settings_that_mean_nothing_are_refused(kw, message):
     (Ordinal(levels=3, unknown=9, abstain=True), torch.tensor([0, 3, 9]), "target 3 is not in 0..2")])
 def test_targets_that_do_not_fit_are_refused(task, target, message):
     with pytest.raises(ValueError, match=message): task.check(target)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.booleans())
+def test_conditional_answers_become_probabilities_and_back(seed, abstain):
+    "By the chain rule; what is decoded, averaged and read back from probabilities is the same"
+    g = torch.Generator().manual_seed(seed)
+    task = Ordinal("ab", levels=4, unknown=4, abstain=abstain, conditional=True)
+    said = 2*torch.randn(5, 2, 3 + abstain, generator=g)
+    p = task.activation(said)
+    for row,probs in zip(said.reshape(-1, 3 + abstain).sigmoid(), p.reshape(-1, 4 + abstain)):
+        chain, left = [], 1.
+        for answer in row.tolist():
+            chain.append(left*(1 - answer))
+            left *= answer
+        chain.append(left)
+        if abstain: chain = chain[1:] + chain[:1] # the first question is whether there is a level
+        assert torch.allclose(probs, torch.tensor(chain), atol=1e-5)
+    assert task.outputs == (2, 3 + abstain) and torch.allclose(task.activation(task.said_of(p)), p, atol=1e-5)
+    assert torch.equal(task.decode(said), task.decode(task.said_of(p.double())))
+    assert torch.allclose(task.activation(task.average([said, -said])), (p + task.activation(-said))/2, atol=1e-5)
+    if abstain: assert torch.equal(task.decode(said), p.argmax(-1)), "4, the last, is what stands for unknown"
+    else: assert torch.equal(task.decode(said), (p.cumsum(-1)[...,:-1] < .5).sum(-1)), "the median"
+    assert make_task(task.config()) == task
+
+
+def test_outputs_are_cumulative_or_conditional():
+    with pytest.raises(ValueError, match="give one"): Ordinal(levels=4, cumulative=True, conditional=True)
+    assert Ordinal(levels=4, conditional=True).loss == "corn" and Ordinal(levels=4, conditional=True, unknown=4, abstain=True).loss == "corn_csi"

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitnb.kinds.ordinal import conditional_probs
 from vitnb.losses.base import make_loss
 from vitnb.losses.classify import CumulativeLoss, WeightedCSILoss
 from vitnb.losses.objective import make_objective
-from vitnb.losses.ordinal import CornLoss, OrdinalCSILoss, corn_probs
+from vitnb.losses.ordinal import CornCSILoss, CornLoss, OrdinalCSILoss
 from vitnb.task import Ordinal, Tasks
 
 ZONES = ("right_sup", "left_sup", "right_mid", "left_mid", "right_inf", "left_inf")
@@ -150,7 +151,7 @@ def test_conditional_answers_have_their_closed_forms():
     levels = torch.tensor([0, 1, 2, 3, 3])
     assert CornLoss()(torch.zeros(5, 3), levels).item() == pytest.approx(math.log(2), abs=1e-6)
     assert CumulativeLoss()(torch.zeros(5, 3), levels).item() == pytest.approx(3*math.log(2), abs=1e-6)
-    above = 1 - corn_probs(torch.tensor([.9, .5, .2]).logit()).cumsum(-1)[:3]
+    above = 1 - conditional_probs(torch.tensor([.9, .5, .2]).logit()).cumsum(-1)[:3]
     assert torch.allclose(above, torch.tensor([.9, .45, .09]), atol=1e-6) and (above > .5).sum() == 1
     coral = Ordinal(levels=4, cumulative=True).activation(-torch.tensor([-1., 0, 1])) # score 0, thresholds -1, 0, 1
     assert torch.allclose(coral, torch.tensor([.2689, .2311, .2311, .2689]), atol=1e-4)
@@ -169,4 +170,49 @@ def test_corn_is_that_of_a_loop(seed):
             asked += weight[level]
     assert torch.allclose(CornLoss(weight=weight)(logits, levels), total/asked, atol=1e-5)
     assert torch.allclose(CornLoss(weight=weight)(logits, F.one_hot(levels, 4).float()), total/asked, atol=1e-5)
-    assert torch.allclose(corn_probs(logits).sum(-1), torch.ones(7), atol=1e-5)
+    assert torch.allclose(conditional_probs(logits).sum(-1), torch.ones(7), atol=1e-5)
+
+
+# conditional answers of zones
+
+CORN = Ordinal(ZONES, levels=4, unknown=4, abstain=True, conditional=True)
+
+
+def corn_by_hand(logits, targets, u):
+    "Of each zone: can it be graded, and if so, does it lie above 0, above 1, above 2, as far as it is asked"
+    total = asked = 0.
+    for row, grade in zip(logits.reshape(-1, 4), targets.flatten().tolist()):
+        if grade < 0: continue # nobody looked
+        steps = [0.] if grade == 4 else [1.] + [float(grade > j) for j in range(min(grade + 1, 3))]
+        weight = u if grade == 4 else 1.
+        total += weight*sum(F.binary_cross_entropy_with_logits(row[i], torch.tensor(step)) for i, step in enumerate(steps))
+        asked += weight*len(steps)
+    return total, asked
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0., .3, 1.]))
+def test_corn_of_zones_is_that_of_a_loop_also_mixed_in_halves_and_with_absent_zones(seed, u):
+    g = torch.Generator().manual_seed(seed)
+    logits, targets = torch.randn(6, 6, 4, generator=g), torch.randint(-1, 5, (6, 6), generator=g)
+    loss = make_loss("corn_csi", unknown_weight=u)
+    total, asked = corn_by_hand(logits, targets, u)
+    assert torch.allclose(loss(logits, targets), total/asked, atol=1e-5)
+    seen = targets.clamp(min=0)
+    objective = make_objective(Tasks.of(CORN), "corn_csi", loss_kw=dict(unknown_weight=u))
+    def sums(rows): return objective.terms(logits[rows], dict(target=seen[rows]))["loss"]
+    (a, n), (b, m), (c, k) = sums(slice(0, 2)), sums(slice(2, 6)), sums(slice(0, 6))
+    assert torch.allclose(a + b, c, atol=1e-4) and torch.allclose(n + m, k) and torch.allclose(objective.counts(dict(target=seen))["loss"], k)
+    masses = CORN.encode(seen).flatten(0, 1)
+    assert torch.allclose(loss.terms(logits.flatten(0, 1), masses)["loss"][0], c, atol=1e-4)
+
+
+def test_normal_said_of_a_severe_zone_costs_more_than_of_a_mild_one():
+    "In the sum and in the mean over answers; cross-entropy does not care"
+    normal = torch.tensor([[5., -5, -5, -5]])
+    for reduction in ("sum", "mean"):
+        costs = [CornCSILoss(reduction=reduction)(normal, torch.tensor([grade])).item() for grade in range(4)]
+        assert costs == sorted(costs) and costs[3] > costs[1] + .5
+    with pytest.raises(ValueError, match="5 outputs a zone.*conditional=True"): CornCSILoss()(torch.zeros(2, 6, 5), torch.zeros(2, 6).long())
+    with pytest.raises(ValueError, match="unknown_weight=2"): CornCSILoss(unknown_weight=2)
+    with pytest.raises(ValueError, match="abstain=True"): WeightedCSILoss()(torch.zeros(2, 6, 4), torch.zeros(2, 6).long())

@@ -1,5 +1,6 @@
 "Networks of zones: the guide's sizes, which pixels a zone sees, names in any case, weights of chest films, and a training run"
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,21 +160,21 @@ TASK = Ordinal(ZONES, levels=4, unknown=4, abstain=True, metrics=("zone_f1", "ma
                flips=dict(hflip=(1, 0, 3, 2, 5, 4)))
 
 
-def films(n=128, seed=0):
+def films(n=128, seed=0, task=TASK):
     "Each cell of a film is as bright as its grade says; an unknown one is noise"
     rng = np.random.default_rng(seed)
     grades = rng.choice(5, (n, 6), p=[.3, .2, .2, .2, .1])
     cells = grades.reshape(n, 3, 2).repeat(16, 1).repeat(24, 2)
     noise = rng.normal(0, 1, (n, 48, 48))
     x = np.where(cells == 4, 2*noise, cells - 1.5 + .2*noise).astype(np.float32)
-    data = ImageSet("films", Tasks.of(TASK), dict(train=Split(x[...,None], grades, np.arange(n)//2)))
+    data = ImageSet("films", Tasks.of(task), dict(train=Split(x[...,None], grades, np.arange(n)//2)))
     hold_out_missing(data, .25, 0)
     return data
 
 
-@pytest.mark.parametrize("loss", ["weighted_csi", "ordinal_csi"])
-def test_a_run_learns_zones_and_comes_back(tmp_path, loss):
-    dls = image_loaders(films(), 48, bs=16)
+@pytest.mark.parametrize("loss,outputs", [("weighted_csi", 5), ("ordinal_csi", 5), ("corn_csi", 4)])
+def test_a_run_learns_zones_and_comes_back(tmp_path, loss, outputs):
+    dls = image_loaders(films(task=replace(TASK, loss="", conditional=loss == "corn_csi")), 48, bs=16)
     learn = vit_learner(dls, "CSI_Micro", loss=loss, loss_kw=dict(unknown_weight=.5), lr=1e-2, seed=1, precision="fp32", cbs=[ZoneMix(p=.3)])
     learn.progress.plot = False
     with learn.no_bar(), learn.no_logging(): learn.fit(8, cbs=run_callbacks(tmp_path, tracker="none"))
@@ -185,4 +186,4 @@ def test_a_run_learns_zones_and_comes_back(tmp_path, loss):
     model = load_model(next((tmp_path/"checkpoints").glob("best_model*")))
     assert model.name == "csi_micro"
     batch = dls.valid.one_batch()
-    with torch.no_grad(): assert model(batch[0].cpu()).shape == (len(batch[0]), 6, 5)
+    with torch.no_grad(): assert model(batch[0].cpu()).shape == (len(batch[0]), 6, outputs)

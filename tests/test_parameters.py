@@ -13,7 +13,7 @@ from vitnb.experiment.run import Run, family_params, read_json
 from vitnb.parameters import Askable, askable, asked_fields, check_injected, literal_params, parse_params, take_params
 
 NBS = repo_root(Path(__file__).parent)/"nbs"
-FAMILIES = dict(pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune", train_chest="chest",
+FAMILIES = dict(pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune", train_chest="chest", compare_films="films",
                 compare_scenes="scenes")
 
 # what the cells showed before they were shortened, with a value of each

@@ -16,7 +16,7 @@ from vitnb.renamed import upgrade
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT1 = ROOT/"tests"/"fixtures"/"format1"
 ALL = [(f,n) for f in recipes for n in recipes[f] if "warmup_epochs" in families[f].fields] # those that train one model
-NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_chest="chest")
+NOTEBOOKS = dict(train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_chest="chest", compare_films="films")
 
 # what the spectral recipes were when they had a table and a resolver of their own
 OLD_SPECTRAL = dict(

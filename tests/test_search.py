@@ -1,14 +1,15 @@
 "No kill, no second worker and no failing trial upsets a search"
 import json
 import signal
+from multiprocessing import get_context
 
 import pytest
 from search_helpers import SPACE, demo, drawn, space_file, start, wait_for, workspace # noqa: F401, two of them are fixtures
 
 from vitnb.experiment.run import read_json
-from vitnb.experiment.search import search, study_rows
+from vitnb.experiment.search import claim, search, study_rows
 from vitnb.experiment.space import check_space, suggest
-from vitnb.experiment.study import make_sampler, open_study
+from vitnb.experiment.study import make_sampler, open_study, study_folder, study_plan
 
 optuna = pytest.importorskip("optuna")
 
@@ -72,3 +73,26 @@ def test_a_signal_ends_a_search_and_its_trial_is_queued_again(workspace, space_f
     assert worker.returncode in (130, 143), out
     states = [row["state"] for row in study_rows(open_study("s", root=workspace))]
     assert states == ["fail", "waiting"]
+
+
+def carry_on(storage, folder, number):
+    "A worker of a study without kernels: each trial reports three epochs and ends"
+    study = open_study("s", storage=storage)
+    while (trial := claim(study, folder, 20, f"worker{number}")) is not None: # no lock of it lies here, as if it were on another machine
+        chosen = suggest(trial, study_plan(study).space)
+        for epoch in range(3): trial.report(-(chosen["x"] - 2)**2, epoch)
+        study.tell(trial, -(chosen["x"] - 2)**2)
+
+
+def test_four_processes_on_one_file_of_sqlite_end_twenty_trials(workspace):
+    "No number twice, no setting twice, and nobody meets `database is locked`"
+    folder = study_folder("s", workspace)
+    open_study("s", demo(workspace), folder/"study.db", workspace)
+    workers = [get_context("fork").Process(target=carry_on, args=(folder/"study.db", folder, number)) for number in range(4)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0]*4
+    trials = open_study("s", storage=folder/"study.db", root=workspace).get_trials()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"]*20 and [trial.number for trial in trials] == list(range(20))
+    assert len({trial.params["x"] for trial in trials}) == 20 and all(len(trial.intermediate_values) == 3 for trial in trials)
+    assert len({trial.user_attrs["worker"] for trial in trials}) > 1, "one of them did it all"

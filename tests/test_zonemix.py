@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_tasks import classes, task_learner
 from torch import nn
 
+from vitnb.callback.base import TrainCallback
 from vitnb.callback.mix import MixCallback
 from vitnb.callback.zonemix import ZoneMix, ZonePlan, draw_zone_plan, zone_classes, zone_rectangles
 from vitnb.data.mix import draw_plan, mix_images
@@ -111,10 +112,9 @@ class Zoned(nn.Module):
     def forward(self, x): return self.fc(x.flatten(1)).unflatten(1, (6, 5))
 
 
-class Spy(MixCallback):
-    order = 6
+class Spy(TrainCallback):
+    order,run_valid = MixCallback.order + 1, False
     def __init__(self): self.seen = []
-    def before_fit(self): pass
     def before_batch(self): self.seen.append((self.learn.batch[0].clone(), self.learn.batch["target"].clone()))
 
 
@@ -128,3 +128,11 @@ def test_in_training_the_plan_of_the_step_is_used():
         plan = draw_zone_plan(4, (6, 6), learn.seed, 0, step, p=1., classes=(5,))
         assert torch.equal(image, mix_images(x[rows], plan)) and torch.equal(target, TASK.mix(y[rows], plan))
     assert len(spy.seen) == 2
+
+
+@pytest.mark.parametrize("others", [[MixCallback(.2, None)], [MixCallback(None, 1.)], [ZoneMix(p=.1)]])
+def test_a_second_mixing_is_refused_with_what_to_leave_out(others):
+    "In either order, before a step"
+    for cbs in ([ZoneMix(p=.5), *others], [*others, ZoneMix(p=.5)]):
+        learn = task_learner(*films(8, (6, 6)), TASK, Zoned(), *cbs, bs=4, loss="weighted_csi")
+        with pytest.raises(ValueError, match="mixed already; leave one of them out.*mixup=0"), learn.no_bar(), learn.no_logging(): learn.fit(1)

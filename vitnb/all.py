@@ -76,6 +76,7 @@ from vitnb.data.chesttable import *
 from vitnb.data.filmaugment import *
 from vitnb.data.filmset import *
 from vitnb.data.chest import *
+from vitnb.data.diagnosis import *
 from vitnb.models.protocol import *
 from vitnb.models.swin import *
 from vitnb.models.densenet import *
@@ -98,6 +99,7 @@ from vitnb.losses.contrastive import *
 from vitnb.losses.objective import *
 from vitnb.metrics.scores import *
 from vitnb.metrics.base import *
+from vitnb.metrics.ranking import *
 from vitnb.metrics.classify import *
 from vitnb.metrics.crossed import *
 from vitnb.metrics.report import *

@@ -102,6 +102,10 @@ class ZoneMix(MixCallback):
         super().before_fit()
         if self.learn.pretext is not None:
             raise ValueError("ZoneMix moves scores of zones, and a pretext task has none; use MixCallback")
+        others = [cb for cb in self.learn.cbs if isinstance(cb, MixCallback) and cb is not self]
+        if others:
+            raise ValueError(f"ZoneMix and {type(others[0]).__name__} would mix images that are mixed already; "
+                             "leave one of them out (mixup=0 and cutmix=0, or zone_mix=0)")
         self.classes = zone_classes(self.learn.tasks, self.kw["grid"])
 
 def zone_classes(

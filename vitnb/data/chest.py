@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import check_options, one_of, repo_root, settings
 from .chesttable import find_films, read_scores
 from .download import unpack_once, unwrap_folder
-from .filmset import FilmSet, FilmSplit, as_films, pool_films, split_films
+from .filmset import FilmSet, FilmSplit, as_films, check_masks, pool_films, split_films
 from .frame import frame_set
 from .holdout import limit_split
 from .lungmask import NAMED_BY
@@ -87,7 +87,7 @@ def chest_set(
     split:str|None=None, # Column of train, valid and test; None divides by `shares`
     shares:Mapping|None=None, # Of train, valid and test; None: 70, 15 and 15 %
     split_seed:int=0, # Decides which patient goes where; apart from the training seed
-    masks:str|None=None, # Folder of the lung masks, seen from the films'; None: without
+    masks:str|None=None, # Folder of the lung masks, seen from the films'; a film without is an error; None: no masks
     sides:str="patient", # Whose right and left the masks' names say: "patient" or "image"
     max_bad:float=.01, # Share of unreadable films above which `check` is an error
     name:str|None=None, # Name of the set; that of the csv if None
@@ -103,6 +103,7 @@ def chest_set(
     found.max_bad = max_bad
     found.masks = masks
     found.sides = one_of(sides, NAMED_BY, "sides")
+    if masks is not None: check_masks(found)
     return split_films(found, shares, split_seed)
 
 # %% ../../nbs/library/196_data.chest.ipynb #6d5fa326

@@ -12,10 +12,24 @@ from .recipes import register_family
 _plateau = dict(schedule="plateau", patience=10, factor=.5, early_stop=10, early_stop_min_delta=.001, restore_best=True)
 
 register_family("chest", without=("tta", "drop_path", "task_weights"), model=dict(dropout="drop_rate"),
-    fields=dict(data="chest_synthetic", data_kw=None, masking="none", zone_mix=0., arch="csi_micro", augment="film",
-                loss="weighted_csi", unknown_weight=.3, monitor="zone_f1", use="best"),
-    loaders=("masking",), other=("data_kw", "zone_mix"),
+    fields=dict(data="chest_synthetic", data_kw=None, masking="none", strength=None, zone_mix=0., arch="csi_micro",
+                augment="film", loss="weighted_csi", unknown_weight=.3, monitor="zone_f1", use="best"),
+    loaders=("masking", "strength"), other=("data_kw", "zone_mix"),
     recipes=dict(
         synthetic = dict(epochs=40, bs=32, lr=3e-3, weight_decay=.05, warmup_epochs=1., precision="fp32"),
         csi       = dict(data=None, stats="arch", arch="csi_resnet50", pretrained=True, dropout=.5, epochs=100, bs=32,
                          optimizer="adam", lr=1e-3, weight_decay=1e-4, precision="auto", **_plateau)))
+
+# %% ../../nbs/library/662_experiment.chest.ipynb #e26cbca2
+_scratch = dict(bs=32, weight_decay=.05, warmup_epochs=1., precision="fp32")
+
+register_family("films", without=("tta", "drop_path", "task_weights"), model=dict(dropout="drop_rate", pool="pool"),
+    fields=dict(data="congestion_synthetic", data_kw=None, positive=None, split_seed=0, arch="csi_micro", pool="global",
+                augment="film", probe="resnet18", monitor="auroc", use="best"),
+    other=("data_kw", "positive", "split_seed", "probe"),
+    recipes=dict(
+        synthetic = dict(epochs=8, lr=3e-3, **_scratch),
+        pneumonia = dict(data="cxr_pneumonia", img_size=112, arch="csi_cnn", epochs=12, lr=1e-3, **_scratch),
+        published = dict(data=None, stats="arch", img_size=224, arch="csi_resnet50", pretrained=True, probe="resnet50",
+                         epochs=12, bs=32, lr=1e-4, lr_decay=.75, weight_decay=.05, warmup_epochs=1.,
+                         precision="auto")))

@@ -146,6 +146,10 @@ spaces["chest"] = dict(
     arch=["csi_resnet50", "csi_chexnet", "csi_cnn", "csi_raddino"], **_optimizer, bs=[16, 32, 64, 128],
     unknown_weight=dict(low=.1, high=1.), early_stop=dict(low=5, high=20), **_conditional)
 
+spaces["chest_quick"] = dict( # for a first search on a processor
+    arch=["csi_micro", "csi_cnn"], optimizer=["adamw", "adam", "sgd"], lr=dict(low=1e-4, high=3e-2, log=True),
+    bs=[16, 32], unknown_weight=dict(low=.1, high=1.), **_conditional)
+
 # %% ../../nbs/library/672_experiment.space.ipynb #ce0d92ec
 def _sweep(arch, bs, optimizer, lr, weight_decay, dropout, schedule, unknown_weight=(.1, 1.)):
     "One of the guide's sweeps"

@@ -8,12 +8,13 @@ __all__ = ['METHODS', 'cam_layer', 'stage_info', 'fine_stage', 'channels_first',
 
 # %% ../../nbs/library/720_explore.gradcam.ipynb #c5512e3e
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.imports import noop
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -167,6 +168,7 @@ def grad_cams(
     stage:int|None=None, # Whose output is the map, by its number in `feature_info`
     layer:nn.Module|None=None, # Or the layer itself; `cam_layer` if neither is given
     method:str="gradcam", # One of `METHODS`
+    read:Callable=noop, # Makes a score of each class of what the model says, where that is something else
 )->Tensor: # (B,n,h,w)
     "Map what speaks for each of several answers, in one pass forward"
     one_of(method, METHODS, "method")
@@ -178,7 +180,7 @@ def grad_cams(
     with _evaluating(model), torch.enable_grad():
         features, logits = _watched(model, inputs, layer)
         for zone, classes in answers:
-            scores = chosen_scores(logits, zone, classes)
+            scores = chosen_scores(read(logits), zone, classes)
             slope = _slope(scores, features, getattr(trunk, "num_prefix_tokens", 0))
             maps.append(_map_of(places(features), places(slope), method))
     return torch.stack(maps, 1)
@@ -202,10 +204,11 @@ def zone_cams(
     stage:int|None=None, # As for `grad_cam`
     layer:nn.Module|None=None, # As for `grad_cam`
     method:str="hirescam", # One of `METHODS`
+    read:Callable=noop, # As for `grad_cams`, such as `task.activation` of conditional answers
 )->Tensor: # (B,Z,h,w)
     "Map what speaks for the grade of each zone"
     answers = [(zone, classes) for zone in range(model.num_classes[0])]
-    return grad_cams(model, *inputs, answers=answers, stage=stage, layer=layer, method=method)
+    return grad_cams(model, *inputs, answers=answers, stage=stage, layer=layer, method=method, read=read)
 
 # %% ../../nbs/library/720_explore.gradcam.ipynb #57ed4720
 def enlarge(

@@ -51,6 +51,7 @@ from ..callback.contrastive import Contrastive # noqa: F401, registers its prete
 from ..callback.masked import Masked # noqa: F401, registers its pretext task
 from ..callback.simmim import MaskedPixels # noqa: F401, registers its pretext task
 from ..metrics.chest import zone_f1 # noqa: F401, registers its metrics
+from ..metrics.ranking import auroc # noqa: F401, registers it
 
 # %% ../../nbs/library/510_learner.core.ipynb #e9fbbe17
 _MUST_FIT = ("num_classes", "in_chans", "spectral_channels") # a model that does not take these would not fit the data

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['single_precision', 'MassLoss', 'ClassLoss', 'as_masses', 'smooth_masses', 'CrossEntropy', 'FocalLoss', 'CombinedLoss',
-           'BinaryCrossEntropy', 'CumulativeLoss', 'WeightedCSILoss', 'zone_rows', 'looked_at', 'check_zone_classes',
-           'class_weights']
+           'BinaryCrossEntropy', 'CumulativeLoss', 'WeightedCSILoss', 'zone_rows', 'looked_at', 'class_factors',
+           'check_zone_classes', 'class_weights']
 
 # %% ../../nbs/library/310_losses.classify.ipynb #8cea29a8
 import numpy as np
@@ -263,7 +263,7 @@ class WeightedCSILoss(CrossEntropy):
         self.unknown_weight = unknown_weight
         self.normalize = one_of(normalize, ("weights", "count"), "normalize")
         weights = torch.tensor([1.]*levels + [unknown_weight])
-        super().__init__(label_smoothing, weights*_class_factors(weight, levels + 1), reduction)
+        super().__init__(label_smoothing, weights*class_factors(weight, levels + 1), reduction)
 
     def terms(self, pred:Tensor, target:Tensor, known:Tensor|None=None)->dict:
         check_zone_classes(pred, len(self.weight))
@@ -303,8 +303,11 @@ def looked_at(
     if target.is_floating_point(): return known # masses are 0 there
     return target >= 0 if known is None else known & (target >= 0)
 
-def _class_factors(weight, classes):
-    "Further weights of the classes; 1 if there are none"
+def class_factors(
+    weight:Tensor|list|None, # One number a class, or None
+    classes:int, # How many there are
+)->Tensor|float: # `(classes,)`, or 1
+    "Check further weights of the classes; 1 if there are none"
     if weight is None: return 1.
     factors = _floats(weight)
     if factors.shape == (classes,): return factors

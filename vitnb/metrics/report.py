@@ -38,6 +38,7 @@ def _(task:MultiLabel, probs):
 
 @as_prediction.register
 def _(task:Ordinal, probs):
+    if task.conditional: return task.said_of(probs)
     if not task.cumulative: return probs
     if probs.shape[-1] != task.levels:
         raise ValueError(f"{probs.shape[-1]} probabilities an entry for {task.levels} levels; "

@@ -296,7 +296,7 @@ csi_timm = register_model("csi_timm", chest_timm, adapt=fit_chest_state)
 
 # %% ../../nbs/library/254_models.chest.ipynb #d57ab996
 IMAGENET_STATS = ([.485, .456, .406], [.229, .224, .225])
-RADDINO_STATS = ([.5307]*3, [.2583]*3) # of the image processor that comes with RAD-DINO
+RADDINO_STATS = ([.5307]*3, [.2583]*3) # `preprocessor_config.json` of microsoft/rad-dino, as a dozen projects quote it
 
 def chest_stats(
     name:str, # A name of this room
