@@ -2502,6 +2502,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.data.stats.BandStats.merge': ('library/data.stats.html#bandstats.merge', 'vitnb/data/stats.py'),
                                   'vitnb.data.stats.BandStats.std': ('library/data.stats.html#bandstats.std', 'vitnb/data/stats.py'),
                                   'vitnb.data.stats.channel_counts': ('library/data.stats.html#channel_counts', 'vitnb/data/stats.py'),
+                                  'vitnb.data.stats.given_stats': ('library/data.stats.html#given_stats', 'vitnb/data/stats.py'),
                                   'vitnb.data.stats.moments': ('library/data.stats.html#moments', 'vitnb/data/stats.py'),
                                   'vitnb.data.stats.published_stats': ('library/data.stats.html#published_stats', 'vitnb/data/stats.py')},
             'vitnb.data.table': { 'vitnb.data.table.ImageSet': ('library/data.table.html#imageset', 'vitnb/data/table.py'),
