@@ -263,3 +263,13 @@ def test_what_is_no_recipe_of_a_run_says_so(tmp_path):
 def test_fields_reach_their_place(field, where, name):
     r = resolve("swin", "digits", dict(more={field:3 if field == "overfit_batches" else True}))
     assert where(r)[name] == (3 if field == "overfit_batches" else True) and where(resolve("swin", "digits", {}))[name] in (False, 0)
+
+
+@pytest.mark.parametrize("family,name,own", [("spectral", "synthetic", dict(n=96)), ("hvit_pretrain", "leaves", dict(n=1400)), ("hvit_finetune", "leaves", dict(n=1400))])
+def test_options_of_the_recipes_set_do_not_go_with_another_set(family, name, own):
+    "`-p data my/folder` must not ask a folder for n=1400 images"
+    assert resolve(family, name, {}).data_kw == own
+    assert resolve(family, name, dict(data="my/folder")).data_kw is None
+    assert resolve(family, name, dict(data="my/folder", data_kw=dict(split_seed=3))).data_kw == dict(split_seed=3)
+    assert resolve(family, name, dict(data_kw=dict(n=12))).data_kw == dict(n=12)
+    assert "data_kw" not in resolve("swin", "digits", dict(data="my/folder"))

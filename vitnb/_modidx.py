@@ -4193,6 +4193,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vitnb/learner/transfer.py'),
                                         'vitnb.learner.transfer._scaled_optimizer': ( 'library/learner.transfer.html#_scaled_optimizer',
                                                                                       'vitnb/learner/transfer.py'),
+                                        'vitnb.learner.transfer._short': ( 'library/learner.transfer.html#_short',
+                                                                           'vitnb/learner/transfer.py'),
                                         'vitnb.learner.transfer._useless': ( 'library/learner.transfer.html#_useless',
                                                                              'vitnb/learner/transfer.py'),
                                         'vitnb.learner.transfer.head_names': ( 'library/learner.transfer.html#head_names',
