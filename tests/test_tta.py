@@ -48,6 +48,14 @@ def test_a_learner_whose_model_is_the_mean_agrees_with_predict_tta(learn, name):
     assert loss == pytest.approx(mean_nll(probs, y), abs=1e-5) and acc == pytest.approx((probs.argmax(1) == y).float().mean().item(), abs=1e-6)
 
 
+def test_a_shuffled_loader_that_drops_its_last_batch_loses_no_sample(learn):
+    train = learn.dls.train
+    labels = torch.as_tensor(learn.dls.image_set.split("train").labels)
+    assert train.shuffle and train.drop_last and len(labels) % train.bs, "so that a plain pass would lose some, in another order"
+    probs,y = predict_tta(learn, "train", "flip")
+    assert len(probs) == len(labels) and torch.equal(y, labels)
+
+
 def test_the_mean_is_that_of_the_views_probabilities(learn):
     each = [predict_tta(learn, "test", [o])[0] for o in pick_views("d4")]
     assert torch.allclose(torch.stack(each).mean(0), predict_tta(learn, "test", "d4")[0], atol=1e-6)

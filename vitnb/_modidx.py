@@ -5357,6 +5357,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.parameters._injected': ('library/parameters.html#_injected', 'vitnb/parameters.py'),
                                   'vitnb.parameters._is_injected': ('library/parameters.html#_is_injected', 'vitnb/parameters.py'),
                                   'vitnb.parameters._is_param': ('library/parameters.html#_is_param', 'vitnb/parameters.py'),
+                                  'vitnb.parameters._literal': ('library/parameters.html#_literal', 'vitnb/parameters.py'),
                                   'vitnb.parameters._own_cell': ('library/parameters.html#_own_cell', 'vitnb/parameters.py'),
                                   'vitnb.parameters._take_hyperparams': ( 'library/parameters.html#_take_hyperparams',
                                                                           'vitnb/parameters.py'),
