@@ -26,7 +26,8 @@ CASES = dict(
     cached = dict(pretext=dict(temperature=.2), chunk=3), # gradient caching, with drop path
     growing = dict(pretext=dict(temperature=.2), model_kw=dict(ARCHS["hvit_micro"], patch_size=4), sizes=[(.5, 8), (1., 16)]),
     missing = dict(pretext=dict(temperature=.2), model_kw=TWO), # colours alone: the spectral stream has no part
-    dropped = dict(pretext=dict(temperature=.2), model_kw=TWO, channels=5)) # some samples lose their spectral image
+    dropped = dict(pretext=dict(temperature=.2), model_kw=TWO, channels=5), # some samples lose their spectral image
+    pixels = dict(pretext=dict(name="masked_pixels", projection=None), model_kw=dict(ARCHS["hvit_micro"], patch_size=2))) # gaps are those of the whole batch
 
 
 def photos(n=72, size=16, channels=3, seed=0):
@@ -49,7 +50,8 @@ def make(arch="hvit_micro", pretext=(), bs=16, valid_bs=12, groups=False, cbs=()
     dls = image_loaders(image_set(groups=groups, channels=channels) if data is None else data, **{**own, **(loader_kw or {})})
     engine = dict(ema_decay=.8) if engine is None else engine
     kw = {**dict(model_kw=ARCHS[arch], seed=3, precision="fp32"), **STEP, **kw}
-    learn = vit_learner(dls, arch, pretext=dict(dict(name="contrastive", projection=16), **dict(pretext)), cbs=[*train_callbacks(**engine), *cbs], **kw)
+    pretext = {k:v for k,v in dict(dict(name="contrastive", projection=16), **dict(pretext)).items() if v is not None}
+    learn = vit_learner(dls, arch, pretext=pretext, cbs=[*train_callbacks(**engine), *cbs], **kw)
     learn.logger = lambda *a: None
     if sizes: size_schedule(learn, sizes, 2)
     return learn

@@ -6,7 +6,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitnb.core import settings
 from vitnb.experiment.notebook import notebook_params, read_notebook
@@ -82,6 +84,21 @@ def test_a_dry_run_trains_nothing(ran):
     result = json.loads((run/"result.json").read_text())
     assert result["epochs"] == 0 and result["step_seconds"] > 0 and result["train_loss"] > 0 and result["test_n"] > 0
     assert not list(run.rglob("*.pth")) and not (run/"history.csv").exists(), "nothing of a dry run is left to go on from"
+
+
+def test_a_folder_of_images_without_classes_is_learnt_from(tmp_path):
+    "Of any size and mode, with the recipe of a synthetic set whose own options do not go with a folder"
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        image = Image.fromarray(rng.integers(0, 256, (40 + i, 70 - i, 3), np.uint8)).convert(("RGB", "L", "RGBA")[i % 3])
+        (folder := tmp_path/"photos"/("holiday" if i % 2 else "")).mkdir(parents=True, exist_ok=True)
+        image.save(folder/f"{i}.png")
+    p = vitnb(ROOT/"nbs/pretrain_hvit.ipynb", "-p", "smoke", "true", "-p", "data", tmp_path/"photos", "-p", "arch", "swin_micro", "-p", "img_size", "32", out=tmp_path/"out")
+    assert p.returncode == 0, p.stdout[-3000:] + p.stderr[-3000:]
+    run, = (tmp_path/"out"/"pretrain_hvit").iterdir()
+    result = json.loads((run/"result.json").read_text())
+    assert result["test_n"] >= 6 and result["valid_loss"] > 0 and result["effective_rank"] >= 1 and not result["synthetic"]
+    assert (run/"figures/neighbours.png").exists() and not (run/"figures/probe.png").exists(), "nothing to probe"
 
 
 def test_an_unknown_parameter_runs_nothing(tmp_path):

@@ -10,7 +10,7 @@ from vitnb.core import repo_root
 from vitnb.experiment.notebook import notebook_askable, notebook_params, read_notebook
 from vitnb.experiment.recipes import recipes, register_family, resolve
 from vitnb.experiment.run import Run, family_params, read_json
-from vitnb.parameters import Askable, askable, asked_fields, check_injected, literal_params, parse_params, take_params
+from vitnb.parameters import Askable, askable, asked_fields, check_injected, literal_params, parse_params, parse_value, take_params
 
 NBS = repo_root(Path(__file__).parent)/"nbs"
 FAMILIES = dict(pretrain_hvit="hvit_pretrain", finetune_hvit="hvit_finetune", train_swin="swin", train_densenet="densenet", pretrain_spectral="spectral", finetune_spectral="finetune", train_chest="chest", compare_films="films",
@@ -294,3 +294,9 @@ def test_a_notebook_without_a_family_takes_a_file_where_its_cell_has_the_paramet
     assert parse_params([["hyperparams", path]], shown)["lr"] == .03
     assert take_params(dict(lr=.1, hyperparams=path))["lr"] == .03
     with pytest.raises(ValueError, match="unknown parameter 'hyperparams'"): parse_params([["hyperparams", path]], dict(lr=.1))
+
+
+def test_a_dictionary_is_read_as_python_or_as_json_says_it():
+    "A user writes `-p head '{\"predictor\": true}'`"
+    assert parse_value('{"a": true, "b": [null, 1]}', None) == parse_value("{'a': True, 'b': [None, 1]}", {}) == dict(a=True, b=[None, 1])
+    assert parse_value("[1, false]", ()) == [1, False] and parse_value("{broken", {}) == "{broken" and parse_value("NaN", 1.) == "NaN"

@@ -271,3 +271,13 @@ def test_what_is_said_of_data_of_ones_own_reaches_the_set():
     for family in ("swin", "densenet"):
         assert said.keys() == SET_FIELDS.keys() and set_args(resolve(family, "digits", dict(said, data="t.csv", data_root="here"))) == dict(said, root="here")
         assert set_args(resolve(family, "digits", {})) == dict(root=None)
+
+
+@pytest.mark.parametrize("family,name,own", [("spectral", "synthetic", dict(n=96)), ("hvit_pretrain", "leaves", dict(n=1400)), ("hvit_finetune", "leaves", dict(n=1400))])
+def test_options_of_the_recipes_set_do_not_go_with_another_set(family, name, own):
+    "`-p data my/folder` must not ask a folder for n=1400 images"
+    assert resolve(family, name, {}).data_kw == own
+    assert resolve(family, name, dict(data="my/folder")).data_kw is None
+    assert resolve(family, name, dict(data="my/folder", data_kw=dict(split_seed=3))).data_kw == dict(split_seed=3)
+    assert resolve(family, name, dict(data_kw=dict(n=12))).data_kw == dict(n=12)
+    assert "data_kw" not in resolve("swin", "digits", dict(data="my/folder"))

@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
+from companion_helpers import loaders, pairs
 from contrastive_worker import image_set, make, photos, quiet_fit
 
 from vitnb.data.augment import Draws, train_pipeline
-from vitnb.data.simclr import IntensityJitter, RandomGrayscale
+from vitnb.data.simclr import IntensityJitter, RandomGrayscale, SpectralJitter
 from vitnb.data.transform import make_pipeline
 
 
@@ -15,10 +16,11 @@ def recipe(**kw): return {o.pop("name"): o for o in train_pipeline("simclr", 32,
 def test_the_recipe_is_the_guides():
     "Checklist of the guide: crops of 0.2 to 1, flips, strong jitter on 80 %, grey, a blur whose sigma is 0.1 to 2, normalised at the end"
     steps = recipe()
-    assert list(steps) == ["RandomResizedCrop", "Flip", "RGBJitter", "RandomGrayscale", "GaussianBlur", "Normalize"]
+    assert list(steps) == ["RandomResizedCrop", "Flip", "RGBJitter", "RandomGrayscale", "SpectralJitter", "GaussianBlur", "Normalize"]
     assert steps["RandomResizedCrop"]["scale"] == [.2, 1.] and steps["Flip"] == dict(p=.5)
     assert steps["RGBJitter"] == dict(brightness=.8, contrast=.8, saturation=.8, hue=.2, p=.8)
     assert steps["RandomGrayscale"] == dict(p=.2) and steps["GaussianBlur"] == dict(p=.5, sigma=[.1, 2.])
+    assert steps["SpectralJitter"] == dict(brightness=.8, contrast=.8, p=.8), "not in the guide; nothing for photographs"
 
 
 @pytest.mark.parametrize("option,step,name,value", [("scale", "RandomResizedCrop", "scale", [.5, .9]), ("flip", "Flip", "p", .1), ("jitter_p", "RGBJitter", "p", .3),
@@ -75,13 +77,33 @@ def test_intensity_is_one_gain_and_one_contrast_for_all_channels():
     assert bytes_.dtype == torch.uint8 and bytes_.max() > 150
 
 
+def test_what_is_not_colour_is_jittered_on_its_own_and_a_photograph_not_at_all():
+    draws = lambda: Draws(1, 0, np.arange(300))
+    both = dict(image=torch.rand(300, 3, 8, 8), spectral=torch.rand(300, 2, 8, 8) + .2)
+    alone = IntensityJitter(.8, .5, p=.8)
+    out,want = SpectralJitter(.8, .5, p=.8).samples(both, draws()),alone.act(both["spectral"], alone.draw((8, 8), draws()))
+    assert torch.equal(out["image"], both["image"]) and torch.equal(out["spectral"], want) and not torch.equal(want, both["spectral"])
+    five = torch.cat([both["image"], both["spectral"]], 1)
+    assert torch.equal(SpectralJitter(.8, .5, p=.8)(five, draws()), torch.cat([both["image"], want], 1))
+    a,b = draws(),draws()
+    assert torch.equal(SpectralJitter()(both["image"], a), both["image"]) and torch.equal(a.uniform(), b.uniform()), "nothing is drawn"
+
+
+def test_the_two_views_of_a_spectral_image_differ_in_brightness(tmp_path):
+    "An infrared image alike in both views tells the partner by its mean alone"
+    dls = loaders(pairs(tmp_path), augment="simclr", aug_kw=dict(scale=(1., 1.), blur=0.)).with_views(2)
+    spectral = dls.train.one_batch()["spectral"]
+    means = spectral.mean((3, 4))
+    assert spectral.shape[1] == 2 and ((means[:,0] - means[:,1]).abs().amax(1) > 1e-3).sum() >= 3
+
+
 @pytest.mark.parametrize("transform", [lambda: RandomGrayscale(1.5), lambda: IntensityJitter(p=-1), lambda: IntensityJitter(-.1)])
 def test_a_transform_refuses_what_means_nothing(transform):
     with pytest.raises(ValueError, match="must (lie|be)"): transform()
 
 
 def test_more_than_three_channels_train():
-    "8-bit images with further channels keep these; cubes of decimal numbers leave colours out"
+    "8-bit images may have further channels; cubes of decimal numbers leave colours out"
     data = image_set(channels=5)
     learn = quiet_fit(make(data=data), 1)
     assert learn.model.in_chans == 5 and np.isfinite(learn.recorder.rows[0]["train_loss"])

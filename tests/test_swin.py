@@ -107,6 +107,19 @@ def test_other_window_and_patch(saved):
     assert any("relative_position_bias_table" in o for o in other.load_report.adapted) and "patch_embed.proj.weight" in other.load_report.adapted
     assert torch.equal(other.layers[0].blocks[0].mlp.fc1.weight, model.layers[0].blocks[0].mlp.fc1.weight)
 
+def test_a_swin_of_192_pixels_goes_on_at_256():
+    "Masks and indices are no weights, bias tables are resampled, and a size that fits no window is refused by name"
+    small = dict(embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 1, 2, 2), num_classes=3)
+    model,larger = seeded(swin, img_size=192, **small),seeded(swin, 7, img_size=256, **small)
+    window = lambda m: m.layers[0].blocks[1].window_size[0]
+    assert window(model) != window(larger), "so the tables differ"
+    assert not [k for k in model.state_dict() if "mask" in k or "index" in k]
+    report = load_weights(larger, model.state_dict(), adapt=checkpoint_filter_fn)
+    tables = [k for k in model.state_dict() if k.endswith("relative_position_bias_table")]
+    assert not report.fresh and set(report.adapted) >= set(tables) and len(tables) == 5
+    with torch.no_grad(): assert larger.eval()(images(1, 3, 256, 256)).isfinite().all()
+    with pytest.raises(ValueError, match="img_size=250 is not a whole number of patches of 4 pixels; use img_size 248 or 252"): create_model("swin_tiny", img_size=250)
+
 def test_authors_swin_files_load():
     "The paper's authors merge patches at the end of a stage, timm at the start of the next: timm's filter knows both"
     model = seeded(swin, **SMALL)

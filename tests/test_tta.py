@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from companion_helpers import loaders, pairs
 from torch import nn
 from view_helpers import SWAP, Heads, zones
 
@@ -18,6 +19,7 @@ from vitnb.learner.tta import mean_nll, predict_tta, tta_mode, view_scores
 from vitnb.learner.views import pick_views, view_sets
 from vitnb.losses.objective import make_objective
 from vitnb.metrics.base import make_task_metrics
+from vitnb.models.hvit import hvit
 from vitnb.task import Tasks, Value
 
 
@@ -46,6 +48,14 @@ def test_a_learner_whose_model_is_the_mean_agrees_with_predict_tta(learn, name):
     assert loss == pytest.approx(mean_nll(probs, y), abs=1e-5) and acc == pytest.approx((probs.argmax(1) == y).float().mean().item(), abs=1e-6)
 
 
+def test_a_shuffled_loader_that_drops_its_last_batch_loses_no_sample(learn):
+    train = learn.dls.train
+    labels = torch.as_tensor(learn.dls.image_set.split("train").labels)
+    assert train.shuffle and train.drop_last and len(labels) % train.bs, "so that a plain pass would lose some, in another order"
+    probs,y = predict_tta(learn, "train", "flip")
+    assert len(probs) == len(labels) and torch.equal(y, labels)
+
+
 def test_the_mean_is_that_of_the_views_probabilities(learn):
     each = [predict_tta(learn, "test", [o])[0] for o in pick_views("d4")]
     assert torch.allclose(torch.stack(each).mean(0), predict_tta(learn, "test", "d4")[0], atol=1e-6)
@@ -71,6 +81,23 @@ def test_several_tasks_over_a_whole_split(learn):
         probs,y = predict_tta(learn, "valid", "shifts")
     finally: learn.model,learn.tasks = model,tasks
     assert torch.allclose(probs["a"], alone, atol=1e-6) and probs["b"].shape == probs["a"].shape == (len(y), 10)
+
+
+def test_a_spectral_image_moves_with_its_photograph(tmp_path, monkeypatch):
+    "Both inputs of a view are turned alike, and the mean is that of a loop"
+    monkeypatch.setenv("VITNB_CACHE_PATH", str(tmp_path/"cache"))
+    dls = loaders(pairs(tmp_path/"set"))
+    torch.manual_seed(0)
+    model = hvit(img_size=8, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_classes=2, spectral_channels=2)
+    learn = SimpleNamespace(model=model.eval(), tasks=dls.tasks)
+    image,spectral,_ = dls.test.one_batch()
+    with torch.no_grad(), tta_mode(learn, "d4"): mean = learn.model(image, spectral)
+    turned = [(image.rot90(k, (2, 3)), spectral.rot90(k, (2, 3))) for k in range(4)]
+    turned += [(a.flip(3), b.flip(3)) for a,b in turned]
+    with torch.no_grad():
+        want = torch.stack([model(a, b).softmax(1) for a,b in turned]).mean(0)
+        apart = torch.stack([model(a, spectral).softmax(1) for a,_ in turned]).mean(0)
+    assert torch.allclose(mean.exp(), want, atol=1e-6) and not torch.allclose(mean.exp(), apart, atol=1e-5)
 
 
 def test_an_unknown_split(learn):

@@ -150,10 +150,17 @@ def parse_value(
     "Read the text of one parameter"
     if isinstance(default, str): return text
     if text.lower() in _words: return _words[text.lower()]
-    try: value = ast.literal_eval(text)
-    except (ValueError, SyntaxError): return text
+    value = _literal(text)
     if isinstance(default, float) and type(value) is int: return float(value)
     return value
+
+def _literal(text):
+    "Read text as Python does, a list or dictionary also as JSON does; other text stays as it is"
+    readers = [ast.literal_eval, *[json.loads]*text.startswith(("{", "["))]
+    for read in readers:
+        try: return read(text)
+        except (ValueError, SyntaxError): pass
+    return text
 
 def complain(
     *text:object, # What to say

@@ -88,8 +88,9 @@ class FilmSet(ImageSet):
 
     def white(self)->float: return float(FILM_WHITE)
 
-    def stats(self, which:str="train")->tuple:
-        "Compute mean and standard deviation in [0,1], or look up published ones; those of three channels make three"
+    def stats(self, which:str|tuple="train")->tuple:
+        "Compute mean and standard deviation in [0,1], or take others; those of three channels make three"
+        if not isinstance(which, str): return tuple(map(list, which))
         if which != "train": return published_stats(which, 3)
         return tuple([float(value)/FILM_WHITE for value in numbers] for numbers in super().stats())
 

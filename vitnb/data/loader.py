@@ -146,7 +146,7 @@ def image_loaders(
     datasets = make_datasets(image_set, cache, cache_size)
     check_batch_size(bs, len(image_set.split("train")), True)
     size = _checked_size(img_size) or _own_size(datasets, image_set.name)
-    mean,std = image_set.stats(stats) if isinstance(stats, str) else map(list, stats)
+    mean,std = image_set.stats(stats)
     normalize = dict(mean=mean, std=std, tasks=image_set.tasks, white=image_set.white())
     train_steps = train_pipeline(augment, size, **normalize, **aug_kw or {})
     eval_resize = _checked_size(eval_resize, "eval_resize") or scaled_side(size, augment_ratio.get(augment, 1))

@@ -18,7 +18,7 @@ from PIL import ImageFile
 from ..core import settings
 from .image import UnreadableImage
 from .once import refuse_too_many, scan_once
-from .stats import BandStats, channel_counts, moments, published_stats
+from .stats import BandStats, channel_counts, given_stats, moments, published_stats
 from .table import ImageSet
 from ..progress import progress
 
@@ -154,9 +154,10 @@ def white(self:ImageSet)->float: # 255 or 1
 
 @patch
 def stats(self:ImageSet,
-    which:str="train", # "train" computes from the training split; a name in `STATS` gives published values
+    which:str|tuple="train", # "train" computes from the training split; a name in `STATS`; or `(mean, std)`
 )->tuple: # `(mean, std)`, lists of a number a channel: in [0,1] for 8-bit images, else in units of the stored values
     "Compute mean and standard deviation of each channel, over all pixels of train"
+    if not isinstance(which, str): return given_stats(which, self.channels())
     if which != "train":
         found = published_stats(which, self.channels())
         if self.white() == 255: return found

@@ -258,6 +258,8 @@ def resolve(
     either = {k:None for k in ("pretrained", "img_size") if k in base} # True or a file; a side or (height, width)
     own = asked_fields(given, {**base, **either})
     r = AttrDict({**base, **own})
+    other_set = r.get("data") != base.get("data")
+    if other_set and "data_kw" in base and "data_kw" not in own: r.data_kw = None # options of the recipe's own set
     check_used(r, own)
     if "data" in r and r.data is None:
         raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
