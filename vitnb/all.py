@@ -4,6 +4,8 @@ from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
+from vitnb.kernel import *
+from vitnb.runfolder import *
 from vitnb.gather import *
 from vitnb.storage import *
 from vitnb.hub import *
@@ -120,6 +122,7 @@ from vitnb.callback.masked import *
 from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
+from vitnb.callback.earlier import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *
@@ -133,6 +136,7 @@ from vitnb.callback.trial import *
 from vitnb.callback.track import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
+from vitnb.callback.asked import *
 from vitnb.callback.live import *
 from vitnb.callback.panel import *
 from vitnb.learner.optim import *

@@ -269,6 +269,8 @@ def take_params(
     _take_old_names(namespace, known, given)
     _take_hyperparams(namespace, asked, known)
     params = public_params(namespace)
+    # what later cells have set is no parameter, when the cell that opens the run is run again
+    if history: params = {name:value for name,value in params.items() if name in known or name in own}
     asked_fields(params, family.fields, say=None)
     return params
 

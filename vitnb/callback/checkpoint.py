@@ -21,6 +21,7 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from .base import TrainCallback
+from .earlier import set_aside
 from .ema import EMACallback
 from ..core import atomic_write, is_main, nearest, one_of
 from ..hub import plain_names
@@ -214,13 +215,20 @@ class Checkpoints(TrainCallback):
         self.best = None
         self.best_epoch = None
         self.kept = [] # (value, epoch), the best first
+        self.earlier = [] # names of files of an earlier fit that stay
+        self.replaced = [] # names of files of an earlier fit that go when this one has written
         self.writer = BackgroundWriter()
         self._saved_at = 0 # optimiser steps
+        self._begins = False # whether a fit has begun that goes on from no state
 
     def before_fit(self):
         self.column = monitored(self.learn.columns, self.monitor or self.learn.monitor, self.mode)
+        self._begins = True
 
-    def before_train(self): self._saved_at = self.learn.opt_steps
+    def before_train(self):
+        self._saved_at = self.learn.opt_steps
+        if self._begins and is_main(): self.meet_earlier()
+        self._begins = False
 
     def before_validate(self):
         "The first validation may fork loader processes, which is no moment for another thread"
@@ -232,12 +240,17 @@ class Checkpoints(TrainCallback):
             for path in self.outdated(): path.unlink(missing_ok=True)
 
     def state_dict(self):
-        return dict(best=self.best, best_epoch=self.best_epoch, kept=[list(entry) for entry in self.kept])
+        return dict(best=self.best, best_epoch=self.best_epoch, kept=[list(entry) for entry in self.kept],
+                    column=self.column.name, earlier=list(self.earlier), replaced=list(self.replaced))
 
     def load_state_dict(self, state):
+        self._begins = False
         self.best = state["best"]
         self.best_epoch = state["best_epoch"]
         self.kept = [tuple(entry) for entry in state["kept"]]
+        self.earlier = list(state.get("earlier", ()))
+        self.replaced = list(state.get("replaced", ()))
+        if self.column and state.get("column", self.column.name) != self.column.name: self._judge_again()
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #38f53b76
 @patch
@@ -273,8 +286,13 @@ def rank(
 def outdated(self:Checkpoints)->list: # Paths
     "Find files of epochs that are no longer among the best"
     if not self.keep_top_k: return []
-    names = {f"top_epoch_{epoch}.pth" for _,epoch in self.kept}
+    names = {f"top_epoch_{epoch}.pth" for _,epoch in self.kept} | set(self.earlier)
     return [path for path in self.folder.glob("top_epoch_*.pth") if path.name not in names]
+
+@patch
+def leftovers(self:Checkpoints)->list: # Paths
+    "Find files that may go, now that newer ones are written"
+    return [*(self.folder/name for name in self.replaced), *self.outdated()]
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #156a20ab
 @patch
@@ -283,7 +301,7 @@ def after_batch(self:Checkpoints):
     if not self.every_n_steps or not self.learn.training: return
     if steps == self._saved_at or steps % self.every_n_steps: return
     self._saved_at = steps
-    self.writer.save({self.folder/"last_model.pth":self.state(full=True)})
+    self.save({"last_model.pth":self.state(full=True)})
 
 @patch
 def after_epoch(self:Checkpoints):
@@ -300,7 +318,76 @@ def after_epoch(self:Checkpoints):
     full = self.state(full=True)
     if self.every_n_epochs and epoch % self.every_n_epochs == 0: files[f"checkpoint_epoch_{epoch}.pth"] = full
     files["last_model.pth"] = full # the last of all: it says that the others are there
-    self.writer.save({self.folder/name:state for name,state in files.items()}, self.outdated)
+    self.save(files)
+
+@patch
+def save(self:Checkpoints,
+    files:dict, # State by name, written in this order
+):
+    "Write files in the background, and then remove those that they replace"
+    self.replaced = [name for name in self.replaced if name not in files]
+    self.writer.save({self.folder/name:state for name,state in files.items()}, self.leftovers)
+
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #855c21ea
+_COMPARED = ("arch", "model_kw", "tasks", "pretext", "reader")
+
+def _is_like(checkpoint, config):
+    "Whether the score of a checkpoint can be compared with those of a fit: the same model and the same data"
+    old = checkpoint.get("config") or {}
+    same_data = old.get("training", {}).get("data") == config.get("training", {}).get("data")
+    return same_data and all(old.get(name) == config.get(name) for name in _COMPARED)
+
+@patch
+def _read(self:Checkpoints, name):
+    "An earlier checkpoint, empty where there is none that can be read"
+    if not (self.folder/name).is_file(): return {}
+    try: return load_checkpoint(self.folder/name)
+    except ValueError as error:
+        print(f"passed over: {error}", flush=True)
+        return {}
+
+@patch
+def meet_earlier(self:Checkpoints):
+    "Let nothing be lost of what an earlier fit has written here"
+    if not any(self.folder.glob("*.pth")): return
+    best = self._read("best_model.pth")
+    config = self.learn.config if self.config is None else self.config
+    is_known = _is_like(best, config) and best.get("metrics", {}).get(self.column.name) is not None
+    if self.best is None and is_known:
+        self.best = best["metrics"][self.column.name]
+        self.best_epoch = best["epoch"]
+    tops = [path.name for path in self.folder.glob("top_epoch_*.pth")]
+    epochs = self.learn.epochs_done
+    if epochs and self._read("last_model.pth").get("epoch") == epochs: # the same Learner, that goes on counting
+        self.earlier = tops
+        self._rank_earlier()
+        if not is_known: set_aside(self.folder, ["best_model.pth"])
+    elif set_aside(self.folder, ["*.pth"]):
+        self.kept = []
+        self.replaced = [path.name for path in self.folder.glob("*.pth") if not is_known or path.stem != "best_model"]
+
+@patch
+def _values(self:Checkpoints)->dict: # Epoch -> value
+    "What the monitored column was in the epochs of the history"
+    return {row["epoch"]:row.get(self.column.name) for row in self.recorder.rows}
+
+@patch
+def _rank_earlier(self:Checkpoints):
+    "Rank the top epochs of an earlier fit among those to come"
+    values = self._values()
+    self.kept = []
+    for name in self.earlier:
+        epoch = int(re.sub(r"\D", "", name))
+        self.rank(values.get(epoch), epoch)
+
+@patch
+def _judge_again(self:Checkpoints):
+    "Find what the best epochs are worth by another column than they were chosen by"
+    values = self._values()
+    self.best = values.get(self.best_epoch)
+    epochs = [epoch for _,epoch in self.kept]
+    self.kept = []
+    for epoch in epochs: self.rank(values.get(epoch), epoch)
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #7f4fe120
 def newest_state(

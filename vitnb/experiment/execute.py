@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, repo_root, settings
 from .notebook import notebook_askable, notebook_params, read_notebook
-from .run import mark_status, read_json, release, run_folder
+from .run import run_folder
 from ..launch import end_tree
 from ..parameters import check_given
+from ..runfolder import hand_on, hold, in_use, is_held, mark_status, read_json, release
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #090bea8b
 @contextmanager
@@ -46,21 +47,31 @@ def make_run_dir(
     path:str|Path, # The notebook
     shown:dict, # Names and defaults of its parameters cell
     given:dict, # What it is asked for
-)->Path: # Of its unfinished run, if that can be resumed, or a new one
+)->Path: # Of its unfinished run, if that can be resumed, or a new one; this process holds it
     "Choose the folder for a run of a notebook"
     params = shown | given
     root = settings(workspace_of(path)).outputs_path
     folder = run_folder(Path(path).stem, params, params.get("tag") or "", params.get("resume", "never"), root)
-    release(folder) # the kernel will hold it
+    if is_main() and not hold(folder): raise ValueError(in_use(folder))
     return folder
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #c2622922
 def _kernel_environment(path, run_dir):
     "What the kernel shall find in its environment"
     root = workspace_of(path)
-    env = dict(VITNB_RUN_DIR=str(run_dir), VITNB_HEADLESS="1")
+    inherited,_ = hand_on(run_dir)
+    env = dict(inherited, VITNB_HEADLESS="1")
     if (root/"settings.ini").is_file(): env["VITNB_WORKSPACE"] = str(root)
     return env
+
+def _manager(run_dir):
+    "What starts the kernel, so that it inherits the lock of the run folder"
+    from jupyter_client import AsyncKernelManager
+    _,descriptors = hand_on(run_dir)
+    class Manager(AsyncKernelManager):
+        "Passes the lock on"
+        async def start_kernel(self, **kw): return await super().start_kernel(pass_fds=descriptors, **kw)
+    return Manager
 
 def _is_news(record):
     "Whether a line of papermill's log is news: of names beyond the cell it says that it does not know them, but we do"
@@ -85,7 +96,8 @@ def _execute(path, output, params, run_dir):
         log.addFilter(_is_news)
         stack.callback(log.removeFilter, _is_news)
         target = literally(output) if is_main() else None
-        papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet, **files)
+        papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet,
+                                   kernel_manager_class=_manager(run_dir), **files)
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #2bae6400
 def error_line(
@@ -145,8 +157,9 @@ def watch_others(
 # %% ../../nbs/library/620_experiment.execute.ipynb #5f43215f
 def _end_state(error):
     "What status.json says of a run that did not come to its end"
-    if isinstance(error, KeyboardInterrupt): return "interrupted"
-    return "stopped" if getattr(error, "ename", "") == "TrainingStopped" else "failed"
+    kind = getattr(error, "ename", type(error).__name__)
+    if kind in ("KeyboardInterrupt", "NotWaiting"): return "interrupted"
+    return "stopped" if kind == "TrainingStopped" else "failed"
 
 def run_notebook(
     path:str|Path, # The notebook
@@ -162,12 +175,25 @@ def run_notebook(
     run_dir = Path(run_dir or make_run_dir(path, shown, params)).resolve()
     output = Path(output or run_dir/path.name).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir))
+    with _held(run_dir): _run_held(path, output, params, run_dir)
+    return run_dir
+
+@contextmanager
+def _held(run_dir):
+    "Hold a run folder from before the kernel starts until all is said of its end; of several ranks the first does"
+    before = is_held(run_dir)
+    if is_main() and not hold(run_dir): raise ValueError(in_use(run_dir))
+    try: yield
+    finally:
+        if not before: release(run_dir)
+
+def _run_held(path, output, params, run_dir):
+    "Run the notebook, and write down how it stands"
+    mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir), pid=None) # the kernel's
     try: _execute(path, output, params, run_dir)
     except BaseException as e:
         state = _end_state(e)
         cause = None if state == "stopped" else _cause(run_dir, e) # all ranks stop together
         mark_status(run_dir, state, error=(cause or error_line(e))[:2000])
         raise
-    mark_status(run_dir, "finished")
-    return run_dir
+    if read_json(run_dir/"status.json").get("status") != "stopped": mark_status(run_dir, "finished")
