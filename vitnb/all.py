@@ -123,6 +123,7 @@ from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
 from vitnb.callback.earlier import *
+from vitnb.callback.writer import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *

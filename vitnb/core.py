@@ -158,7 +158,7 @@ class Settings:
     rank_timeout:int = 600                    # seconds for which one process of a launch waits for another
 
 _choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("auto", "fp32", "bf16", "fp16"))
-_not_settings = {"workspace", "run_dir", "run_for", "lock", "headless", "resumed", "trial"} # VITNB_* variables with another meaning
+_not_settings = {"workspace", "run_dir", "run_for", "lock", "headless", "resumed", "trial"} # other VITNB_* variables
 
 # %% ../nbs/library/000_core.ipynb #a86cf499
 def _whole_number(key, text, default, origin):

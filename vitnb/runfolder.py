@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'write_json', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use', 'holding',
-           'mark_status', 'run_status', 'settle', 'is_nested', 'leave_outer_run']
+           'mark_status', 'end_state', 'run_status', 'settle', 'epochs_done', 'left_undone', 'is_nested',
+           'leave_outer_run']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -51,7 +52,7 @@ def read_json(
     if not path.is_file(): return {}
     return json.loads(path.read_text(encoding="utf-8"))
 
-# %% ../nbs/library/034_runfolder.ipynb #ac089939
+# %% ../nbs/library/034_runfolder.ipynb #1d965981
 _held = {} # folder -> descriptor of its lock
 _HANDED_ON = "VITNB_LOCK" # the descriptor, for a process that inherits it
 _PATIENCE = 10 # seconds, for what a killed process has left behind to end
@@ -79,10 +80,10 @@ def _take(folder):
 
 def _lives(pid):
     "Whether a process of this machine is there"
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except PermissionError: return True
-    return need("psutil").Process(pid).status() != "zombie"
+    psutil = need("psutil")
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+    except psutil.AccessDenied: return True
 
 def _is_orphaned(folder):
     "Whether who took a lock has ended, so that only what it had started holds it, and not for long"
@@ -108,7 +109,7 @@ def sweep(
         count += 1
     return count
 
-# %% ../nbs/library/034_runfolder.ipynb #1fa94efc
+# %% ../nbs/library/034_runfolder.ipynb #434589cc
 def is_held(
     run_dir:str|Path, # A run folder
 )->bool: # Whether this process holds it
@@ -160,10 +161,10 @@ def in_use(
     "Say who has a run folder"
     owner = _owner(_key(run_dir))
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return (f"{run_dir} is in use by {who}; wait for it, end it (a notebook that is still open: shut its kernel down), or "
-            "start over with resume='never'")
+    return (f"{run_dir} is in use by {who}; wait for it, end it (a notebook that is still open: shut its kernel "
+            "down), or start over with resume='never'")
 
-# %% ../nbs/library/034_runfolder.ipynb #157e101e
+# %% ../nbs/library/034_runfolder.ipynb #6fb62620
 @contextmanager
 def holding(
     run_dir:str|Path, # A run folder
@@ -199,6 +200,15 @@ _OF_AN_END = ("error", "ended", "seconds")
 
 def _stamp(moment): return moment.isoformat(timespec="seconds")
 
+# %% ../nbs/library/034_runfolder.ipynb #c8205e3f
+def end_state(
+    error:BaseException, # What ended a run: an error of Python, or of papermill
+)->str: # "interrupted", "stopped" or "failed"
+    "Say what status.json says of a run that did not come to its end"
+    kind = getattr(error, "ename", type(error).__name__)
+    if kind in ("KeyboardInterrupt", "NotWaiting"): return "interrupted"
+    return "stopped" if kind == "TrainingStopped" else "failed"
+
 def run_status(
     run_dir:str|Path, # A run folder
 )->dict: # As status.json, or with "killed" in place of a "running" that is no longer true
@@ -209,21 +219,42 @@ def run_status(
     except PermissionError: return status # somebody else's folder, of which nothing can be said
     if descriptor is None: return status
     os.close(descriptor)
-    return {**status, "status":"killed", "error":"its process has ended without a word: it was killed, or the machine went down"}
+    return {**status, "status":"killed", "error":_KILLED}
+
+_KILLED = "its process has ended without a word: it was killed, or the machine went down"
 
 def settle(
     run_dir:str|Path, # A run folder
 )->dict: # How it stands
     "Write down that a run was killed, where it was"
     status = run_status(run_dir)
-    if status.get("status") != "killed" or read_json(Path(run_dir)/"status.json").get("status") == "killed": return status
+    if status == read_json(Path(run_dir)/"status.json"): return status
     return mark_status(run_dir, "killed", error=status["error"])
 
-# %% ../nbs/library/034_runfolder.ipynb #15760e91
-_OF_A_RUN = ("VITNB_RUN_DIR", "VITNB_RUN_FOR", "VITNB_LOCK", "VITNB_RESUMED", "VITNB_TRIAL", "RANK", "WORLD_SIZE", "LOCAL_RANK",
-             "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# %% ../nbs/library/034_runfolder.ipynb #6bec781a
+def epochs_done(
+    run_dir:str|Path, # A run folder
+)->int: # Epochs
+    "Count the epochs in the history of a run"
+    return len(read_json(Path(run_dir)/"history.json"))
 
-def is_nested()->bool: # Whether what the environment says of a run is about another one, which this process is only a part of
+def left_undone(
+    run_dir:str|Path, # A run folder
+)->str: # Empty if its last training came to its end, or there was none
+    "Say what the last training of a run did not do"
+    events = Path(run_dir)/"events.jsonl"
+    if not events.is_file(): return ""
+    said = [line for line in events.read_text().splitlines() if re.search(r'"event": "(start|end)"', line)]
+    fits = [json.loads(line) for line in said]
+    if not fits or fits[-1]["event"] == "end" and fits[-1].get("complete", True): return ""
+    asked = next(fit["epochs"] for fit in reversed(fits) if fit["event"] == "start")
+    return f"training was stopped after {epochs_done(run_dir)} of {asked} epochs"
+
+# %% ../nbs/library/034_runfolder.ipynb #9bb32d36
+_OF_A_RUN = ("VITNB_RUN_DIR", "VITNB_RUN_FOR", "VITNB_LOCK", "VITNB_RESUMED", "VITNB_TRIAL", "RANK", "WORLD_SIZE",
+             "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+def is_nested()->bool: # Whether what the environment says of a run is about another one than this process's own
     "Ask whether a run's variables were inherited by accident"
     told = os.environ.get("VITNB_RUN_FOR")
     if not told or told in (str(os.getpid()), str(os.getppid())): return False

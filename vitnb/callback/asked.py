@@ -33,7 +33,7 @@ def keep_asked(
         group.update({name:value for name,value in new[index].items() if old[index].get(name) != value})
     if now["wd"] is not None and now["wd"] != then["wd"]: opt.set_hyper("wd", now["wd"])
 
-# %% ../../nbs/library/486_callback.asked.ipynb #7c4dc6fc
+# %% ../../nbs/library/486_callback.asked.ipynb #67e1fcde
 def check_length(
     position:Sequence, # Epoch and batch that a state goes on with
     n_epoch:int, # Epochs that were asked for
@@ -42,8 +42,8 @@ def check_length(
     epoch,batch = position
     done = epoch + (batch > 0)
     if n_epoch >= done: return
-    raise ValueError(f"the run to go on with is in its epoch {done} already, and {n_epoch} epochs were asked for: ask for "
-                     f"{done} or more (the number counts from its start), or start over with resume='never'")
+    raise ValueError(f"the run to go on with is in its epoch {done} already, and {n_epoch} epochs were asked for: ask "
+                     f"for {done} or more (the number counts from its start), or start over with resume='never'")
 
 def changes(
     old:Mapping, # Names and values of the run to go on with

@@ -62,6 +62,7 @@ class History(TrainCallback):
     def _write_json(self, name, values):
         with atomic_write(self.folder/name) as path: path.write_text(json.dumps(values, indent=1))
 
+# %% ../../nbs/library/473_callback.history.ipynb #3577f5fc
 _HEAD = ("epoch", "step")
 _TRAINING = ("lr", "grad_norm", "skipped_steps", "memory_mib", "seconds")
 

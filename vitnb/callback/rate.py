@@ -107,6 +107,7 @@ def _run_options(self:ScheduleLR):
     if "monitor" not in known: return self.options
     return {**self.options, "mode":self._mode(self.options.get("monitor") or known["monitor"])}
 
+# %% ../../nbs/library/484_callback.rate.ipynb #e6d3725c
 @patch
 def _rates(self:ScheduleLR): return [hypers["lr"] for hypers in self.opt.hypers]
 

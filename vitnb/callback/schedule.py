@@ -166,8 +166,10 @@ class Plateau:
         "Take over what was counted, not patience and factor: those are asked for"
         counted = {k:sd[k] for k in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch") if k in sd}
         self.rule.load_state_dict(counted)
-        if sd.get("peak", self.peak) == self.peak: self.opt.param_groups[0]["lr"] = sd["lr"]
-        else: self.opt.param_groups[0]["lr"] = self.peak*sd["lr"]/sd["peak"] # as many drops below the new one
+        lr = sd["lr"]
+        if sd.get("peak", self.peak) != self.peak: lr = self.peak*lr/sd["peak"] # as many drops below the new one
+        self.opt.param_groups[0]["lr"] = lr
+        self.rule._last_lr = [lr]
 
 schedules.register("reduce_lr_on_plateau")(Plateau) # what torch calls it
 
@@ -251,11 +253,11 @@ def _warmup_steps(name, total, per_epoch, epochs, steps):
 
 def _too_long(steps, total, per_epoch):
     "Say that a warm-up does not fit, and how it would"
+    short = f"{total/per_epoch/10:.2g}" # a tenth of the run
     return (f"a warm-up of {steps} steps ({steps/per_epoch:.3g} epochs) does not end within the run's {total} "
-            f"({total/per_epoch:.3g} epochs): it must be from 0 to {total-1} steps. Train for more epochs, or shorten it: "
-            f"warmup_epochs={total/per_epoch/10:.2g} in the recipe or in schedule_kw, learn.schedule['warmup_epochs'] = "
-            f"{total/per_epoch/10:.2g} for a Learner that is there, or for one fit a schedule without warm-up, "
-            "fit(..., cbs=ScheduleLR('cosine'))")
+            f"({total/per_epoch:.3g} epochs): it must be from 0 to {total-1} steps. Train for more epochs, or shorten "
+            f"it: warmup_epochs={short} in the recipe or in schedule_kw, learn.schedule['warmup_epochs'] = {short} for "
+            "a Learner that is there, or for one fit a schedule without warm-up, fit(..., cbs=ScheduleLR('cosine'))")
 
 # %% ../../nbs/library/482_callback.schedule.ipynb #918566e4
 def _check_values(lr, options):

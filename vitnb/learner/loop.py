@@ -634,6 +634,7 @@ def fit(
     if any(isinstance(cb, LRFinder) for cb in cbs): self._look_for_lr(run, cbs + resuming)
     else: self._run_fit(run, "fit", cbs + resuming)
 
+# %% ../../nbs/library/506_learner.loop.ipynb #bfd330f5
 def _as_text(lr): return repr(lr)
 
 @patch
@@ -642,8 +643,8 @@ def _goes_on(self:VitLearner, call):
     left = self.left_off or {}
     if left.get("state") is None: return None
     if left["call"] == call: return left["state"]
-    print(f"the last fit was stopped, and could go on with fit({left['call']['n_epoch']}) as it was called; this is another "
-          "one, which begins with the weights as they are", flush=True)
+    print(f"the last fit was stopped, and could go on with fit({left['call']['n_epoch']}) as it was called; this is "
+          "another one, which begins with the weights as they are", flush=True)
     return None
 
 def _stop_in_order(learn, cbs):
