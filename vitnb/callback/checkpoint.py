@@ -254,7 +254,7 @@ def save(self:Checkpoints,
     self.replaced = [name for name in self.replaced if name not in files]
     self.writer.save({self.folder/name:state for name,state in files.items()}, self.leftovers)
 
-# %% ../../nbs/library/460_callback.checkpoint.ipynb #71f9a8c3
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #f0c181b4
 _COMPARED = ("arch", "model_kw", "tasks", "pretext", "reader")
 
 def _is_like(checkpoint, config):
@@ -292,7 +292,7 @@ def meet_earlier(self:Checkpoints):
         self.kept = []
         self.replaced = [path.name for path in self.folder.glob("*.pth") if not is_known or path.stem != "best_model"]
 
-# %% ../../nbs/library/460_callback.checkpoint.ipynb #0bfb8d44
+# %% ../../nbs/library/460_callback.checkpoint.ipynb #1329a533
 @patch
 def _values(self:Checkpoints)->dict: # Epoch -> value
     "What the monitored column was in the epochs of the history"

@@ -107,7 +107,7 @@ def _run_options(self:ScheduleLR):
     if "monitor" not in known: return self.options
     return {**self.options, "mode":self._mode(self.options.get("monitor") or known["monitor"])}
 
-# %% ../../nbs/library/484_callback.rate.ipynb #e6d3725c
+# %% ../../nbs/library/484_callback.rate.ipynb #a2487d32
 @patch
 def _rates(self:ScheduleLR): return [hypers["lr"] for hypers in self.opt.hypers]
 

@@ -88,9 +88,8 @@ def environment(
 
 # %% ../../nbs/library/600_experiment.run.ipynb #0fc7cb64
 _free = {"resume", "max_hours"} # parameters that say how to run, not what
-_LONGER = {"epochs", "warm_restart", "schedule", "lr", "min_lr", "warmup_epochs", "warmup_lr", "step_size", "gamma",
-           "milestones", "factor", "patience", "early_stop", "early_stop_min_delta", "early_stop_monitor",
-           "restore_best"}
+_LONGER = set("epochs warm_restart schedule lr min_lr warmup_epochs warmup_lr step_size gamma milestones factor "
+              "patience early_stop early_stop_min_delta early_stop_monitor restore_best".split()) # of a longer run
 
 def changed_params(
     old:dict, # Parameters of an earlier run
@@ -210,7 +209,7 @@ def family_params(
     load_families()
     return askable[family]
 
-# %% ../../nbs/library/600_experiment.run.ipynb #35e7c6b9
+# %% ../../nbs/library/600_experiment.run.ipynb #d3af0f23
 _open = {} # "run": the `Run` that the cells of this kernel write to
 
 def _note(state, **facts):
@@ -291,7 +290,7 @@ class Run:
         (self.dir/name).mkdir(exist_ok=True)
         return self.dir/name
 
-# %% ../../nbs/library/600_experiment.run.ipynb #a3e5fe46
+# %% ../../nbs/library/600_experiment.run.ipynb #179cc93f
 @patch
 def _say_how(self:Run):
     "Say whether the run is a new one, and what of it has changed; before its files are written anew"
