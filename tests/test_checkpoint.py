@@ -10,7 +10,8 @@ from tiny_tasks import StopAt
 from torch import nn
 
 from vitnb.callback.base import TrainCallback
-from vitnb.callback.checkpoint import BackgroundWriter, Checkpoints, load_checkpoint, save_checkpoint, snapshot
+from vitnb.callback.checkpoint import BackgroundWriter, Checkpoints, load_checkpoint, newest_state, save_checkpoint, snapshot
+from vitnb.learner.core import run_callbacks
 from vitnb.testing import tiny_fit, tiny_learner
 
 
@@ -43,6 +44,58 @@ def test_the_best_few_after_a_resume(tmp_path):
     assert tops(tmp_path) == ["top_epoch_1.pth", "top_epoch_3.pth"]
 
 
+def best(d):
+    found = load_checkpoint(d/"checkpoints/best_model.pth")
+    return found["best"], found["epoch"]
+
+
+def test_a_second_worse_fit_destroys_nothing(tmp_path):
+    "The same Learner in the same folder: the best of both, and the top epochs of the first"
+    learn,kw = tiny_learner(),dict(keep_top_k=2, tracker="none")
+    scores = Scores([.2, .9, .8])
+    learn.fit(3, cbs=[*run_callbacks(tmp_path, **kw), scores])
+    scores.values = [.1, .1, .1]
+    learn.fit(3, cbs=[*run_callbacks(tmp_path, **kw), scores])
+    assert best(tmp_path) == (.9, 2) and tops(tmp_path) == ["top_epoch_2.pth", "top_epoch_3.pth"]
+    scores.values = [.95, .1, .1]
+    learn.fit(3, cbs=[*run_callbacks(tmp_path, **kw), scores])
+    assert best(tmp_path) == (.95, 7) and tops(tmp_path) == ["top_epoch_2.pth", "top_epoch_3.pth", "top_epoch_7.pth"]
+    assert len((tmp_path/"history.csv").read_text().splitlines()) == 10
+
+
+def test_another_learner_in_the_same_folder_destroys_nothing(tmp_path):
+    "Its epochs count from 1: what they would overwrite is kept aside, and is not taken for a state of the new run"
+    kw = dict(epochs=3, run_kw=dict(keep_top_k=1, every_n_epochs=1), resume="never")
+    tiny_fit(tmp_path, cbs=[Scores([.2, .9, .8])], **kw)
+    before = {p.name:p.read_bytes() for p in (tmp_path/"checkpoints").glob("*.pth")}
+    history = (tmp_path/"history.csv").read_bytes()
+    tiny_fit(tmp_path, **{**kw, "epochs":1}, cbs=[Scores([.1])])
+    assert best(tmp_path) == (.9, 2)
+    aside = tmp_path/"checkpoints/earlier-1"
+    assert {p.name:p.read_bytes() for p in aside.iterdir()} == before and (tmp_path/"earlier-1/history.csv").read_bytes() == history
+    assert {p.name for p in (tmp_path/"checkpoints").glob("*.pth")} == {"best_model.pth", "last_model.pth", "top_epoch_1.pth", "checkpoint_epoch_1.pth"}
+    assert newest_state(tmp_path/"checkpoints")["epochs_done"] == 1
+    tiny_fit(tmp_path, **{**kw, "epochs":1, "lr":5e-3}, cbs=[Scores([.95])])
+    assert best(tmp_path) == (.95, 1)
+
+
+def test_another_model_has_a_best_of_its_own(tmp_path):
+    tiny_fit(tmp_path, epochs=1, cbs=[Scores([.9])])
+    tiny_fit(tmp_path, epochs=1, limit=9, resume="never", cbs=[Scores([.1])])
+    assert best(tmp_path) == (.1, 1), "scores on other data cannot be compared"
+    assert load_checkpoint(tmp_path/"checkpoints/earlier-1/best_model.pth")["best"] == .9
+
+
+def test_another_monitor_judges_the_epochs_anew(tmp_path):
+    first = tiny_fit(tmp_path, epochs=2, run_kw=dict(keep_top_k=1))
+    chosen = best(tmp_path)[1]
+    worth = first.recorder.rows[chosen-1]["valid_loss"]
+    learn = tiny_learner()
+    files = run_callbacks(tmp_path, "valid_loss", keep_top_k=1, tracker="none")
+    learn.fit(2, cbs=files, resume="auto")
+    assert files[5].best == worth and files[5].kept[0][0] == worth
+
+
 @pytest.mark.parametrize("kw", [dict(keep_top_k=-1), dict(every_n_epochs=1.5), dict(every_n_steps=True)], ids=str)
 def test_counts_are_whole_numbers(tmp_path, kw):
     with pytest.raises(ValueError, match="whole number from 0"): Checkpoints(tmp_path, **kw)
@@ -69,7 +122,7 @@ def test_an_error_of_the_thread_is_raised(tmp_path, monkeypatch):
 
 
 def test_the_last_file_is_there_when_fit_returns(tmp_path, monkeypatch):
-    import vitnb.callback.checkpoint as module
+    import vitnb.callback.writer as module
     waited = threading.Event()
     wait = BackgroundWriter.wait
     def late(state, path):

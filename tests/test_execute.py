@@ -9,7 +9,7 @@ import pytest
 from command_helpers import PARAMS, notebook, only_run, text, workspace
 
 from vitnb.experiment import cli
-from vitnb.experiment.run import read_json
+from vitnb.runfolder import hold, read_json, release
 
 
 def test_failing_notebook(workspace, capfd):
@@ -37,7 +37,7 @@ def wait_for(what, why, seconds=200):
     return got
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption(workspace, sig):
     work = "import os, time\nfrom pathlib import Path\nprint('started')\nPath(os.environ['VITNB_RUN_DIR'], 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, work)
@@ -50,7 +50,7 @@ def test_interruption(workspace, sig):
     wait_for(lambda: "started" in said.read_text(), "what the cell prints did not arrive")
     p.send_signal(sig)
     _,err = p.communicate(timeout=200)
-    assert p.returncode == 130, err
+    assert p.returncode == 128 + sig, err
     assert "interrupted after" in err and read_json(only_run(workspace)/"status.json")["status"] == "interrupted"
     assert "started" in text(only_run(workspace)/"train_demo.ipynb")
     wait_for(lambda: not psutil.pid_exists(pid), "the kernel outlived the command", 60)
@@ -88,3 +88,36 @@ def test_a_signal_that_is_passed_over_does_not_count():
     with cli.on_signals(lambda number: None, ignored) as came:
         for _ in range(3): signal.raise_signal(signal.SIGTERM)
     assert came == [signal.SIGTERM] and since[0] is None and all(s >= 0 for s in since[1:])
+
+
+RUN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag, resume)"
+INNER = """
+import subprocess, sys
+inner = "from vitnb.experiment.run import Run; print(Run('train_inner', {}).dir)"
+said = subprocess.run([sys.executable, "-c", inner], capture_output=True, text=True)
+(run.dir/"inner").write_text(said.stdout + said.stderr)
+"""
+WAIT = "import time\nfrom pathlib import Path\nwhile not Path('go').exists(): time.sleep(.05)"
+
+
+def test_two_launches_of_one_folder(workspace, capfd):
+    "The second is refused and leaves nothing; a run in a cell has a folder of its own; killed, the folder is free when its kernel is gone"
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS + "\nresume = 'never' # or a folder", RUN, INNER, WAIT)
+    first = subprocess.Popen([sys.executable, "-m", "vitnb.experiment.cli", "run", str(nb)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = lambda: "".join(f.read_text() for f in workspace.glob("out/train_demo/*/inner"))
+    assert "out/train_inner/" in wait_for(said, "the notebook did not come to its third cell")
+    d = only_run(workspace)
+    before = {p.name:p.read_bytes() for p in d.iterdir() if p.is_file()}
+    capfd.readouterr()
+    assert cli.main(["run", str(nb), "-p", "resume", str(d)]) == 2
+    assert f"in use by process {first.pid}" in capfd.readouterr().err
+    assert {p.name:p.read_bytes() for p in d.iterdir() if p.is_file()} == before and read_json(d/"status.json")["status"] == "running"
+    pid = read_json(d/"status.json")["pid"]
+    first.kill()
+    first.wait()
+    assert hold(d) and not (psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"), "the folder was free while its kernel lived"
+    release(d)
+    assert read_json(d/"status.json")["status"] == "interrupted"
+    (workspace/"go").touch()
+    assert cli.main(["run", str(nb), "-p", "resume", str(d)]) == 0
+    assert "the run goes on" not in capfd.readouterr().err and read_json(d/"status.json")["status"] == "finished"

@@ -9,7 +9,8 @@ from test_learner_core import make, weights
 from test_resume import state
 
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
-from vitnb.callback.limit import NaNWatch, TimeLimit, TrainingStopped
+from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
+from vitnb.learner.core import run_callbacks
 from vitnb.testing import differences, tiny_fit, tiny_learner
 
 
@@ -28,7 +29,7 @@ def test_time_is_counted_over_resumes(tmp_path):
     assert not differences(state(whole), state(again))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum):
     class Send(Callback):
         def after_pred(self):
@@ -38,6 +39,64 @@ def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum):
     assert load_checkpoint(tmp_path/"b/checkpoints/checkpoint_time_limit.pth")["training_state"]["opt_steps"] == 11, "the batch was finished"
     whole,again = tiny_fit(tmp_path/"a"),tiny_fit(tmp_path/"b")
     assert not differences(state(whole), state(again))
+
+
+class Interrupt(Callback):
+    "Send SIGINT after some steps of this process"
+    order = 10
+    def __init__(self, after): self.after = after
+    def after_pred(self):
+        if self.training and self.opt_steps == self.after: os.kill(os.getpid(), signal.SIGINT)
+    def state_dict(self): return {}
+    def load_state_dict(self, s): pass
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_an_interrupted_cell_that_is_run_again_goes_on(tmp_path, files):
+    "The same call of the same Learner, with and without files: the bits of a fit that nobody touched"
+    def cbs(folder): return run_callbacks(folder, tracker="none") if files else [StopOnSignal()]
+    whole,learn = tiny_learner(),tiny_learner()
+    whole.fit(3, cbs=cbs(tmp_path/"a"))
+    with pytest.raises(TrainingStopped): learn.fit(3, cbs=[*cbs(tmp_path/"b"), Interrupt(6)])
+    learn.fit(3, cbs=cbs(tmp_path/"b"))
+    assert torch.equal(weights(whole), weights(learn)) and learn.epochs_done == 3
+    assert not differences(whole.recorder.rows, learn.recorder.rows, ["seconds"])
+    learn.fit(1, cbs=cbs(tmp_path/"b")) # it has come to its end: this is another fit
+    assert learn.epochs_done == 4
+
+
+def test_another_call_is_another_fit(capsys):
+    learn = tiny_learner()
+    with pytest.raises(TrainingStopped): learn.fit(3, cbs=[StopOnSignal(), Interrupt(6)])
+    learn.fit(1, cbs=StopOnSignal())
+    assert "could go on with fit(3)" in capsys.readouterr().out and learn.opt_steps == 7 + len(learn.dls.train)
+
+
+def test_a_stop_in_the_last_validation_is_a_stop(tmp_path):
+    class Late(Callback):
+        def before_validate(self):
+            if self.epoch + 1 == self.n_epoch: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(TrainingStopped): tiny_fit(tmp_path, epochs=2, cbs=[Late()])
+    again = tiny_fit(tmp_path, epochs=2)
+    assert len(again.recorder.rows) == 2
+
+
+def test_an_ignored_signal_stays_ignored():
+    "`nohup` ignores SIGHUP, and the terminal may be closed"
+    class Hang(Callback):
+        def after_pred(self): os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try: tiny_learner().fit(1, cbs=[StopOnSignal(), Hang()])
+    finally: signal.signal(signal.SIGHUP, before)
+
+
+def test_a_notebook_shows_one_sentence(monkeypatch):
+    import vitnb.callback.limit as module
+    said = TrainingStopped("SIGINT received", 130, "x.pth")._render_traceback_()
+    assert len(said) == 1 and "run the same command again" in said[0] and "\n" not in said[0]
+    monkeypatch.setattr(module, "in_kernel", lambda: True)
+    monkeypatch.setattr(module, "headless", lambda: False)
+    assert "run this cell" in TrainingStopped("SIGINT received", 130, "x.pth")._render_traceback_()[0]
 
 
 def test_time_limit_stops_with_a_checkpoint_and_goes_on(tmp_path):

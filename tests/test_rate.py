@@ -1,4 +1,5 @@
 "Schedules in a fit: each step has the rate of the steps before it, also after a resume"
+import math
 import pickle
 import warnings
 
@@ -102,16 +103,32 @@ def test_resume_goes_on_from_the_state(kind, kw, when):
     a = ScheduleLR(kind, .1, **kw); learn = run(a, 4, extra=[Stop(), first])
     state,_ = learn.kept
     assert pickle.loads(pickle.dumps(state)) == state
-    b,rest = ScheduleLR(kind, **kw),MidTraining() # the peak is in the state: here `fit` says something else
+    b,rest = ScheduleLR(kind, .1, **kw),MidTraining() # peak and length are those of the call, the state says how many steps are done
     class Restore(Callback):
         order = 70
         def before_fit(self):
             if when == "before_fit": b.load_state_dict(state)
         def before_train(self):
             if when == "late" and self.epoch == 0: b.load_state_dict(state)
-    fit(learn, 2, lr=7., cbs=[b, Restore(), rest])
-    if kind != "plateau": assert [s[0][2] for s in rest.seen] == [s[0][2] for s in whole.seen[12:]]
-    assert rest.seen[0] == whole.seen[12] and b.done == 24 and b.restored is None
+    fit(learn, 4, lr=7., cbs=[b, Restore(), rest]) # a plain Learner does not skip the two epochs that are done
+    if kind != "plateau": assert [s[0][2] for s in rest.seen[:12]] == [s[0][2] for s in whole.seen[12:]]
+    assert rest.seen[0] == whole.seen[12] and b.done == 36 and b.restored is None
+
+@pytest.mark.parametrize("peak,lr", [(.2, 7.), (None, .2)])
+def test_the_peak_that_is_asked_for_wins(peak, lr):
+    "Of the callback, or where it has none of the fit, whatever rate the restored optimiser stands at"
+    learn = learner()
+    learn.opt_func = make_optimizer(learn.model, "sgd")
+    cb,seen = ScheduleLR("cosine", peak),[]
+    class Restore(Callback):
+        order = 70
+        def before_fit(self):
+            self.learn.opt.set_hyper("lr", 1e-5)
+            cb.load_state_dict(dict(done=6, begun=0, total=12, schedule={}, peak=.1))
+        def before_batch(self): seen.append(self.opt.hypers[-1]["lr"])
+    fit(learn, 2, lr=lr, cbs=[cb, Restore()])
+    total = 2*cb.plan.span.per_epoch
+    assert math.isclose(seen[0], .2*(1 + math.cos(math.pi*6/total))/2)
 
 def test_lr_find_has_the_last_word(tmp_path):
     learn = learner(n=20, path=tmp_path)

@@ -177,7 +177,7 @@ def test_the_history_goes_on(tmp_path):
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("change,says", [(dict(lr=3e-3), r"training.lr: 0.001 -> 0.003"), (dict(seed=4), r"seed: 3 -> 4"), (dict(epochs=5), r"epochs: 3 -> 5"),
+@pytest.mark.parametrize("change,says", [(dict(lr=3e-3), r"training.lr: 0.001 -> 0.003"), (dict(seed=4), r"seed: 3 -> 4"), (dict(epochs=5, seed=4), r"parameters \(seed: 3 -> 4; training.seed"),
                                          (dict(bs=20), r"training.bs: 16 -> 20"), (dict(augment="none"), r"training.augment"),
                                          (dict(schedule="constant"), r"training.schedule: 'warmup_cosine' -> 'constant'"),
                                          (dict(limit=9), r"training.data")], ids=str)
@@ -207,6 +207,111 @@ def test_a_change_can_be_accepted(tmp_path):
     learn = tiny_learner(weight_decay=.5)
     learn.fit(3, cbs=run_callbacks(tmp_path, tracker="none"), resume="auto", allow_changes=True)
     assert len(learn.recorder.rows) == 3
+
+
+# ---------------------------------------------------------------------------------------------- longer, shorter, otherwise
+
+def rates(learn): return [step["lr"] for step in learn.recorder.steps]
+
+
+SCHEDULES = dict(cosine={}, warmup_cosine=dict(schedule_kw=dict(warmup_epochs=.5)), one_cycle={}, multistep={}, constant={})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_finished_run_is_made_longer(tmp_path, capsys, schedule):
+    "Two epochs that go on to four: the second half of the schedule of four"
+    kw = dict(schedule=schedule, optimizer="sgd", lr=.1, **SCHEDULES[schedule])
+    tiny_fit(tmp_path, epochs=2, **kw)
+    longer,whole = tiny_fit(tmp_path, epochs=4, **kw),tiny_fit(tmp_path/"whole", epochs=4, **kw)
+    n = len(rates(whole))//2
+    assert rates(longer)[n:] == rates(whole)[n:] and max(rates(longer)[n:]) > 1e-4
+    assert [row["epoch"] for row in longer.recorder.rows] == [1, 2, 3, 4]
+    assert "goes on as if that had been its length" in capsys.readouterr().out
+    if schedule == "constant": assert not differences(state(whole), state(longer)), "where the rate says nothing of the length, no bit does"
+
+
+def test_a_warm_restart_begins_the_schedule_anew(tmp_path):
+    "Also where the extension is killed: it goes on with its own cycle, and with the bits of one that was not"
+    kw = dict(schedule="cosine", optimizer="sgd", lr=.1)
+    for folder in "ab": tiny_fit(tmp_path/folder, epochs=2, **kw)
+    kw["schedule_kw"] = dict(warm_restart=True)
+    whole = tiny_fit(tmp_path/"a", epochs=4, **kw)
+    n = len(rates(whole))//2
+    np.testing.assert_allclose(rates(whole)[n:], [.1*(1 + np.cos(np.pi*i/n))/2 for i in range(n)])
+    again = cut_and_resume(tmp_path/"b", n+4, epochs=4, **kw)
+    assert rates(again) == rates(whole) and not differences(state(whole), state(again))
+    third = tiny_fit(tmp_path/"b", epochs=6, **kw)
+    assert rates(third)[2*n] == .1
+
+
+def test_an_extension_that_is_killed_goes_on_exactly(tmp_path):
+    kw = dict(engine=dict(mixup=.8, ema_decay=.9))
+    for folder in "ab": tiny_fit(tmp_path/folder, epochs=2, **kw)
+    whole,again = tiny_fit(tmp_path/"a", epochs=4, **kw),cut_and_resume(tmp_path/"b", 17, epochs=4, **kw)
+    assert not differences(state(whole), state(again)) and not differences(whole.recorder.rows, again.recorder.rows, ["seconds"])
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
+    tiny_fit(tmp_path, epochs=2)
+    with pytest.raises(ValueError, match="in its epoch 2 already, and 1 epochs were asked for"): tiny_fit(tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("change", [dict(lr=.03), dict(schedule="constant"), dict(weight_decay=.5), dict(opt_kw=dict(momentum=.5))], ids=str)
+def test_what_is_asked_for_wins(tmp_path, change):
+    "A state that is taken with other parameters: peak, schedule, decay and momentum are those of the call"
+    kw = dict(schedule="cosine", optimizer="sgd", lr=.1, weight_decay=.05)
+    with pytest.raises(Die): tiny_fit(tmp_path, cbs=[DieAt(10)], **kw)
+    learn,plain = tiny_learner(**{**kw, **change}),tiny_learner(**{**kw, **change})
+    learn.fit(3, cbs=run_callbacks(tmp_path, tracker="none"), resume="auto", allow_changes=True)
+    plain.fit(3)
+    done = learn.opt_steps - len(learn.recorder.steps[10:])
+    assert rates(learn)[done:] == rates(plain)[done:]
+    def numbers(a): return [(g["weight_decay"], g["momentum"]) for g in a.opt.opt.param_groups]
+    assert numbers(learn) == numbers(plain)
+
+
+def test_a_plateau_keeps_its_count_and_takes_patience_from_the_call(tmp_path):
+    kw = dict(schedule="plateau", optimizer="sgd", lr=.1, schedule_kw=dict(patience=0, factor=.5))
+    tiny_fit(tmp_path, epochs=2, **kw)
+    learn = tiny_fit(tmp_path, epochs=3, **{**kw, "lr":.2, "schedule_kw":dict(patience=7, factor=.25)})
+    saved = load_checkpoint(tmp_path/"checkpoints/last_model.pth")["training_state"]["callbacks"]["ScheduleLR"]["schedule"]
+    assert len(learn.recorder.rows) == 3 and (saved["patience"], saved["factor"], saved["peak"]) == (7, .25, .2)
+
+
+def test_a_run_that_stopped_early_trains_on_with_more_patience(tmp_path, capsys):
+    kw = dict(optimizer="sgd", lr=1e-9, schedule="constant") # nothing improves
+    stopped = tiny_fit(tmp_path, epochs=4, patience=0, **kw)
+    assert len(stopped.recorder.rows) < 4
+    assert len(tiny_fit(tmp_path, epochs=6, patience=0, **kw).recorder.rows) == len(stopped.recorder.rows)
+    assert "early stopping has ended this run" in capsys.readouterr().out
+    assert len(tiny_fit(tmp_path, epochs=6, patience=9, **kw).recorder.rows) == 6
+
+
+def test_no_clock_and_no_display_is_in_a_state(tmp_path, monkeypatch):
+    "Two runs at other times of the day leave the same states, but for how long things took"
+    def callbacks(folder):
+        tiny_fit(folder, epochs=2, engine=dict(mixup=.8, ema_decay=.9), patience=3, run_kw=dict(max_hours=1, keep_top_k=1))
+        return load_checkpoint(folder/"checkpoints/last_model.pth")["training_state"]
+    first = callbacks(tmp_path/"a")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1e6)
+    second = callbacks(tmp_path/"b")
+    assert not differences(first, second, ["seconds", "TimeLimit"])
+    assert first["callbacks"]["LiveView"] == first["callbacks"]["StopOnSignal"] == {}
+
+
+def test_a_resumed_run_has_a_figure(tmp_path):
+    n = len(tiny_learner().dls.train)
+    figure = tmp_path/"curves.png"
+    def fit(*cbs):
+        learn = tiny_learner()
+        learn.progress.plot = True
+        learn.progress.file = figure
+        learn.fit(3, cbs=[*run_callbacks(tmp_path, every_n_steps=3, tracker="none"), *cbs], resume="auto")
+    with pytest.raises(Die): fit(DieAt(n+4))
+    figure.unlink(missing_ok=True)
+    fit()
+    assert figure.is_file()
 
 
 @pytest.mark.parametrize("how", ["half", "garbage", "empty"])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.experiment.run import Run, environment, mark_status, new_run_dir, plain, read_json, write_json
+from vitnb.experiment.run import Run, as_before, environment, mark_status, new_run_dir, plain, read_json, write_json
 from vitnb.parameters import check_injected, public_params
 
 
@@ -166,3 +166,74 @@ def test_papermill_use_is_accepted():
 
 def test_untagged_notebook_under_papermill_is_an_error():
     with pytest.raises(ValueError, match="tag the notebook's parameters cell"): check_injected(["", "# Parameters\nbs = 8\n", CELL])
+
+
+# ---------------------------------------------------------------------------------------------- going on
+
+def history(run, epochs): write_json(run.dir/"history.json", [dict(epoch=epoch+1) for epoch in range(epochs)])
+
+
+def test_a_named_run_may_be_made_longer(workspace):
+    asked = dict(epochs=2, lr=.1, bs=16)
+    first = Run("train_demo", asked)
+    history(first, 2)
+    assert "a new run" in repr(first)
+    first.finish(accuracy=.5)
+    longer = Run("train_demo", {**asked, "epochs":4}, resume=str(first.dir))
+    assert longer.dir == first.dir and longer.resumed and "2 epochs are done; epochs: 2 -> 4" in repr(longer)
+    status = read_json(longer.dir/"status.json")
+    assert status["changes"] == ["epochs: 2 -> 4"] and status["status"] == "running"
+    assert Run("train_demo", {**asked, "epochs":4, "lr":.01, "schedule":"cosine"}, resume=str(first.dir)).changes[1:] == ["lr: 0.1 -> 0.01", "schedule: None -> 'cosine'"]
+
+
+@pytest.mark.parametrize("change,says", [(dict(epochs=1), "has trained 2 epochs already"), (dict(bs=32), "bs: 16 -> 32"), (dict(epochs=4, seed=1), "seed: None -> 1")], ids=str)
+def test_what_would_be_another_run_is_refused(workspace, change, says):
+    asked = dict(epochs=2, lr=.1, bs=16)
+    first = Run("train_demo", asked)
+    history(first, 2)
+    before = (first.dir/"params.json").read_bytes()
+    with pytest.raises(ValueError, match=says): Run("train_demo", {**asked, **change}, resume=str(first.dir))
+    assert (first.dir/"params.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("events,left", [
+    ([("start", dict(epochs=8)), ("end", dict(complete=True))], False), ([("start", dict(epochs=8)), ("end", dict(complete=False))], True), ([("start", dict(epochs=8))], True),
+    ([("start", dict(epochs=8)), ("end", dict(complete=False)), ("start", dict(epochs=8)), ("end", dict(complete=True))], False), ([], False), ([("start", {"epochs":8}), ("end", {})], False)], ids=str)
+def test_a_run_whose_training_was_stopped_is_not_finished(workspace, events, left):
+    run = Run("train_demo", dict(epochs=8))
+    history(run, 3)
+    (run.dir/"events.jsonl").write_text("".join(json.dumps(dict(t=0, event=event, **facts)) + "\n" for event,facts in events))
+    run.finish(accuracy=.5, epochs=3)
+    status = read_json(run.dir/"status.json")
+    assert status["status"] == ("stopped" if left else "finished") and read_json(run.dir/"result.json")["epochs"] == 3
+    if left: assert status["error"] == "training was stopped after 3 of 8 epochs"
+
+
+def _open_and_die(root):
+    os.environ["VITNB_OUTPUTS_PATH"] = str(root)
+    Run("train_demo", dict(epochs=8), "w4")
+    os._exit(9)
+
+
+def test_killed_runs_are_said_to_be_when_the_next_one_begins(workspace):
+    "One that had come to its parameters and goes on, one that had not, and one whose status is damaged"
+    child = mp.get_context("fork").Process(target=_open_and_die, args=[workspace/"out"])
+    child.start()
+    child.join()
+    (killed,) = (workspace/"out/train_demo").iterdir()
+    early = new_run_dir("train_demo", "early")
+    write_json(early/"status.json", dict(status="running", started="2026-01-01T00:00:00+00:00"))
+    (new_run_dir("train_demo", "bad")/"status.json").write_text('{"status": ')
+    other = Run("train_demo", dict(epochs=9))
+    assert read_json(killed/"status.json")["status"] == read_json(early/"status.json")["status"] == "killed"
+    again = Run("train_demo", dict(epochs=8), "w4", resume="auto")
+    assert again.dir == killed != other.dir and read_json(killed/"status.json")["status"] == "running"
+
+
+def test_what_nobody_gives_is_as_it_was(workspace):
+    "A run that is named goes on with its own parameters, but for those that are given"
+    first = Run("train_demo", dict(epochs=2, lr=.1, bs=16))
+    longer = Run("train_demo", dict(epochs=4, lr=None, bs=None), resume=str(first.dir))
+    assert longer.params == dict(epochs=4, lr=.1, bs=16) and longer.changes == ["epochs: 2 -> 4"]
+    assert as_before("auto", dict(epochs=4), ["lr"]) == dict(epochs=4)
+    assert as_before(str(first.dir), dict(epochs=8), dict(epochs=1, lr=1., resume="auto")) == dict(epochs=8, lr=.1)

@@ -97,7 +97,7 @@ def test_where_there_is_no_run_that_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("files,says", [
     ({"notes.txt": "mine"}, "it is not the folder of a run; the nearest runs: .*a_run"), # of another program
-    ({"params.json": "{}", "status.json": '{"status": "running"}'}, "its run is 'running' and wrote no checkpoint yet: let it train"), # killed
+    ({"params.json": "{}", "status.json": '{"status": "running"}'}, "its run is 'killed' and wrote no checkpoint yet: let it train"),
     ({"params.json": "{}"}, "its run wrote no checkpoint yet"),
     ({"params.json": "{}", "checkpoints/checkpoint_time_limit.pth": ""}, "give one of its files: .*checkpoint_time_limit.pth"),
     ({"best_model.pth": ""}, "give one of its files: .*best_model.pth")])

@@ -6,6 +6,8 @@ from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *
 from vitnb.launch import *
+from vitnb.kernel import *
+from vitnb.runfolder import *
 from vitnb.gather import *
 from vitnb.storage import *
 from vitnb.hub import *
@@ -127,6 +129,8 @@ from vitnb.callback.masked import *
 from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
 from vitnb.callback.stop import *
+from vitnb.callback.earlier import *
+from vitnb.callback.writer import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.steps import *
 from vitnb.callback.limit import *
@@ -142,6 +146,7 @@ from vitnb.callback.track import *
 from vitnb.callback.runlog import *
 from vitnb.callback.schedule import *
 from vitnb.callback.rate import *
+from vitnb.callback.asked import *
 from vitnb.callback.live import *
 from vitnb.callback.panel import *
 from vitnb.learner.optim import *

@@ -168,7 +168,7 @@ class Settings:
 
 _choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("auto", "fp32", "bf16", "fp16"),
                 log_level=("debug", "info", "warning"))
-_not_settings = {"workspace", "run_dir", "headless", "resumed", "trial"} # VITNB_* variables with another meaning
+_not_settings = {"workspace", "run_dir", "run_for", "lock", "headless", "resumed", "trial"} # other VITNB_* variables
 
 # %% ../nbs/library/000_core.ipynb #a86cf499
 def _path(key, text, root, origin):

@@ -159,11 +159,11 @@ def _launch_variables(n, port):
     address = dict(MASTER_ADDR=_LOOPBACK, MASTER_PORT=str(free_port(port)))
     return {**shared, **address, "WORLD_SIZE":str(n), "LOCAL_WORLD_SIZE":str(n)}
 
-def _start(command, variables, log):
+def _start(command, variables, log, descriptors):
     "A process whose output goes to `log`, if there is one; a Ctrl-C comes to us alone"
     stderr = subprocess.STDOUT if log else None
     return subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=stderr,
-                            start_new_session=True)
+                            start_new_session=True, pass_fds=descriptors)
 
 # %% ../nbs/library/030_launch.ipynb #c90174ab
 class Ranks:
@@ -174,6 +174,7 @@ class Ranks:
         port:int|None=None, # Where they meet; a free one if None
         grace:float=10, # Seconds that the others have to end by themselves after one has failed
         logs:dict|None=None, # Files for the output of some, by rank
+        descriptors:tuple=(), # Open files that they inherit, such as a lock
         **env, # Variables for them
     ):
         self.grace = grace
@@ -183,7 +184,7 @@ class Ranks:
         self.meeting = host_meeting(int(shared["MASTER_PORT"]), wait_for_workers=False)
         for rank in range(n):
             variables = {**shared, "RANK":str(rank), "LOCAL_RANK":str(rank)}
-            self.processes.append(_start(cmd, variables, (logs or {}).get(rank)))
+            self.processes.append(_start(cmd, variables, (logs or {}).get(rank), descriptors))
 
     def __enter__(self): return self
     def __exit__(self, *exc):

@@ -270,7 +270,9 @@ def take_params(
     for shown,injected in _injected(history): _take_old_names(namespace, family.beyond(shown), injected)
     if family is NOTHING:
         _take_hyperparams(namespace, asked, public_params(namespace))
-        return public_params(namespace)
+        own = _own_cell(history)
+        params = public_params(namespace)
+        return {name:value for name,value in params.items() if not own or name in own or name in asked}
     known = family.everything()
     own = _own_cell(history) if history else public_params(namespace)
     given = {name:value for name,value in own.items() if value is not None}
@@ -278,6 +280,8 @@ def take_params(
     _take_old_names(namespace, known, given)
     _take_hyperparams(namespace, asked, known)
     params = public_params(namespace)
+    # what later cells have set is no parameter, when the cell that opens the run is run again
+    if history: params = {name:value for name,value in params.items() if name in known or name in own}
     asked_fields(params, family.fields, say=None)
     return params
 

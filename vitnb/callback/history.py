@@ -8,21 +8,44 @@ __all__ = ['History', 'EventLog']
 # %% ../../nbs/library/473_callback.history.ipynb #10736d58
 import csv
 import json
+import sys
 import time
 from pathlib import Path
 
+from fastai.callback.core import CancelFitException
 from fastai.learner import Recorder
 
 from .base import TrainCallback
+from .earlier import set_aside
 from ..core import atomic_write, is_main
 
 # %% ../../nbs/library/473_callback.history.ipynb #651fb097
+_FILES = ("history.csv", "history.json", "training_history.json", "validation_history.json", "columns.json")
+
 class History(TrainCallback):
     "Write `history.csv` and `history.json` after each epoch"
     order = Recorder.order+2 # the recorder has closed the row
     def __init__(self,
         folder:str|Path, # The run's folder
-    ): self.folder = Path(folder)
+    ):
+        self.folder = Path(folder)
+        self._begins = False
+
+    def before_fit(self): self._begins = True
+
+    def before_train(self):
+        "Keep the history of another fit that has written here"
+        if self._begins and is_main() and not self._goes_on(): set_aside(self.folder, _FILES)
+        self._begins = False
+
+    def _goes_on(self):
+        "Whether the history of the folder is that of this Learner, or there is none"
+        path = self.folder/"history.json"
+        if not path.is_file(): return True
+        try: old = json.loads(path.read_text())
+        except ValueError: return False # a damaged one is kept as well
+        rows = self.recorder.rows
+        return self.learn.opt_steps > 0 and (not rows or not old or json.loads(json.dumps(rows[0])) == old[0])
 
     def after_epoch(self):
         if not is_main(): return
@@ -39,6 +62,7 @@ class History(TrainCallback):
     def _write_json(self, name, values):
         with atomic_write(self.folder/name) as path: path.write_text(json.dumps(values, indent=1))
 
+# %% ../../nbs/library/473_callback.history.ipynb #3577f5fc
 _HEAD = ("epoch", "step")
 _TRAINING = ("lr", "grad_norm", "skipped_steps", "memory_mib", "seconds")
 
@@ -80,6 +104,7 @@ class EventLog(TrainCallback):
         "Write the start of a fit"
         if self._is_open or not is_main(): return
         self._is_open = True
+        self._is_complete = True
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.recorder.listeners.append(self._write_steps)
         self.write("start", epochs=self.n_epoch, done=self.learn.epochs_done)
@@ -87,8 +112,13 @@ class EventLog(TrainCallback):
     def after_epoch(self):
         if self._is_open: self.write("epoch", **self.recorder.rows[-1])
 
+    def after_cancel_fit(self):
+        "Note whether the fit was ended in order, as early stopping does, or was stopped"
+        error = sys.exc_info()[1]
+        self._is_complete = error is None or isinstance(error, CancelFitException)
+
     def after_fit(self):
         if not self._is_open: return
         self._is_open = False
         self.recorder.listeners.remove(self._write_steps)
-        self.write("end", epochs=len(self.recorder.rows))
+        self.write("end", epochs=len(self.recorder.rows), complete=self._is_complete)

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .base import TrainCallback
 from .schedule import check_schedule_options, make_schedule, schedule_options
 from .steps import Curve
-from ..core import one_of
+from ..core import is_main, one_of
 from ..task import monitored
 
 # %% ../../nbs/library/484_callback.rate.ipynb #c6fce1ac
@@ -37,12 +37,14 @@ class ScheduleLR(TrainCallback):
         kind:str="warmup_cosine", # One of `schedules.names()`
         peak:float|slice|None=None, # Peak learning rate, or a slice from the stem to the head; that of `fit` if None
         per_epoch:int|None=None, # Optimiser steps in an epoch; counted if None
+        warm_restart:bool=False, # Where a run goes on for longer than it was to: begin the schedule anew there
         **options, # As for `make_schedule`
     ):
         check_schedule_options(kind, options)
         self.kind = kind
         self.peak = peak
         self.per_epoch = per_epoch
+        self.warm_restart = warm_restart
         self.options = options
         self.restored = None # a state that waits for training to begin
         self.before_fit()
@@ -51,8 +53,10 @@ class ScheduleLR(TrainCallback):
         self.plan = None
         self.ratios = None # of the groups' rates to that of the head
         self.done = 0
+        self.begun = 0 # the step that the schedule begins at, after a warm restart
         self.cancelled = False
         self.trained = False
+        self.given = self._rates() if self.learn is not None and self.learn.opt else None # before a state is restored
         self.hps = {} # name -> value at each batch, of the last group: what `recorder.plot_sched` draws
 
 # %% ../../nbs/library/484_callback.rate.ipynb #303bad2f
@@ -62,7 +66,7 @@ def before_train(self:ScheduleLR):
 
 @patch
 def before_batch(self:ScheduleLR):
-    for name,value in self.plan.hypers(self.done).items():
+    for name,value in self.plan.hypers(self.done - self.begun).items():
         self.hps.setdefault(name, Curve()).append(value)
         if name == "lr" and self.ratios: value = [value*ratio for ratio in self.ratios]
         self.learn.opt.set_hyper(name, value)
@@ -104,22 +108,53 @@ def _run_options(self:ScheduleLR):
     if "monitor" not in known: return self.options
     return {**self.options, "mode":self._mode(self.options.get("monitor") or known["monitor"])}
 
+# %% ../../nbs/library/484_callback.rate.ipynb #a2487d32
+@patch
+def _rates(self:ScheduleLR): return [hypers["lr"] for hypers in self.opt.hypers]
+
+@patch
+def _peaks(self:ScheduleLR):
+    "The peak of each group, as this fit was asked for; a restored optimiser keeps its rates: no batch may be left"
+    restored = self._rates()
+    self.opt.set_hyper("lr", self.given if self.peak is None else self.peak)
+    peaks = self._rates()
+    if len(peaks) == len(restored): self.opt.set_hyper("lr", restored)
+    return peaks
+
 @patch
 def _build(self:ScheduleLR):
-    "Make the schedule of this fit, or that of the restored state"
+    "Make the schedule of this fit, and stand in it where a restored state says"
     state = self.restored or {}
-    if self.peak is not None and not state: # a restored rate stays: no batch may be left to set it
-        self.opt.set_hyper("lr", self.peak)
-    rates = [hypers["lr"] for hypers in self.opt.hypers]
-    ratios = [rate/rates[-1] for rate in rates] if len(set(rates)) > 1 else None
-    self.ratios = state.get("ratios", ratios)
-    per_epoch = state.get("per_epoch") or self.per_epoch or steps_per_epoch(self.learn)
-    total = state.get("total") or self.n_epoch*per_epoch
-    self.plan = make_schedule(self.kind, state.get("peak") or rates[-1], total, per_epoch, **self._run_options())
-    if state:
-        self.done = state["done"]
-        self.plan.load_state_dict(state["schedule"])
+    if self.peak is not None and not state: self.opt.set_hyper("lr", self.peak)
+    peaks = self._peaks() if state else self._rates()
+    self.ratios = [peak/peaks[-1] for peak in peaks] if len(set(peaks)) > 1 else None
+    per_epoch = self.per_epoch or steps_per_epoch(self.learn)
+    total = self.n_epoch*per_epoch
+    self._stand(state, total)
+    self.plan = make_schedule(self.kind, peaks[-1], total - self.begun, per_epoch, **self._run_options())
+    if state and not self._is_new_cycle(state): self.plan.load_state_dict(state["schedule"])
+    self._say_length(state, total)
     self.restored = None
+
+@patch
+def _is_new_cycle(self:ScheduleLR, state): return self.begun != state.get("begun", 0)
+
+@patch
+def _stand(self:ScheduleLR, state, total):
+    "Take the place in the run from a restored state"
+    self.done = state.get("done", 0)
+    self.begun = state.get("begun", 0)
+    is_longer = total > state.get("total", total)
+    if self.warm_restart and is_longer: self.begun = self.done
+
+@patch
+def _say_length(self:ScheduleLR, state, total):
+    "Say what a run does that goes on to another end"
+    if total == state.get("total", total) or not is_main(): return
+    how = "begins anew" if self._is_new_cycle(state) else "goes on as if that had been its length from the start"
+    rate = self.plan.hypers(self.done - self.begun)["lr"]
+    print(f"the run is {total} steps long now, in place of {state['total']}: schedule {self.kind!r} {how}, "
+          f"at a rate of {rate:.3g}", flush=True)
 
 # %% ../../nbs/library/484_callback.rate.ipynb #cb984c65
 @patch
@@ -134,7 +169,7 @@ def after_epoch(self:ScheduleLR):
     "Hand its metric to a plateau schedule, if the epoch trained"
     value = self._value() if self.trained and self.plan.monitor else None
     left_out = value is None and not getattr(self.learn, "validated", True) # without a validation it does not count
-    if self.trained and self.plan.monitor and not left_out: self.plan.listen(value, self.done)
+    if self.trained and self.plan.monitor and not left_out: self.plan.listen(value, self.done - self.begun)
     self.trained = False
 
 @patch
@@ -142,8 +177,8 @@ def state_dict(self:ScheduleLR)->dict: # Plain numbers, strings and lists
     "Say where the schedule stands"
     plan = self.plan
     if plan is None: return {}
-    return dict(done=self.done, peak=plan.lr, ratios=self.ratios, total=plan.span.total, per_epoch=plan.span.per_epoch,
-                schedule=plan.state_dict())
+    total = self.begun + plan.span.total
+    return dict(done=self.done, begun=self.begun, total=total, schedule=plan.state_dict())
 
 @patch
 def load_state_dict(self:ScheduleLR,

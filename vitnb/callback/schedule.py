@@ -147,6 +147,7 @@ class Plateau:
         one_of(mode, ("min", "max"), "mode")
         self.monitor = monitor
         self.span = span
+        self.peak = lr
         self.opt = torch.optim.SGD([torch.zeros(1)], lr=lr)
         self.rule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.opt, mode=mode, factor=factor, patience=patience,
             threshold=threshold, cooldown=cooldown, min_lr=min_lr)
@@ -159,11 +160,16 @@ class Plateau:
 
     def state_dict(self):
         plain = {k:v for k,v in self.rule.state_dict().items() if isinstance(v, (int, float, str, list))}
-        return dict(lr=self(0)["lr"], **plain)
+        return dict(peak=self.peak, lr=self(0)["lr"], **plain)
 
     def load_state_dict(self, sd):
-        self.opt.param_groups[0]["lr"] = sd["lr"]
-        self.rule.load_state_dict({k:v for k,v in sd.items() if k != "lr"})
+        "Take over what was counted, not patience and factor: those are asked for"
+        counted = {k:sd[k] for k in ("best", "num_bad_epochs", "cooldown_counter", "last_epoch") if k in sd}
+        self.rule.load_state_dict(counted)
+        lr = sd["lr"]
+        if sd.get("peak", self.peak) != self.peak: lr = self.peak*lr/sd["peak"] # as many drops below the new one
+        self.opt.param_groups[0]["lr"] = lr
+        self.rule._last_lr = [lr]
 
 schedules.register("reduce_lr_on_plateau")(Plateau) # what torch calls it
 
@@ -242,10 +248,16 @@ def _warmup_steps(name, total, per_epoch, epochs, steps):
     if steps is None and epochs is None: # the guide's 5 epochs, less in a short run
         epochs = min(5, total/per_epoch/10) if name == "warmup_cosine" else 0
     if steps is None: steps = round(epochs*per_epoch)
-    if not 0 <= steps < max(total, 1):
-        raise ValueError(f"a warm-up of {steps} steps does not end within the run's {total}; "
-                         f"it must be from 0 to {total-1}")
+    if not 0 <= steps < max(total, 1): raise ValueError(_too_long(steps, total, per_epoch))
     return steps
+
+def _too_long(steps, total, per_epoch):
+    "Say that a warm-up does not fit, and how it would"
+    short = f"{total/per_epoch/10:.2g}" # a tenth of the run
+    return (f"a warm-up of {steps} steps ({steps/per_epoch:.3g} epochs) does not end within the run's {total} "
+            f"({total/per_epoch:.3g} epochs): it must be from 0 to {total-1} steps. Train for more epochs, or shorten "
+            f"it: warmup_epochs={short} in the recipe or in schedule_kw, learn.schedule['warmup_epochs'] = {short} for "
+            "a Learner that is there, or for one fit a schedule without warm-up, fit(..., cbs=ScheduleLR('cosine'))")
 
 # %% ../../nbs/library/482_callback.schedule.ipynb #918566e4
 def _check_values(lr, options):

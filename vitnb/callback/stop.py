@@ -61,7 +61,10 @@ def before_fit(self:EarlyStop):
 
 @patch
 def before_epoch(self:EarlyStop):
-    if self.stopped: raise CancelFitException
+    if not self.stopped: return
+    print(f"early stopping has ended this run: {self.monitor} had not improved for {self.bad} epochs, and patience is "
+          f"{self.patience}; a longer patience (early_stop), or none, trains on", flush=True)
+    raise CancelFitException
 
 @patch
 def before_train(self:EarlyStop):
@@ -111,12 +114,14 @@ def after_fit(self:EarlyStop):
 @patch
 def state_dict(self:EarlyStop)->dict: # Tensors and plain values
     "Collect everything needed to go on"
-    return {k:getattr(self, k) for k in ("best", "best_epoch", "bad", "weights", "stopped", "ended")}
+    return {k:getattr(self, k) for k in ("monitor", "best", "best_epoch", "bad", "weights", "stopped", "ended")}
 
 @patch
 def load_state_dict(self:EarlyStop,
     state:dict, # From `state_dict()`
 ):
-    "Go on from `state`"
-    for k,v in state.items(): setattr(self, k, copy.deepcopy(v))
+    "Go on from `state`, as far as it is about the column and the patience that are asked for now"
     self._begin = False
+    if state.get("monitor", self.monitor) != self.monitor: return self.reset()
+    for k,v in state.items(): setattr(self, k, copy.deepcopy(v))
+    self.stopped = self.stopped and self.bad > self.patience

@@ -20,33 +20,43 @@ from functools import partial
 from pathlib import Path
 
 from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, settings
-from .execute import (environ, error_line, make_run_dir, other_error, rank_error, run_notebook,
-                                      watch_others, workspace_of)
+from .execute import (as_given_before, environ, error_line, make_run_dir, other_error, rank_error,
+                                      run_notebook, watch_others, workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
 from .run import commands, goes_on, load_families, mark_status, read_json
 from .show import show_run
+from ..kernel import STOPPING, is_unheard
 from ..launch import (Ranks, check_processes, count_processes, device_environment, free_port, idle_devices,
                           meet_on_loopback)
 from ..parameters import complain, parse_params
 from ..progress import fmt_time, in_kernel
+from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #f1ce149e
+def _leave_terminal():
+    "Write to nowhere what went to a terminal that is closed: an error there would end what is to be saved"
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream): os.dup2(nowhere, stream)
+    os.close(nowhere)
+
 @contextmanager
 def on_signals(
     react:Callable, # What the first signal does; gets its number
     ignored:Callable=lambda since: False, # Whether a signal is passed over; gets the seconds since the first, or None
 )->Iterator[list]: # The signals that came
-    "React to the first SIGTERM or SIGINT; the second one is a KeyboardInterrupt"
+    "React to the first SIGTERM, SIGINT or SIGHUP; the second one is a KeyboardInterrupt"
     came = []
     times = []
     def handle(signum, _):
         if ignored(time.monotonic() - times[0] if times else None): return
         came.append(signum)
         times.append(time.monotonic())
+        if signum == getattr(signal, "SIGHUP", None): _leave_terminal()
         if len(came) > 1: raise KeyboardInterrupt
         react(signum)
-    old = {number:signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number:signal.signal(number, handle) for number in STOPPING if not is_unheard(number)}
     try: yield came
     finally:
         for number,handler in old.items(): signal.signal(number, handler)
@@ -118,10 +128,13 @@ def _attempt(args, params, run_dir):
     try:
         with _stoppable(run_dir) as signals, watch_others(run_dir):
             run_notebook(args.notebook, params, run_dir, output)
-    except KeyboardInterrupt: code,outcome = 130,"interrupted"
+    except KeyboardInterrupt: code,outcome = 128 + (signals or [signal.SIGINT])[0],"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
         code,outcome = _outcome(e, signals)
         _tell(run_dir, e, outcome)
+        if signals and outcome != "stopped":
+            name = signal.Signals(signals[0]).name
+            mark_status(run_dir, "interrupted", error=f"{name} received before a state could be saved")
     else:
         if is_main(): _report(run_dir, start)
         return 0
@@ -134,6 +147,11 @@ def _clear(run_dir):
     "Forget the errors of earlier attempts, and say what the ranks shall know of this one"
     for path in run_dir.glob("rank*.error"): path.unlink()
     return dict(VITNB_RUN_DIR=str(run_dir), VITNB_RESUMED=str(int(goes_on(run_dir))))
+
+def _shared(run_dir):
+    "What all ranks that this process starts inherit: where to write, and the lock"
+    variables,descriptors = hand_on(run_dir)
+    return dict(variables, **_clear(run_dir), descriptors=descriptors)
 
 def _rendezvous():
     "The store at which all ranks of a launch meet, and their number"
@@ -193,7 +211,7 @@ def _launch(args, pairs, run_dir, n):
     "Run the notebook in several processes and see to their end"
     command = _rank_command(args, pairs)
     try:
-        with Ranks(command, n, args.port, **_clear(run_dir)) as ranks:
+        with Ranks(command, n, args.port, **_shared(run_dir)) as ranks:
             with on_signals(ranks.processes[0].send_signal): # rank 0 stops all
                 codes = ranks.wait(calm=_is_orderly)
         state = "failed"
@@ -225,7 +243,15 @@ def _asked(args, pairs):
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
     family = notebook_askable(nb, [name for name,_ in pairs])
-    return nb, shown, parse_params(pairs, shown, family), family
+    return nb, shown, as_given_before(parse_params(pairs, shown, family), shown, family), family
+
+def _go(args, pairs, params, run_dir, n):
+    "Run the notebook in its folder, which is free again afterwards"
+    try:
+        if n > 1: return _launch(args, pairs, run_dir, n)
+        if is_main(): print(f"run folder: {run_dir}", flush=True)
+        return _attempt(args, params, run_dir)
+    finally: release(run_dir)
 
 def _prepare(args, pairs):
     "Make ready what was asked for; gives the function that does it, which gives an exit code"
@@ -237,15 +263,14 @@ def _prepare(args, pairs):
     def make(): return make_run_dir(args.notebook, shown, params)
     under_launcher = n_ranks() > 1 and "VITNB_RESUMED" not in os.environ
     run_dir = _meet(make) if under_launcher else make()
-    if n > 1: return partial(_launch, args, pairs, run_dir, n)
-    if is_main(): print(f"run folder: {run_dir}", flush=True)
-    return partial(_attempt, args, params, run_dir)
+    return partial(_go, args, pairs, params, run_dir, n)
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #4cca7421
 def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
+    leave_outer_run()
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
     with ExitStack() as stack:

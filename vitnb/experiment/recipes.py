@@ -31,7 +31,7 @@ FIELDS = dict(
     epochs=1, bs=64, optimizer="adamw", lr=1e-3, weight_decay=.05, momentum=.9, nesterov=False, betas=(.9, .999),
     lr_base_batch=0, clip=None, lr_decay=None,
     schedule="warmup_cosine", warmup_epochs=0., warmup_lr=0., min_lr=0., step_size=30., gamma=.1, milestones=None,
-    factor=.5, patience=10,
+    factor=.5, patience=10, warm_restart=False,
     loss=None, loss_kw=None, focal_gamma=None, label_smoothing=0., task_weights=None, class_weights=False,
     mixup=0., cutmix=0., mix_mode="batch", ema_decay=0., ema_half_life=0., accumulate=1, anomaly=False,
     early_stop=0, early_stop_min_delta=0., early_stop_monitor=None, restore_best=True,
@@ -299,6 +299,7 @@ def learner_args(
     if r.get("lr_base_batch"): out["lr"] = batch_lr(r)
     out.update(arch=r["arch"], model_kw=_model_args(family, r), pretrained=r["pretrained"] or False)
     out.update(opt_kw={**optimizer_args(r), **_set(r, ["lr_decay"])}, schedule_kw=schedule_args(r))
+    if r.get("warm_restart"): out["schedule_kw"]["warm_restart"] = True # where the run is made longer
     if "loss" in family.fields: out["loss_kw"] = loss_args(r)
     if family.pretext: out["pretext"] = _pretext_args(family, r)
     return out

@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
 from .notebook import notebook_params, read_notebook
-from .run import hold, new_run_dir, read_json, release, write_json
+from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
+from ..runfolder import hold, read_json, release, write_json
 from ..storage import PRUNED, TRIAL, storage_url
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
@@ -156,7 +157,6 @@ def _await_free(run_dir, seconds=60):
     while not hold(run_dir):
         if time.monotonic() > end: raise ValueError(f"{run_dir} is still in use by another process")
         time.sleep(.2)
-    release(run_dir)
 
 # %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
@@ -172,8 +172,10 @@ def _run(self:Worker, trial):
     self.run_dir = self._place(trial)
     if "tag" in notebook_params(read_notebook(self.notebook)): params["tag"] = trial.user_attrs["tag"]
     _await_free(self.run_dir)
-    with environ(**{TRIAL:self._ticket(trial)}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
-        with redirect_stdout(log): run_notebook(self.notebook, params, self.run_dir)
+    try:
+        with environ(**{TRIAL:self._ticket(trial)}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
+            with redirect_stdout(log): run_notebook(self.notebook, params, self.run_dir)
+    finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)
 
 def _reason(text):

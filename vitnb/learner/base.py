@@ -19,6 +19,7 @@ from fastcore.imports import noop
 from fastcore.xtras import modify_exception
 
 from ..callback.base import is_called
+from ..callback.limit import TrainingStopped
 from ..core import nearest
 from ..data.sample import map_tensors
 from ..device import rng_state, set_rng_state
@@ -76,7 +77,7 @@ def _call(cb, name):
     try:
         if _takes_all(cb): cb(name)
         else: getattr(cb, name)()
-    except cancels: raise
+    except (*cancels, TrainingStopped): raise # it says itself all there is to say
     except Exception as e:
         where = f"Exception occured in `{type(cb).__name__}` when calling event `{name}`:\n\t{e}"
         raise modify_exception(e, where, replace=True)

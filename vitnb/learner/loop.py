@@ -6,6 +6,7 @@
 __all__ = ['VitLearner', 'Unscale', 'SingleProcess', 'resize_batch']
 
 # %% ../../nbs/library/506_learner.loop.ipynb #b506fdea
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -21,11 +22,14 @@ from fastai.callback.core import (Callback, CancelBackwardException, CancelBatch
 from fastai.callback.schedule import LRFinder, ParamScheduler, combined_cos
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import TensorBase
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
+from ..callback.asked import built_numbers
+from ..callback.limit import StopOnSignal
 from ..callback.live import LiveView
 from ..callback.pretext import Prepare, Pretext
 from ..callback.rate import ScheduleLR, steps_per_epoch
@@ -33,6 +37,7 @@ from ..callback.record import StepRecorder, declared
 from ..core import hash_seed, n_ranks, settings
 from ..data.sample import Batch
 from ..device import seed_device
+from ..progress import in_kernel
 from .base import BaseLearner, cancels
 from .fastai import check_arguments, check_callback, check_fit, check_trackers, follow_columns
 from .freeze import FrozenNorms, wake
@@ -106,6 +111,8 @@ def _stand_at_the_start(self:VitLearner):
     self.parallel = SingleProcess()
     self.opt_steps = 0
     self.epochs_done = 0
+    self.asked = dict(numbers=[], wd=None) # of the optimiser, by a fit
+    self.left_off = None # what the last fit was asked for, and the state it was stopped in
     self.position = (0, 0) # (epoch, batch) that a fit begins at
     self.batch = None
     self.report = None
@@ -191,6 +198,8 @@ def monitor(self:VitLearner)->str:
 def create_opt(self:VitLearner):
     "Build the optimiser; weight decay groups come from the model, by rule"
     self.opt = self.opt_func(self.model, lr=self.lr)
+    numbers = built_numbers(self.opt.opt.param_groups) if isinstance(self.opt, OptimWrapper) else []
+    self.asked = dict(numbers=numbers, wd=None)
 
 @patch
 def autocast(self:VitLearner):
@@ -601,7 +610,7 @@ def fit(
     cbs:Callback|Sequence|None=None, # Callbacks for this call, such as those that own files
     reset_opt:bool=False, # Begin with a new optimiser
     start_epoch:int=0, # Epochs to leave out (their learning rates are passed over, no event fires)
-    resume:dict|str|Path|None=None, # Go on from a `training_state()`, a file, or "auto": the newest of `Checkpoints`
+    resume:dict|str|Path|None=None, # A `training_state()`, a file, "auto": the newest of `Checkpoints`, or "never"
     allow_changes:bool=False, # Go on although the configuration differs from that of the state
 ):
     "Train for `n_epoch` epochs"
@@ -609,16 +618,39 @@ def fit(
     cbs = L(cbs)
     check_fit(cbs, self.loss_func) # before anything changes
     if not any(isinstance(cb, (ParamScheduler, ScheduleLR)) for cb in cbs): cbs = cbs + [self.schedule_callback(lr)]
+    call = dict(n_epoch=n_epoch, lr=_as_text(lr), wd=wd)
+    if resume is None: resume = self._goes_on(call)
     fresh = resume is None or resume == "never"
     resuming = L() if fresh else self.resume_callbacks(resume, cbs, allow_changes) # of learner.resume
     if reset_opt or not self.opt: self.create_opt()
+    self.asked = {**self.asked, "wd":wd}
     if wd is not None: self.opt.set_hyper("wd", wd)
     self.opt.set_hyper("lr", self.lr if lr is None else lr)
     self.n_epoch = n_epoch
     self.position = start_epoch, 0
     run = partial(self._run_from, 0 if resuming else start_epoch)
+    self.left_off = dict(call=call, state=None) # `Stopper` puts the state there
+    cbs = cbs + _stop_in_order(self, cbs)
     if any(isinstance(cb, LRFinder) for cb in cbs): self._look_for_lr(run, cbs + resuming)
     else: self._run_fit(run, "fit", cbs + resuming)
+
+# %% ../../nbs/library/506_learner.loop.ipynb #bfd330f5
+def _as_text(lr): return repr(lr)
+
+@patch
+def _goes_on(self:VitLearner, call):
+    "The state of the last fit, if it was stopped and this is the same call: its cell is run again"
+    left = self.left_off or {}
+    if left.get("state") is None: return None
+    if left["call"] == call: return left["state"]
+    print(f"the last fit was stopped, and could go on with fit({left['call']['n_epoch']}) as it was called; this is "
+          "another one, which begins with the weights as they are", flush=True)
+    return None
+
+def _stop_in_order(learn, cbs):
+    "What makes an interrupted cell finish its batch, where nobody else does"
+    if not in_kernel() or any(isinstance(cb, StopOnSignal) for cb in [*cbs, *learn.cbs]): return L()
+    return L(StopOnSignal(signals=(signal.SIGINT,)))
 
 def _check_launch(learn):
     "Refuse to train by itself in each process of a launch"

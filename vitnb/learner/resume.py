@@ -24,6 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
+from ..callback.asked import changes, check_length, free_to_change, keep_asked
 from ..callback.base import TrainCallback
 from ..callback.checkpoint import Checkpoints, load_checkpoint, newest_state
 from ..callback.live import LiveView
@@ -98,7 +99,7 @@ def training_state(self:VitLearner)->dict: # Tensors and plain values
                            "take it after a step, when learn.report is not None")
     callbacks = {name:cb for name,cb in _named_callbacks(self).items() if not isinstance(cb, Resume)}
     return dict(
-        format=2, **_position(self), n_epoch=self.n_epoch, resume_config=self.resume_config(),
+        format=2, **_position(self), n_epoch=self.n_epoch, resume_config=self.resume_config(), asked=self.asked,
         opt_steps=self.opt_steps, train_iter=self.train_iter, pct_train=self.pct_train,
         model=self.model.state_dict(), optimizer=self.opt.opt.state_dict(),
         scaler=self.scaler.state_dict() if self.scaler else None,
@@ -112,21 +113,23 @@ def _check_state(learn, state, allow_changes):
         raise ValueError("this state was written by an earlier version, whose loop took other steps: it cannot be "
                          "resumed exactly. Its weights can be used (load_model, pretrained=...); to train on from them "
                          "start a run with resume='never'")
-    changed = _changes(state["resume_config"], learn.resume_config())
+    check_length(state["position"], learn.n_epoch)
+    old,new = state["resume_config"], learn.resume_config()
+    changed = changes(old, new, free_to_change(old, new))
     if changed and not allow_changes:
         raise ValueError(f"the run to go on with had other parameters ({'; '.join(changed)}); give it the same, "
                          "start over with resume='never', or accept the change with allow_changes=True")
-
-def _changes(old, new):
-    "Name the values that differ"
-    names = sorted(old.keys() | new.keys())
-    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 def _keep_precision(learn, state):
     "Compute as the run did, where a Learner chose its precision itself: a new measurement is no reason for other bits"
     stored = state.get("resume_config", {}).get("precision")
     dtype = next((dtype for dtype in DTYPES.values() if str(dtype) == stored), None)
     if learn.precision == "auto" and dtype not in (None, learn.dtype): learn.run_in(dtype)
+
+def _share_done(learn, state):
+    "The share of the fit that is done, which fastai's schedules go by"
+    if learn.n_epoch == state["n_epoch"]: return state["pct_train"]
+    return state["pct_train"]*state["n_epoch"]/max(1, learn.n_epoch)
 
 @patch
 def load_callbacks(self:VitLearner,
@@ -147,9 +150,11 @@ def load_training_state(
     _check_state(self, state, allow_changes)
     self.model.load_state_dict(state["model"])
     self.opt.load_state_dict(state["optimizer"]) # keeps this machine's fused flag
-    if self.scaler: self.scaler.load_state_dict(state["scaler"])
+    if state.get("asked"): keep_asked(self.opt, state["asked"], self.asked) # earlier states do not say it
+    if self.scaler and state["scaler"]: self.scaler.load_state_dict(state["scaler"])
     for name,model in self.companions.items(): model.load_state_dict(state["companions"][name])
-    for name in ("opt_steps", "epochs_done", "train_iter", "pct_train"): setattr(self, name, state[name])
+    for name in ("opt_steps", "epochs_done", "train_iter"): setattr(self, name, state[name])
+    self.pct_train = _share_done(self, state)
     self.position = tuple(state["position"])
     self.load_callbacks(state["callbacks"])
     set_rng_state(state["rng"])
@@ -167,15 +172,16 @@ class Resume(TrainCallback):
 
     def before_fit(self):
         self.learn.load_training_state(self.state, self.allow_changes)
-        _,batch = self.position
-        print(f"resuming after {self.opt_steps} steps: epoch {self.epochs_done+1}, batch {batch+1}", flush=True)
+        epoch,batch = self.position
+        left = f"epoch {self.epochs_done+1}, batch {batch+1}" if epoch < self.n_epoch else "all epochs are done"
+        print(f"resuming after {self.opt_steps} steps: {left}", flush=True)
 
     def before_train(self):
         "Give callbacks back what they had in the middle of an epoch, which they have just begun"
         if self.state is None or not self.position[1]: return
         self.learn.load_callbacks(self.state["callbacks"])
         self.learn.train_iter = self.state["train_iter"]
-        self.learn.pct_train = self.state["pct_train"]
+        self.learn.pct_train = _share_done(self.learn, self.state)
         self.state = None
 
 @patch
@@ -262,7 +268,7 @@ def _put_back(learn):
     parts = dict(model=learn.model, opt=learn.opt, recorder=learn.recorder, **learn.companions)
     if learn.scaler: parts["scaler"] = learn.scaler
     states = {name:copy.deepcopy(part.state_dict()) for name,part in parts.items()}
-    counters = {name:getattr(learn, name) for name in ("opt_steps", "epochs_done", "position")}
+    counters = {name:getattr(learn, name) for name in ("opt_steps", "epochs_done", "position", "left_off")}
     generators = rng_state()
     try: yield
     finally:

@@ -23,6 +23,7 @@ from ..data.evaluate import EvalReader, eval_reader
 from ..data.filmset import FilmSet # noqa: F401, registers the reader and the transforms of films
 from .core import load_model
 from ..losses.base import losses
+from ..runfolder import run_status
 from ..task import Tasks, make_tasks, tasks
 
 # %% ../../nbs/library/514_learner.trained.ipynb #a9d77b2d
@@ -52,7 +53,7 @@ def _why_no_checkpoint(folder):
     state = folder/"status.json"
     if not state.is_file() and not (folder/"params.json").is_file():
         return f"it is not the folder of a run; {_name_runs(folder)}"
-    status = load_json(state).get("status") if state.is_file() else None
+    status = run_status(folder).get("status")
     ended = f"its run is {status!r} and" if status else "its run"
     return (f"{ended} wrote no checkpoint yet: let it train to the end of an epoch, or give another; "
             f"{_name_runs(folder)}")

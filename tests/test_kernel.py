@@ -1,0 +1,78 @@
+"A run in a notebook's kernel: its status is the truth when a cell fails, is stopped, or when papermill is killed"
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+from command_helpers import PARAMS, notebook, workspace
+from jupyter_client.manager import start_new_kernel
+
+from vitnb.kernel import cell_error, watch_cells, watch_parent
+from vitnb.runfolder import read_json, run_status
+
+RUN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag, 'auto')"
+
+
+def test_outside_of_a_kernel_there_is_nothing_to_watch():
+    assert not watch_cells(lambda: None, lambda error: None) and not watch_parent(lambda: None)
+    error = ValueError("no")
+    assert cell_error(SimpleNamespace(error_in_exec=None, error_before_exec=error)) is error
+
+
+def wait_for(what, why, seconds=120):
+    end = time.monotonic() + seconds
+    while not (got := what()):
+        assert time.monotonic() < end, why
+        time.sleep(.05)
+    return got
+
+
+def runs(workspace): return sorted((workspace/"out"/"train_demo").glob("*/status.json"))
+
+
+def test_cells_in_a_kernel(workspace):
+    "As a person does: a cell fails, the next one goes on, one is interrupted, the Run cell is run again, the kernel is shut down"
+    manager,client = start_new_kernel(kernel_name="python3", cwd=str(workspace))
+    def run(source):
+        "Output and error of a cell"
+        said = []
+        def hear(message):
+            content = message["content"]
+            said.append(content.get("text", "") or content.get("data", {}).get("text/plain", "") or content.get("ename", ""))
+        client.execute_interactive(source, timeout=200, output_hook=hear)
+        return "".join(said)
+    try:
+        run(PARAMS)
+        assert "a new run" in run(RUN + "\nrun")
+        (status,) = runs(workspace)
+        folder = status.parent
+        assert run_status(folder)["status"] == "running"
+        run("1/0")
+        assert run_status(folder)["status"] == "failed" and "ZeroDivisionError" in run_status(folder)["error"]
+        run("limit, names, r = 8, ['a'], {}")
+        assert run_status(folder)["status"] == "running" and "error" not in run_status(folder)
+        mark = client.execute("import time\ntime.sleep(100)")
+        time.sleep(1)
+        manager.interrupt_kernel()
+        client.get_shell_msg(timeout=60)
+        wait_for(lambda: run_status(folder)["status"] == "interrupted", f"{mark} was interrupted")
+        assert "the run goes on" in run(RUN + "\nrun") and len(runs(workspace)) == 1, "what later cells have set is no parameter"
+        assert set(read_json(folder/"params.json")) == {"epochs", "lr", "tag", "clip", "mild"}
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel()
+    wait_for(lambda: read_json(folder/"status.json")["status"] == "interrupted", "the kernel was shut down")
+
+
+def test_papermill_is_killed(workspace):
+    nb = notebook(workspace/"train_demo.ipynb", PARAMS, RUN, "import time\ntime.sleep(300)")
+    p = subprocess.Popen([sys.executable, "-m", "papermill", str(nb), str(workspace/"o.ipynb")], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (status,) = wait_for(lambda: runs(workspace) and [s for s in runs(workspace) if read_json(s).get("status") == "running"], "the notebook did not come to its Run cell")
+    pid = read_json(status)["pid"]
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+    wait_for(lambda: read_json(status)["status"] == "interrupted", "its status stayed as it was", 30)
+    assert "has ended" in read_json(status)["error"]
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}") or run_status(status.parent), "the kernel lives", 30)
