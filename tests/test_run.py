@@ -128,7 +128,7 @@ def test_status_keeps_its_start(tmp_path):
 
 def test_repr_names_parameters_and_folder(workspace):
     md = Run("train_demo", dict(lr=.1))._repr_markdown_()
-    assert "out/train_demo" in md and str(workspace) not in md and "| lr | `0.1` |" in md
+    assert "out&#47;train&#95;demo" in md and str(workspace) not in md and "| lr | <code>0.1</code> |" in md
 
 
 json_like = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda s: st.lists(s, max_size=3) | st.dictionaries(st.text(), s, max_size=3), max_leaves=10)

@@ -131,8 +131,8 @@ def host_meeting(
 def _among_us():
     "What keeps ranks of one machine on its loopback; a variable that is set already stays"
     own = next((name for _,name in socket.if_nameindex() if name.startswith("lo")), None)
-    chosen = dict.fromkeys(_SOCKETS, own) if own else {}
-    return {**{name:os.environ.get(name, value) for name,value in chosen.items()}, "TORCHELASTIC_USE_AGENT_STORE":"True"}
+    chosen = {name:os.environ.get(name, own) for name in _SOCKETS if own}
+    return dict(chosen, TORCHELASTIC_USE_AGENT_STORE="True") # torch's word for a meeting that the launcher hosts
 
 # %% ../nbs/library/030_launch.ipynb #6c6f1932
 _meetings = [] # stores of this process

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-# %% ../../nbs/library/468_callback.steps.ipynb #4a4633b1
+# %% ../../nbs/library/468_callback.steps.ipynb #0bf9e114
 class _Kept(Sequence):
     "What reads as a list does, and equals one with the same entries"
     def __eq__(self, other):
@@ -35,7 +35,9 @@ class Curve(_Kept):
         self.values = array(kind, map(float, values))
 
     def __len__(self): return len(self.values)
-    def _entry(self, place): return torch.tensor(self.values[place]) if self.values.typecode == "f" else self.values[place]
+    def _entry(self, place):
+        value = self.values[place]
+        return torch.tensor(value) if self.values.typecode == "f" else value
 
     def append(self, value:float):
         "Add a number"
