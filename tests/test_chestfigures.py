@@ -2,8 +2,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
-from vitnb.chestfigures import plot_calibration, plot_class_curves, plot_index, plot_risks, plot_zone_confusion, show_scored_films
+from vitnb.chestfigures import plot_calibration, plot_class_curves, plot_index, plot_risks, plot_roc, plot_zone_confusion, show_scored_films
 from vitnb.data.zones import ZONES, zone_grid
 from vitnb.metrics.calibration import calibration_error
 from vitnb.metrics.selective import risk_coverage
@@ -67,3 +68,12 @@ def test_a_panel_for_each_risk():
     fig = plot_risks(dict(a=curve, b=curve))
     assert [ax.get_ylabel() for ax in fig.axes] == ["a", "b"] and np.allclose(fig.axes[0].lines[0].get_ydata(), curve["risk"])
     with pytest.raises(ValueError, match="curves is empty"): plot_risks({})
+
+
+def test_each_model_has_its_curve_with_the_area_that_scikit_learn_finds():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 2, 80)
+    scores = dict(good=true + rng.normal(0, .5, 80), chance=rng.normal(0, 1, 80)) # any number: logits have no bounds
+    fig = plot_roc(scores, true)
+    labels = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert labels == [f"{name} {roc_auc_score(true, score):.2f}" for name,score in scores.items()]

@@ -1,5 +1,9 @@
 "A training that is one trial: what it reports, and when it stops"
 import json
+import os
+from functools import partial
+from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 from search_helpers import workspace # noqa: F401, a fixture
@@ -9,7 +13,7 @@ from vitnb.callback.trial import StudyReporter, TrialReport
 from vitnb.experiment.run import read_json
 from vitnb.experiment.search import search, study_rows
 from vitnb.experiment.study import make_plan, open_study
-from vitnb.storage import open_storage
+from vitnb.storage import PRUNED, open_storage
 
 optuna = pytest.importorskip("optuna")
 
@@ -42,7 +46,6 @@ def test_a_reporter_prunes_what_the_median_prunes(tmp_path):
 
 def told_by(rows, answer=lambda epoch, value: None, better="max", column="max", monkeypatch=None):
     "What a TrialReport reports of rows, and how the fit ends"
-    from types import SimpleNamespace
     said = []
     def report(epoch, value):
         said.append((epoch, value))
@@ -112,3 +115,41 @@ def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
     assert (run/"checkpoints/last_model.pth").is_file() and read_json(run/"params.json")["lr"] == 1e-9
     rows = json.loads((workspace/"out"/good["run"]/"history.json").read_text())
     assert [row["train_loss"] for row in rows] == list(study.trials[0].intermediate_values.values()) and good["value"] == min(row["train_loss"] for row in rows)
+
+
+def one_rank(rank, folder, answers):
+    "A process of two: rank 0 reports and is told to stop after epoch 2"
+    import torch.distributed as dist
+
+    from vitnb.learner.ranks import Distribute
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    told = []
+    def report(epoch, value):
+        told.append(epoch)
+        return "pruned after epoch 2: enough" if epoch == 2 else None
+    TrialReport.speaker = None
+    cb = TrialReport(report, "f1", "max")
+    learn = SimpleNamespace(columns=dict(f1=SimpleNamespace(better="max")), cbs=[cb], recorder=SimpleNamespace(rows=[]), n_epoch=5)
+    cb.learn,cb.recorder,cb.n_epoch = learn,learn.recorder,5
+    together = SimpleNamespace(world=2, learn=learn, control=dist.group.WORLD)
+    together.sync_stop = partial(Distribute.sync_stop, together)
+    Distribute.stop_together(together)
+    cb.before_fit()
+    try:
+        for epoch in range(5):
+            learn.recorder.rows.append(dict(epoch=epoch + 1, f1=.5))
+            cb.epoch = epoch
+            cb.after_epoch()
+    except TrainingStopped as e: answers.put((rank, told, epoch + 1, e.code))
+    dist.destroy_process_group()
+
+
+def test_of_two_processes_rank_0_reports_and_both_leave_at_the_same_epoch(tmp_path):
+    context = get_context("fork")
+    answers = context.Queue()
+    ranks = [context.Process(target=one_rank, args=(rank, tmp_path, answers)) for rank in range(2)]
+    for rank in ranks: rank.start()
+    for rank in ranks: rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    assert sorted(answers.get(timeout=10) for _ in ranks) == [(0, [1, 2], 2, PRUNED), (1, [], 2, PRUNED)]
