@@ -119,6 +119,7 @@ from vitnb.callback.probe import *
 from vitnb.callback.masked import *
 from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
+from vitnb.callback.answers import *
 from vitnb.callback.stop import *
 from vitnb.callback.checkpoint import *
 from vitnb.callback.limit import *
@@ -147,9 +148,12 @@ from vitnb.learner.resume import *
 from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.views import *
+from vitnb.learner.inputs import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *
 from vitnb.learner.transfer import *
+from vitnb.learner.sheet import *
+from vitnb.learner.export import *
 from vitnb.learner.tta import *
 from vitnb.learner.wholebatch import *
 from vitnb.learner.gradcache import *
@@ -178,6 +182,7 @@ from vitnb.experiment.search import *
 from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
+from vitnb.experiment.results import *
 from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *
