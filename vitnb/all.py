@@ -169,8 +169,11 @@ from vitnb.experiment.run import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.readme import *
+from vitnb.experiment.asking import *
 from vitnb.experiment.cli import *
+from vitnb.experiment.names import *
 from vitnb.experiment.choices import *
+from vitnb.experiment.values import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *

@@ -24,7 +24,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import torch
 
 # %% ../nbs/library/000_core.ipynb #2e58e156
 def nearest(
@@ -221,20 +220,23 @@ PEER_LOST = "another process of this launch ended" # in the error of each proces
 # %% ../nbs/library/000_core.ipynb #de274d5c
 def _best_device():
     "CUDA, then Apple's MPS, then the CPU"
+    import torch # takes seconds to load; parameters are checked without it
     if torch.cuda.is_available(): return "cuda"
     if torch.backends.mps.is_available(): return "mps"
     return "cpu"
 
 def _devices_of(kind):
     "How many devices of a kind this machine has"
+    import torch
     if kind == "cuda": return torch.cuda.device_count()
     if kind == "mps": return int(torch.backends.mps.is_available())
     return 1
 
 def pick_device(
     name:str|None=None, # "auto", "cpu", "cuda", "cuda:1", "mps"; the setting `device` if None
-)->torch.device: # The device, checked to be there
+)->"torch.device": # The device, checked to be there
     "Choose the device to train on; `auto` takes CUDA, then Apple's MPS, then the CPU"
+    import torch
     name = name or settings().device
     if name == "auto": name = _best_device()
     if name == "cuda" and n_ranks() > 1: # each process of a launch has its own
@@ -315,6 +317,7 @@ def set_seed(
     deterministic:bool=False, # Refuse operations without a deterministic form (GPU: slower)
 )->int: # The seed that was set
     "Seed Python, NumPy and torch (every device), from one number"
+    import torch
     seed = settings().seed if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number from 0; for example 42")

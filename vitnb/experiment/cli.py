@@ -19,13 +19,15 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, settings
-from .execute import (error_line, make_run_dir, other_error, rank_error, run_notebook, watch_others,
-                                      workspace_of)
+from .asking import (accelerate_lines, marked_values, names_are_ours, notebook_help, read_params_file,
+                                     unmarked)
+from .execute import (check_kernel, error_line, make_run_dir, other_error, rank_error, run_notebook,
+                                      watch_others, workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
 from .run import commands, load_families, mark_status, read_json
 from ..launch import Ranks, check_processes, free_port
-from ..parameters import complain, parse_params
+from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #f1ce149e
@@ -114,7 +116,7 @@ def _attempt(args, params, run_dir):
     output = args.output or run_dir/Path(args.notebook).name
     try:
         with _stoppable(run_dir) as signals, watch_others(run_dir):
-            run_notebook(args.notebook, params, run_dir, output)
+            run_notebook(args.notebook, params, run_dir, output, args.kernel)
     except KeyboardInterrupt: code,outcome = 130,"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
         code,outcome = _outcome(e, signals)
@@ -172,6 +174,8 @@ def _rank_command(args, pairs):
     command = [sys.executable, "-m", "vitnb.experiment.cli", "run", args.notebook]
     for name,text in pairs: command += ["-p", name, text]
     if args.output: command += ["--output", str(args.output)]
+    if args.file: command += ["-f", str(args.file)]
+    if args.kernel: command += ["--kernel", args.kernel]
     return command
 
 def _end_of(ranks, codes, run_dir):
@@ -212,20 +216,41 @@ def _check_launch(args, params):
     check_processes(args.processes, pick_device(device))
     if args.port is not None: free_port(args.port)
 
+def _asked(args, nb, pairs, shown):
+    "The parameters of file and command line, checked as far as they can be without loading what trains"
+    typed = [name for name,_ in pairs]
+    file = read_params_file(args.file) if args.file is not None else {}
+    family = notebook_askable(nb, [*typed, *file])
+    file = check_given({name:value for name,value in file.items() if name not in typed}, shown, family)
+    params = {**file, **parse_params(pairs, shown, family)}
+    family.refuse({**shown, **params}, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
+    check_kernel(args.kernel)
+    return params
+
 def _prepare(args, pairs):
     "The checked parameters and the run folder"
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
-    params = parse_params(pairs, shown, notebook_askable(nb, [name for name,_ in pairs]))
+    params = _asked(args, nb, pairs, shown)
     _check_launch(args, params)
     def make(): return make_run_dir(args.notebook, shown, params)
     under_launcher = n_ranks() > 1 and "VITNB_RESUMED" not in os.environ
     return params, _meet(make) if under_launcher else make()
 
+def _help(args):
+    "Say what a notebook can be asked"
+    try: print(notebook_help(read_notebook(args.notebook), args.notebook))
+    except ValueError as e:
+        complain(f"vitnb run: {e}")
+        return 2
+    return 0
+
 def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `processes`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
+    if args.help: return _help(args)
+    for line in accelerate_lines() if is_main() else (): complain(line)
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
     try: params,run_dir = _prepare(args, pairs)
@@ -255,10 +280,20 @@ def cmd_readme(
     return 0
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #06d9a293
+def _without_notebook(parser, args):
+    "Help of the command itself, or what is missing"
+    if not args.help: parser.error("the following arguments are required: notebook")
+    parser.print_help()
+    return 0
+
 def _add_run(commands):
     "The command `vitnb run`"
-    run = commands.add_parser("run", help="run a notebook with parameters, into a run folder of its own")
-    run.add_argument("notebook", help="the notebook, such as nbs/train_swin.ipynb")
+    run = commands.add_parser("run", add_help=False,
+                              help="run a notebook with parameters, into a run folder of its own")
+    run.add_argument("notebook", nargs="?", help="the notebook, such as nbs/train_swin.ipynb")
+    run.add_argument("-h", "--help", action="store_true", help="show this; of a NOTEBOOK: its parameters")
+    run.add_argument("-f", "--file", type=Path, help="a YAML or JSON file of parameters; -p wins over it")
+    run.add_argument("--kernel", metavar="NAME", help="kernel to run in (default: this Python's)")
     run.add_argument("-p", "--param", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a parameter, shown in the notebook or a field of its recipe; may be repeated")
     run.add_argument("--tag", help="short for -p tag TAG: added to the name of the run folder")
@@ -266,7 +301,7 @@ def _add_run(commands):
     run.add_argument("--processes", type=int, default=1, metavar="N",
                      help="train with N processes on this machine, one to a device")
     run.add_argument("--port", type=int, help="where the processes meet (default: any free port)")
-    run.set_defaults(call=cmd_run)
+    run.set_defaults(call=lambda args: cmd_run(args) if args.notebook else _without_notebook(run, args))
 
 def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     "Make the parser of what `vitnb` understands"
@@ -284,7 +319,10 @@ def main(
     argv:list|None=None, # Arguments; those of the process if None
 )->int: # Exit code
     "Run the command `vitnb`"
-    args = parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["-h"], ["--help"]) and len(argv) > 1: argv = ["run", *argv] # --help NOTEBOOK
+    args = parser().parse_args(marked_values(argv))
+    if "param" in args: args.param = unmarked(args.param)
     return args.call(args)
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #264ba9ed
