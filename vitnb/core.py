@@ -218,33 +218,30 @@ def is_main()->bool:
 PEER_LOST = "another process of this launch ended" # in the error of each process that could not go on without it
 
 # %% ../nbs/library/000_core.ipynb #de274d5c
-def _best_device():
+def _best_device(torch):
     "CUDA, then Apple's MPS, then the CPU"
-    import torch # takes seconds to load; parameters are checked without it
     if torch.cuda.is_available(): return "cuda"
     if torch.backends.mps.is_available(): return "mps"
     return "cpu"
 
-def _devices_of(kind):
+def _devices_of(torch, kind):
     "How many devices of a kind this machine has"
-    import torch
     if kind == "cuda": return torch.cuda.device_count()
-    if kind == "mps": return int(torch.backends.mps.is_available())
-    return 1
+    return int(torch.backends.mps.is_available()) if kind == "mps" else 1
 
 def pick_device(
     name:str|None=None, # "auto", "cpu", "cuda", "cuda:1", "mps"; the setting `device` if None
 )->"torch.device": # The device, checked to be there
     "Choose the device to train on; `auto` takes CUDA, then Apple's MPS, then the CPU"
-    import torch
+    import torch # takes seconds to load; parameters are checked without it
     name = name or settings().device
-    if name == "auto": name = _best_device()
+    if name == "auto": name = _best_device(torch)
     if name == "cuda" and n_ranks() > 1: # each process of a launch has its own
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try: device = torch.device(name)
     except RuntimeError as e:
         raise ValueError(f"device {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps") from e
-    if (device.index or 0) >= _devices_of(device.type):
+    if (device.index or 0) >= _devices_of(torch, device.type):
         seen = torch.cuda.device_count()
         raise ValueError(f"device {name!r} is not on this machine ({seen} CUDA devices seen); "
                          "use device = auto or cpu, and no more processes than devices")

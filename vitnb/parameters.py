@@ -52,6 +52,7 @@ def _assignments(source):
         except ValueError as e:
             raise ValueError(f"parameter {name} is not a literal: {ast.unparse(node.value)}") from e
 
+# %% ../nbs/library/040_parameters.ipynb #1ecd5818
 def literal_params(
     source:str, # Source of a parameters cell: lines `name = literal`
 )->dict: # Names and values, in order

@@ -66,7 +66,7 @@ def read_params_file(
         raise ValueError(f"-f {path} must hold names and values, such as epochs: 3; it holds a {type(found).__name__}")
     return dict(found)
 
-# %% ../../nbs/library/635_experiment.asking.ipynb #29143a70
+# %% ../../nbs/library/635_experiment.asking.ipynb #da5cffb9
 def _comments(source):
     "Comment behind each assignment of a parameters cell: name -> text"
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -76,7 +76,8 @@ def _comments(source):
 def _columns(rows):
     "Rows of text as columns"
     widths = [max(map(len, column)) for column in list(zip(*rows))[:-1]]
-    return ["  " + "  ".join([*(cell.ljust(width) for cell,width in zip(row, widths)), row[-1]]).rstrip() for row in rows]
+    def line(row): return "  ".join(["", *(cell.ljust(width) for cell,width in zip(row, widths)), row[-1]]).rstrip()
+    return [line(row) for row in rows]
 
 def notebook_help(
     nb:dict, # From `read_notebook`
@@ -88,14 +89,15 @@ def notebook_help(
     comments = _comments(tagged_source(nb))
     rows = [(f"-p {name}", repr(value), comments.get(name, "")) for name,value in shown.items()]
     lines = [f"parameters of {path}, with their defaults:", *_columns(rows)]
-    hidden = {name:value for name,value in notebook_askable(nb).fields.items() if name not in shown and name != "family"}
+    fields = notebook_askable(nb).fields
+    hidden = {name:value for name,value in fields.items() if name not in shown and name != "family"}
     if not hidden: return "\n".join(lines)
     rows = [(f"-p {name}", repr(value)) for name,value in hidden.items()]
     return "\n".join([*lines, "other fields of its recipe, with the family's defaults:", *_columns(rows)])
 
-# %% ../../nbs/library/635_experiment.asking.ipynb #b861e6f6
-_COMES_WITH = {"vitnb", "torch", "torchvision", "timm", "fastai", "fastcore", "IPython", "ipywidgets", "matplotlib", "numpy",
-               "pandas", "scipy", "sklearn", "PIL", "papermill", "torchmetrics", "tqdm", "h5py"}
+# %% ../../nbs/library/635_experiment.asking.ipynb #cacc8b4a
+_COMES_WITH = set("vitnb torch torchvision timm fastai fastcore IPython ipywidgets matplotlib numpy pandas scipy "
+                  "sklearn PIL papermill torchmetrics tqdm h5py".split())
 
 def _imported(tree):
     "First parts of the modules that a cell imports"
@@ -116,7 +118,7 @@ def names_are_ours(
         if not set(_imported(tree)) <= known: return False
     return True
 
-# %% ../../nbs/library/635_experiment.asking.ipynb #9d32a9d5
+# %% ../../nbs/library/635_experiment.asking.ipynb #8a4b8024
 def _launch_command():
     "Arguments of the process that started this one"
     try: return need("psutil").Process(os.getppid()).cmdline()
@@ -147,8 +149,8 @@ def accelerate_lines()->list: # Empty unless accelerate started this process
     lines = [f"started by accelerate: processes {n_ranks()}, mixed precision {precision}"]
     asked = _asked_processes()
     if asked and asked != n_ranks():
-        lines.append(f"accelerate was asked for {asked} processes, and {n_ranks()} runs (on CPUs it needs MPI for more); "
-                     f"use: vitnb run NOTEBOOK --processes {asked}")
+        lines.append(f"accelerate was asked for {asked} processes, and {n_ranks()} runs (on CPUs it needs MPI for "
+                     f"more); use: vitnb run NOTEBOOK --processes {asked}")
     if precision != "no":
         lines.append(f"accelerate's mixed precision {precision} does not act, the recipe's does; to have it: "
                      f"-p precision {precision}")

@@ -227,6 +227,7 @@ def _asked(args, nb, pairs, shown):
     check_kernel(args.kernel)
     return params
 
+# %% ../../nbs/library/640_experiment.cli.ipynb #7db0cbcb
 def _prepare(args, pairs):
     "The checked parameters and the run folder"
     nb = read_notebook(args.notebook)

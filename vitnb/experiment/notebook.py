@@ -18,13 +18,17 @@ from .run import load_families
 from ..parameters import NOTHING, Askable, askable, literal_params
 
 # %% ../../nbs/library/610_experiment.notebook.ipynb #f92163d6
+def _short(path):
+    "A path as a person types it here"
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+
 def _nearest_notebooks(path):
     "Half a sentence that names the notebooks that may have been meant: beside the path, or the workspace's"
     places = dict.fromkeys([path.parent, repo_root()/"nbs", repo_root()])
     found = {other.stem:other for place in reversed(places) for other in place.glob("*.ipynb")}
     names = difflib.get_close_matches(path.stem, found, n=3, cutoff=.3)
     if not names: return f"; {path.parent} holds no notebook with a name like it"
-    return f"; did you mean {' or '.join(repr(os.path.relpath(found[name])) for name in names)}?"
+    return f"; did you mean {' or '.join(repr(_short(found[name])) for name in names)}?"
 
 def _check_cell(cell):
     "Whether a cell has what is read of it"

@@ -16,10 +16,8 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .choices import (CHOICES, batch_lr, check_used, loss_args, named_by, optimizer_args,
-                                      schedule_args, unused)
-from .names import NAMES
-from .values import check_data, check_names, check_values
+from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
+from .values import check_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -86,19 +84,7 @@ def _check_places(family):
     if family.pretext_fields and not family.pretext:
         raise ValueError(f"{tuple(family.pretext_fields)} are options of a pretext; name it with pretext=...")
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #4e280e2f
-def _has_own_names(r):
-    "Whether a recipe names what no room of vitnb has registered"
-    named = [(kind, name) for kind in CHOICES for name in named_by(r, kind)]
-    return any(name not in NAMES[kind] for kind,name in named)
-
-def _check_data(r, recipe, is_named, workspace):
-    "Refuse a recipe without data, and data that is not there"
-    data = r.get("data", "")
-    if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
-    own_name = not is_named and str(data).isidentifier() # of a set that is registered further down
-    if isinstance(data, str) and data and not own_name: check_data(data, r.get("data_root"), workspace)
-
+# %% ../../nbs/library/660_experiment.recipes.ipynb #870d66ec
 def check_recipe(
     family:str, # Such as "swin"
     params:Mapping, # Parameters of a notebook of the family, all of them
@@ -114,8 +100,8 @@ def check_recipe(
     name = params.get("recipe")
     if not name: return
     r = {**recipes[family][name], **given}
-    if not _has_own_names(r): check_used(r, given)
-    _check_data(r, name, named, workspace)
+    if not has_own_names(r): check_used(r, given)
+    check_recipe_data(r, name, named, workspace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_why", "min_lr", "label_smoothing", "clip",
