@@ -62,7 +62,7 @@ def make_run_dir(
     release(folder) # the kernel will hold it
     return folder
 
-# %% ../../nbs/library/620_experiment.execute.ipynb #1a4c8fbc
+# %% ../../nbs/library/620_experiment.execute.ipynb #c7ae505d
 _THIS_PYTHON = "python3" # what the kernel of this Python is called in a notebook
 
 def check_kernel(
@@ -97,7 +97,10 @@ def _tuples_stay():
     from papermill.translators import PythonTranslator, papermill_translators
     class WithTuples(PythonTranslator):
         @classmethod
-        def translate(cls, value):
+        def translate(cls,
+            value:object, # A parameter
+        )->str: # As Python writes it
+            "Write a value as Python"
             if not isinstance(value, tuple): return super().translate(value)
             return f"({', '.join(map(cls.translate, value))}{',' if len(value) == 1 else ''})"
     papermill_translators.register("python", WithTuples)

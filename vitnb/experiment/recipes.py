@@ -17,7 +17,7 @@ from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
 from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
-from .values import check_names, check_recipe_data, check_values, has_own_names
+from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -84,7 +84,7 @@ def _check_places(family):
     if family.pretext_fields and not family.pretext:
         raise ValueError(f"{tuple(family.pretext_fields)} are options of a pretext; name it with pretext=...")
 
-# %% ../../nbs/library/660_experiment.recipes.ipynb #870d66ec
+# %% ../../nbs/library/660_experiment.recipes.ipynb #05f65a07
 def check_recipe(
     family:str, # Such as "swin"
     params:Mapping, # Parameters of a notebook of the family, all of them
@@ -96,7 +96,7 @@ def check_recipe(
     check_values(params, family)
     given = asked_fields(params, fields, say=None)
     check_values(given, family)
-    if named: check_names(given)
+    if named: check_recipe_names(given)
     name = params.get("recipe")
     if not name: return
     r = {**recipes[family][name], **given}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'field_rules', 'whole', 'number', 'one_name', 'each', 'either', 'check_data', 'check_recipe_data',
-           'has_own_names', 'check_values', 'check_names']
+           'has_own_names', 'check_values', 'check_recipe_names']
 
 # %% ../../nbs/library/657_experiment.values.ipynb #2b7e45d1
 import math
@@ -182,7 +182,7 @@ def has_own_names(
     "Tell whether a recipe names what no room of vitnb has registered"
     return any(name not in NAMES[kind] for kind in CHOICES for name in named_by(r, kind))
 
-# %% ../../nbs/library/657_experiment.values.ipynb #b7c69c68
+# %% ../../nbs/library/657_experiment.values.ipynb #ac9ddccd
 def _check_value(field, value, rule):
     "Refuse a value that its rule does not allow"
     wrong = rule(value)
@@ -197,7 +197,7 @@ def check_values(
     for field,value in given.items():
         if value is not None and field in rules: _check_value(field, value, rules[field])
 
-def check_names(
+def check_recipe_names(
     given:Mapping, # Fields and values
 )->None:
     "Refuse names that no room has registered"
