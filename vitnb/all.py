@@ -128,6 +128,7 @@ from vitnb.callback.probe import *
 from vitnb.callback.masked import *
 from vitnb.callback.simmim import *
 from vitnb.callback.sensors import *
+from vitnb.callback.answers import *
 from vitnb.callback.stop import *
 from vitnb.callback.earlier import *
 from vitnb.callback.writer import *
@@ -162,9 +163,12 @@ from vitnb.learner.tools import *
 from vitnb.learner.core import *
 from vitnb.learner.origin import *
 from vitnb.learner.views import *
+from vitnb.learner.inputs import *
 from vitnb.learner.trained import *
 from vitnb.learner.predict import *
 from vitnb.learner.transfer import *
+from vitnb.learner.sheet import *
+from vitnb.learner.export import *
 from vitnb.learner.tta import *
 from vitnb.learner.wholebatch import *
 from vitnb.learner.gradcache import *
@@ -182,8 +186,11 @@ from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.show import *
 from vitnb.experiment.readme import *
+from vitnb.experiment.asking import *
 from vitnb.experiment.cli import *
+from vitnb.experiment.names import *
 from vitnb.experiment.choices import *
+from vitnb.experiment.values import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *
@@ -196,6 +203,7 @@ from vitnb.experiment.search import *
 from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
+from vitnb.experiment.results import *
 from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *

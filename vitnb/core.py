@@ -24,7 +24,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import torch
 
 # %% ../nbs/library/000_core.ipynb #2e58e156
 def nearest(
@@ -228,27 +227,30 @@ def is_main()->bool:
 PEER_LOST = "another process of this launch ended" # in the error of each process that could not go on without it
 
 # %% ../nbs/library/000_core.ipynb #de274d5c
-def _best_device():
+def _best_device(torch):
     "CUDA, then Apple's MPS, then the CPU"
     if torch.cuda.is_available(): return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
-def _devices_of(kind):
+def _devices_of(torch, kind):
     "How many devices of a kind this machine has"
-    return dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(kind, 1)
+    if kind == "cuda": return torch.cuda.device_count()
+    return int(torch.backends.mps.is_available()) if kind == "mps" else 1
 
 def pick_device(
     name:str|None=None, # "auto", "cpu", "cuda", "cuda:1", "mps"; the setting `device` if None
-)->torch.device: # The device, checked to be there
+)->"torch.device": # The device, checked to be there
     "Choose the device to train on; `auto` takes CUDA, then Apple's MPS, then the CPU"
+    import torch # takes seconds to load; parameters are checked without it
     name = name or settings().device
-    if name == "auto": name = _best_device()
+    if name == "auto": name = _best_device(torch)
     if name == "cuda" and n_ranks() > 1: name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" # each process has its own
     try: device = torch.device(name)
     except RuntimeError as e:
         raise ValueError(f"device {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps") from e
-    if (device.index or 0) >= _devices_of(device.type):
-        raise ValueError(f"device {name!r} is not on this machine ({_devices_of('cuda')} CUDA devices seen); "
+    if (device.index or 0) >= _devices_of(torch, device.type):
+        seen = torch.cuda.device_count()
+        raise ValueError(f"device {name!r} is not on this machine ({seen} CUDA devices seen); "
                          "use device = auto or cpu, and no more processes than devices")
     return device
 
@@ -317,6 +319,7 @@ def set_seed(
     deterministic:bool=False, # Refuse operations without a deterministic form (GPU: slower)
 )->int: # The seed that was set
     "Seed Python, NumPy and torch (every device), from one number"
+    import torch
     seed = settings().seed if seed is None else seed
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number from 0; for example 42")

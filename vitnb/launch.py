@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
-import torch
 from fastcore.basics import patch
 
 from .core import my_rank, n_ranks, need
@@ -36,6 +35,7 @@ def free_port(
 
 def _capacity(device):
     "How many processes there is room for, and what that room is"
+    import torch
     if device.type == "cuda": return torch.cuda.device_count(), f"{torch.cuda.device_count()} CUDA devices"
     if device.type != "cpu": return 1, f"one {device.type} device"
     cores = max(2, os.cpu_count() or 1)
@@ -43,7 +43,7 @@ def _capacity(device):
 
 def check_processes(
     n:int, # Processes
-    device:torch.device, # What they train on
+    device:"torch.device", # What they train on
 )->int: # `n`
     "Refuse more processes than devices"
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:

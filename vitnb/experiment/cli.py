@@ -20,8 +20,10 @@ from functools import partial
 from pathlib import Path
 
 from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, settings
-from .execute import (as_given_before, environ, error_line, make_run_dir, other_error, rank_error,
-                                      run_notebook, watch_others, workspace_of)
+from .asking import (accelerate_lines, marked_values, names_are_ours, notebook_help, read_params_file,
+                                     unmarked)
+from .execute import (as_given_before, check_kernel, environ, error_line, make_run_dir, other_error,
+                                      rank_error, run_notebook, watch_others, workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
 from .run import commands, goes_on, load_families, mark_status, read_json
@@ -29,7 +31,7 @@ from .show import show_run
 from ..kernel import STOPPING, is_unheard
 from ..launch import (Ranks, check_processes, count_processes, device_environment, free_port, idle_devices,
                           meet_on_loopback)
-from ..parameters import complain, parse_params
+from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
 
@@ -127,7 +129,7 @@ def _attempt(args, params, run_dir):
     output = args.output or run_dir/Path(args.notebook).name
     try:
         with _stoppable(run_dir) as signals, watch_others(run_dir):
-            run_notebook(args.notebook, params, run_dir, output)
+            run_notebook(args.notebook, params, run_dir, output, args.kernel)
     except KeyboardInterrupt: code,outcome = 128 + (signals or [signal.SIGINT])[0],"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
         code,outcome = _outcome(e, signals)
@@ -195,6 +197,8 @@ def _rank_command(args, pairs):
     command = [sys.executable, "-m", "vitnb.experiment.cli", "run", args.notebook]
     for name,text in pairs: command += ["-p", name, text]
     if args.output: command += ["--output", str(args.output)]
+    if args.file: command += ["-f", str(args.file)]
+    if args.kernel: command += ["--kernel", args.kernel]
     return command
 
 def _end_of(ranks, codes, run_dir):
@@ -239,11 +243,17 @@ def _processes(args, params):
     return n
 
 def _asked(args, pairs):
-    "What the notebook shows, what it is asked for, checked, and what else it could be asked"
+    "What the notebook shows, what it is asked for, checked without loading what trains, and what it could be asked"
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
-    family = notebook_askable(nb, [name for name,_ in pairs])
-    return nb, shown, as_given_before(parse_params(pairs, shown, family), shown, family), family
+    typed = [name for name,_ in pairs]
+    file = read_params_file(args.file) if args.file is not None else {}
+    family = notebook_askable(nb, [*typed, *file])
+    file = check_given({name:value for name,value in file.items() if name not in typed}, shown, family)
+    params = as_given_before({**file, **parse_params(pairs, shown, family)}, shown, family)
+    family.refuse({**shown, **params}, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
+    check_kernel(args.kernel)
+    return nb, shown, params, family
 
 def _go(args, pairs, params, run_dir, n):
     "Run the notebook in its folder, which is free again afterwards"
@@ -253,6 +263,7 @@ def _go(args, pairs, params, run_dir, n):
         return _attempt(args, params, run_dir)
     finally: release(run_dir)
 
+# %% ../../nbs/library/640_experiment.cli.ipynb #7db0cbcb
 def _prepare(args, pairs):
     "Make ready what was asked for; gives the function that does it, which gives an exit code"
     nb,shown,params,family = _asked(args, pairs)
@@ -265,12 +276,22 @@ def _prepare(args, pairs):
     run_dir = _meet(make) if under_launcher else make()
     return partial(_go, args, pairs, params, run_dir, n)
 
+def _help(args):
+    "Say what a notebook can be asked"
+    try: print(notebook_help(read_notebook(args.notebook), args.notebook))
+    except ValueError as e:
+        complain(f"vitnb run: {e}")
+        return 2
+    return 0
+
 # %% ../../nbs/library/640_experiment.cli.ipynb #4cca7421
 def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
     leave_outer_run()
+    if args.help: return _help(args)
+    for line in accelerate_lines() if is_main() else (): complain(line)
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
     with ExitStack() as stack:
@@ -301,10 +322,20 @@ def cmd_readme(
     return 0
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #06d9a293
+def _without_notebook(parser, args):
+    "Help of the command itself, or what is missing"
+    if not args.help: parser.error("the following arguments are required: notebook")
+    parser.print_help()
+    return 0
+
 def _add_run(commands):
     "The command `vitnb run`"
-    run = commands.add_parser("run", help="run a notebook with parameters, into a run folder of its own")
-    run.add_argument("notebook", help="the notebook, such as nbs/train_swin.ipynb")
+    run = commands.add_parser("run", add_help=False,
+                              help="run a notebook with parameters, into a run folder of its own")
+    run.add_argument("notebook", nargs="?", help="the notebook, such as nbs/train_swin.ipynb")
+    run.add_argument("-h", "--help", action="store_true", help="show this; of a NOTEBOOK: its parameters")
+    run.add_argument("-f", "--file", type=Path, help="a YAML or JSON file of parameters; -p wins over it")
+    run.add_argument("--kernel", metavar="NAME", help="kernel to run in (default: this Python's)")
     run.add_argument("-p", "--param", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                      help="a parameter, shown in the notebook or a field of its recipe; may be repeated")
     run.add_argument("--tag", help="short for -p tag TAG: added to the name of the run folder")
@@ -314,7 +345,7 @@ def _add_run(commands):
                      help="train with N processes on this machine, one to a device; auto: on all devices")
     run.add_argument("--devices", metavar="0,1,2", help="train on these CUDA devices, a process on each")
     run.add_argument("--port", type=int, help="where the processes meet (default: any free port)")
-    run.set_defaults(call=cmd_run)
+    run.set_defaults(call=lambda args: cmd_run(args) if args.notebook else _without_notebook(run, args))
 
 def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     "Make the parser of what `vitnb` understands"
@@ -332,7 +363,10 @@ def main(
     argv:list|None=None, # Arguments; those of the process if None
 )->int: # Exit code
     "Run the command `vitnb`"
-    args = parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["-h"], ["--help"]) and len(argv) > 1: argv = ["run", *argv] # --help NOTEBOOK
+    args = parser().parse_args(marked_values(argv))
+    if "param" in args: args.param = unmarked(args.param)
     return args.call(args)
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #264ba9ed

@@ -18,7 +18,6 @@ import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from fastcore.basics import patch
 
 from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, my_rank, n_ranks, one_of,
@@ -45,9 +44,9 @@ def new_run_dir(
 )->Path: # A new, empty folder `root/name/20250131-175959-tag`
     "Make the folder of one run; no two runs ever get the same"
     parent = Path(root or settings().outputs_path)/_word(name, "name")
-    parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     if tag: stamp += f"-{_word(tag, 'tag')}"
+    parent.mkdir(parents=True, exist_ok=True)
     count = 1
     while True:
         folder = parent/(stamp if count == 1 else f"{stamp}.{count}")
@@ -80,6 +79,7 @@ def environment(
     device:str|None=None, # Device of the run; the setting `device` if None
 )->dict: # Versions, commit, device and threads
     "Describe the machine and the software a run used"
+    import torch # takes seconds to load; parameters are checked without it
     chosen = pick_device(device)
     versions = {package:_version(package) for package in _packages}
     machine = dict(platform=platform.platform(), machine=platform.machine(), cores=os.cpu_count(),

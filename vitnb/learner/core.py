@@ -6,6 +6,7 @@
 __all__ = ['vit_learner', 'train_callbacks', 'run_callbacks', 'load_model']
 
 # %% ../../nbs/library/510_learner.core.ipynb #181787ba
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Metric
 from fastcore.basics import patch
 from fastcore.foundation import L
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..callback.accumulate import Accumulate
@@ -264,14 +266,36 @@ def _check_arch(name):
         raise ValueError(f"the run has the model {name!r}, which is not registered: {nearest(name, known)}; "
                          "if it is yours, import the module that registers it")
 
+_STORED = ("epoch", "best_epoch", "monitor")
+
+def _read_export(path, device):
+    "Read what `vitnb export` wrote as safetensors, as if it were a checkpoint"
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            stored = json.loads((file.metadata() or {}).get("vitnb", "{}"))
+            weights = {name:file.get_tensor(name) for name in file.keys()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} is no readable file of safetensors ({error}); export the run again") from error
+    kind = "ema_state_dict" if stored.get("weights") == "ema" else "model_state_dict"
+    return {**stored, kind:weights}
+
+def _read_weights(path, device, use):
+    "Read a checkpoint or an export"
+    if Path(path).suffix.lower() != ".safetensors": return load_checkpoint(path, device)
+    checkpoint = _read_export(path, device)
+    if use == "trained" and "model_state_dict" not in checkpoint:
+        raise ValueError(f"{path} was exported with the averaged weights only; use='ema', or 'auto'")
+    return checkpoint
+
+# %% ../../nbs/library/510_learner.core.ipynb #6d8e8d07
 def load_model(
-    path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes
+    path:str|Path, # A checkpoint with a `config`, as `run_callbacks` writes, or an export
     device:str|torch.device="cpu", # Where the model shall be
     recipe:Mapping|None=None, # The run's `recipe.json`, for what format 1 kept nowhere else
     use:str="trained", # "trained", "ema" (their average), or "auto": the average where the file has one
-)->nn.Module: # The model in eval mode, with `config` (format 2) and `weights` ("trained" or "ema") as attributes
+)->nn.Module: # In eval mode; has `config` (format 2), `weights` ("trained" or "ema"), `stored` (its epoch)
     "Build the model a checkpoint describes and fill it"
-    checkpoint = load_checkpoint(path, device)
+    checkpoint = _read_weights(path, device, use)
     with naming(path, "use another checkpoint"): return _built(path, checkpoint, device, recipe, use)
 
 def _built(path, checkpoint, device, recipe, use):
@@ -288,4 +312,5 @@ def _built(path, checkpoint, device, recipe, use):
     weights,model.weights = weights_of(checkpoint, use)
     restore_weights(model, weights)
     model.config = config
+    model.stored = {name:checkpoint[name] for name in _STORED if name in checkpoint}
     return model.eval()

@@ -60,7 +60,7 @@ learner_names = {
     **works("ordered_cbs no_bar no_logging no_mbar show_training_loop one_batch all_batches"),
     **works("__init__ __call__ __enter__ __exit__ _with_events"),
     **works("_backward _step _do_epoch_validate _end_cleanup _grab_cbs _default"),
-    **refused("export", "the checkpoints of run_callbacks(folder), from which load_model(path) builds the model again",
+    **refused("export", "export_run(folder, path) of vitnb.learner.export, whose .safetensors load_run reads",
               "opening a pickled Learner runs code"),
     **refused("tta", "predict_tta(learn, split, views='flip') of vitnb.learner.tta",
               "fastai's draws augmentations that our loaders do not have"),

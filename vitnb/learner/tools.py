@@ -14,6 +14,7 @@ from pathlib import Path
 
 import fastai.callback.hook # noqa: F401, gives a Learner `summary`
 import numpy as np
+import torch
 from fastai.data.transforms import CategoryMap
 from fastai.learner import Learner
 from fastcore.basics import PrettyString, patch
@@ -21,6 +22,7 @@ from PIL import Image
 from plum import dispatch
 from torch import Tensor
 
+from ..callback.answers import pretext_columns
 from ..callback.live import LiveView
 from ..data.dataset import ImageDataset
 from ..data.evaluate import EvalReader, eval_reader
@@ -134,16 +136,36 @@ def test_dl(self:ImageLoaders,
     return self.valid.new(_test_set(self, items, with_labels), **kw)
 
 # %% ../../nbs/library/509_learner.tools.ipynb #37883cfa
+class _Seen:
+    "A Learner as `pretext_columns` looks at a run"
+    def __init__(self, learn, reader):
+        self.model = learn.model
+        self.config = learn.config
+        steps = reader.pipeline.transforms
+        self.normalizer = next((step.normalizer for step in steps if hasattr(step, "normalizer")), None)
+
+@torch.no_grad()
+def _pretext_answer(learn, item):
+    "What a model without labels says of one image or cube"
+    if learn.pretext is None:
+        raise ValueError("this Learner has no task that says what a prediction means; predict needs one, "
+                         "get_preds gives what the model says")
+    reader = eval_reader(learn.dls.config())
+    batch = reader.read([_as_stored(item, learn.dls.reader["name"])]).map(lambda tensor: tensor.to(learn.device))
+    was = learn.model.training
+    learn.model.eval()
+    try: columns = pretext_columns(learn.pretext, _Seen(learn, reader), batch)
+    finally: learn.model.train(was)
+    return {name:values[0] for name,values in columns.items()}
+
 @patch
 def predict(self:VitLearner,
     item:object, # Path, array, PIL image or tensor
     rm_type_tfms:None=None, # As for `test_dl`
     with_input:bool=False, # Also the image as the model gets it, first
-)->tuple|dict: # (in words, as a tensor, probabilities); of several tasks: task -> triple
+)->tuple|dict: # (in words, as a tensor, probabilities); of several tasks: task -> triple; of none: name -> value
     "Predict one image"
-    if not self.tasks:
-        raise ValueError("this Learner has no task that says what a prediction means; predict needs one, "
-                         "get_preds gives what the model says")
+    if not self.tasks: return _pretext_answer(self, item)
     dl = self.dls.test_dl([item], rm_type_tfms)
     image,probs,_,index = self.get_preds(dl=dl, with_input=True, with_decoded=True)
     answers = self.tasks.map(lambda task,index,probs: (task.says(index[0]), index[0], probs[0]), index, probs)

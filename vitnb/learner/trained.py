@@ -115,6 +115,16 @@ class LoadedRun:
         return getattr(self.model, "weights", "trained")
 
     @property
+    def says(self)->str:
+        "Which weights these are, in words"
+        stored = getattr(self.model, "stored", {})
+        kind = "the average (ema)" if self.weights == "ema" else "as they were trained"
+        if "epoch" not in stored: return f"weights of {self.path.name}: {kind}"
+        is_best = stored["epoch"] == stored.get("best_epoch")
+        place = f"the best by {stored['monitor']}" if is_best else "not the best"
+        return f"weights of {self.path.name}: {kind}, epoch {stored['epoch']} ({place})"
+
+    @property
     def config(self)->dict: return self.model.config
 
     @property
@@ -134,7 +144,7 @@ def _reader(config, options):
     return eval_reader({"reader":{**config["reader"], **(options or {})}, **parts})
 
 def load_run(
-    path:str|Path, # Folder of a run, or a checkpoint of format 1 or 2
+    path:str|Path, # Folder of a run, a checkpoint of format 1 or 2, or a .safetensors that `vitnb export` wrote
     device:str|torch.device|None=None, # Where the model shall be; the setting `device` if None
     reader:dict|None=None, # Options of the reader that are others now, such as `dict(dataset="/cube")` for cubes
     use:str="auto", # "trained", "ema" (their average), or "auto": the average where the checkpoint has one

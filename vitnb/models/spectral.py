@@ -145,7 +145,7 @@ def encode(self:SpectralMAE,
 )->Tensor: # Normed tokens, `(B,V,D)`
     "Embed and encode the tokens `index`, and only those"
     x = self._bands(x)
-    if index is None: index = torch.arange(self.n_tokens, device=x.device).expand(len(x), -1)
+    if index is None: index = torch.arange(self.n_tokens, device=x.device).expand(x.shape[0], -1)
     x = self.patch_embed(take_tokens(x, self.patch_size, index)) # B,V,D
     x = x + rows_at(self.pos(), index)
     for block in self.blocks[:depth]:
@@ -180,7 +180,7 @@ def forward(self:SpectralMAE, x:Tensor, order:Tensor|None=None)->dict|Tensor:
     "Reconstruct what is masked; without a decoder, classify"
     if self.decoder is None: return self.forward_head(self.forward_features(x))
     if order is None: order = self.draw_order(x)
-    if order.shape != (len(x), self.n_tokens):
+    if order.shape != (x.shape[0], self.n_tokens):
         raise ValueError(f"order {tuple(order.shape)} must be ({len(x)},{self.n_tokens}): each token of a cube once")
     visible = order[:,:self.n_visible]
     pred = self.decoder(self.encode(x, visible), order, every=not self.training)

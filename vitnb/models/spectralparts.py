@@ -184,7 +184,7 @@ def rows_at(
     index:Tensor, # Numbers of rows, none twice in a sample, `(B,V)`
 )->Tensor: # `(B,V,D)`
     "Take rows of a table; no row twice in a sample, so the gradient is a plain scatter"
-    return table.expand(len(index), -1, -1).gather(1, index[...,None].expand(-1, -1, table.shape[-1]))
+    return table.expand(index.shape[0], -1, -1).gather(1, index[...,None].expand(-1, -1, table.shape[-1]))
 
 # %% ../../nbs/library/238_models.spectralparts.ipynb #150197b9
 class SpectralDecoder(nn.Module):
@@ -214,7 +214,7 @@ class SpectralDecoder(nn.Module):
     def forward(self, encoded, order, every):
         x = self.embed(encoded)
         masked = order.shape[1] - x.shape[1]
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), masked, -1)], 1) # B,L,D
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(x.shape[0], masked, -1)], 1) # B,L,D
         x = x + rows_at(self.pos(), order)
         checkpointing = self.grad_checkpointing and self.training
         for block in self.blocks[:-1]: x = run_block(block, x, checkpointing)

@@ -66,7 +66,7 @@ def take_tokens(
     x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).unflatten(1, (-1, group)) # B,T,s,h,p,w,p: a view
     x = x.permute(0, 1, 3, 5, 2, 4, 6) # B,T,h,w,s,p,p
     rows, columns = x.shape[2:4]
-    cube = torch.arange(len(x), device=x.device)[:,None]
+    cube = torch.arange(x.shape[0], device=x.device)[:,None]
     return x[cube, index//(rows*columns), index//columns % rows, index % columns].flatten(2)
 
 # %% ../../nbs/library/236_models.tokens.ipynb #e0d667c9

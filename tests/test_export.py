@@ -1,0 +1,86 @@
+"An export is the model: every kind of run as safetensors, and ONNX where it is installed"
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from stored_runs import IMAGE_KINDS, registered # noqa: F401
+
+from vitnb.core import need
+from vitnb.learner.export import export_run, largest_difference, sample_batch
+from vitnb.learner.predict import predict
+from vitnb.learner.trained import load_run
+
+
+@pytest.mark.parametrize("kind", [*IMAGE_KINDS, "cubes", "pixels"])
+def test_safetensors_predict_in_place_of_the_run(runs, tmp_path, kind):
+    folder,_,rows = runs[kind]
+    file = tmp_path/"model.safetensors"
+    assert export_run(folder, file) == {file:0.}
+    said = predict(file, f"{folder}/new_*", device="cpu")
+    assert len(said) == len(rows) > 0
+    for got,want in zip(said, rows):
+        assert got.keys() == want.keys()
+        for name in want: # float sums of batches of other sizes
+            if isinstance(want[name], np.ndarray): assert np.allclose(got[name], want[name], atol=1e-5)
+            elif not isinstance(want[name], float): assert got[name] == want[name]
+
+
+def test_the_average_is_exported_as_the_average(runs, tmp_path):
+    folder = runs["class"][0]
+    checkpoint = torch.load(folder/"checkpoints"/"best_model.pth", weights_only=True)
+    checkpoint["ema_state_dict"] = {name:w*2 for name,w in checkpoint["model_state_dict"].items()}
+    torch.save(checkpoint, tmp_path/"with_average.pth")
+    export_run(tmp_path/"with_average.pth", tmp_path/"m.safetensors")
+    run = load_run(tmp_path/"m.safetensors", "cpu")
+    assert run.weights == "ema" and "average" in run.says
+    for name,w in run.model.state_dict().items(): assert torch.equal(w, checkpoint["ema_state_dict"][name])
+    with pytest.raises(ValueError, match="averaged weights only"): load_run(tmp_path/"m.safetensors", "cpu", use="trained")
+    export_run(tmp_path/"with_average.pth", tmp_path/"t.safetensors", use="trained")
+    assert load_run(tmp_path/"t.safetensors", "cpu").weights == "trained"
+
+
+def test_the_file_says_its_configuration_and_anybody_can_read_it(runs, tmp_path):
+    export_run(runs["class"][0], tmp_path/"m.safetensors")
+    with safe_open(tmp_path/"m.safetensors", "pt") as file: said = json.loads(file.metadata()["vitnb"])
+    assert said["config"]["arch"] == "tiny_heads" and len(said["config"]["tasks"][""]["names"]) == 10 and said["config"]["normalize"]["mean"]
+    assert (tmp_path/"m.safetensors").stat().st_mode & 0o044, "others may read it, as any file that is written here"
+
+
+@pytest.mark.parametrize("kind", ["several", pytest.param("cubes", marks=pytest.mark.slow)])
+def test_onnx_says_what_the_model_says_for_any_number_of_images(runs, tmp_path, kind, capsys):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder = runs[kind][0]
+    found = export_run(folder, tmp_path/"m.onnx", sample=f"{folder}/new_*" if kind == "several" else None)
+    assert 0 <= found[tmp_path/"m.onnx"] < 1e-4 and "largest difference" in capsys.readouterr().out
+    run = load_run(folder, "cpu")
+    inputs = sample_batch(run, bs=5)
+    session = onnxruntime.InferenceSession(str(tmp_path/"m.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    said = dict(zip(names, session.run(names, {one.name:part.numpy() for one,part in zip(session.get_inputs(), inputs)})))
+    with torch.no_grad(): want = {name:part for name,part in run.model(*inputs).items() if isinstance(part, torch.Tensor)}
+    assert largest_difference(said, want) < 1e-4
+    assert json.loads(session.get_modelmeta().custom_metadata_map["vitnb"])["config"]["arch"] == run.config["arch"]
+
+
+def test_without_onnx_the_pip_line_is_told_and_nothing_is_written(runs, tmp_path, monkeypatch):
+    def nothing(module, extra=""):
+        if module.startswith("onnx"): return need("not_installed_anywhere", extra)
+        return need(module, extra)
+    monkeypatch.setattr("vitnb.learner.export.need", nothing)
+    with pytest.raises(ImportError, match=r'pip install "vitnb\[export\]"'): export_run(runs["class"][0], tmp_path/"both")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_is_the_largest_of_all_outputs():
+    one = dict(a=torch.zeros(3), b=torch.tensor([0., -2.]))
+    assert largest_difference(one, dict(a=torch.zeros(3), b=torch.tensor([0., 1.]))) == 3.
+    with pytest.raises(ValueError, match="the export gives"): largest_difference(one, dict(a=torch.zeros(3)))
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
+def test_a_broken_export_is_an_error_with_its_name(tmp_path, content):
+    (tmp_path/"broken.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="broken.safetensors"): load_run(tmp_path/"broken.safetensors", "cpu")

@@ -1,0 +1,81 @@
+"Every field of a recipe has its bounds: what lies inside arrives, what lies outside is named with the rule"
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitnb.experiment.recipes import check_recipe, families, recipes
+from vitnb.experiment.values import RULES, check_data, check_values, each, number, whole
+from vitnb.parameters import RUN_FIELDS
+
+NOT_NUMBERS = {"family", "augment", "loss", "stats", "labels", "objective", "predictor", "spectral", "sizes", "normalize"} # names, or several kinds of value
+
+
+@pytest.mark.parametrize("family", ["swin", "densenet", "spectral", "chest", "hvit_pretrain", "hvit_finetune"])
+def test_each_field_of_what_trains_has_a_rule(family):
+    lost = families[family].fields.keys() - RULES.keys() - NOT_NUMBERS
+    assert not lost, f"give {sorted(lost)} a rule in RULES of vitnb.experiment.values"
+    assert not RUN_FIELDS.keys() - RULES.keys()
+
+
+@pytest.mark.parametrize("family,name", [(family, name) for family in recipes for name in recipes[family]])
+def test_each_recipe_follows_the_rules(family, name): check_values(recipes[family][name], family)
+
+
+@given(st.one_of(st.integers(-5, 5), st.floats(allow_nan=True), st.booleans(), st.text(max_size=2), st.none()))
+def test_a_rule_of_numbers_is_its_definition(value):
+    numeric = type(value) in (int, float) and math.isfinite(value)
+    assert (whole(1)(value) == "") == (type(value) is int and value >= 1)
+    assert (number(0, 1, below=True)(value) == "") == (numeric and 0 <= value < 1)
+    assert (number(0, 1, above=True)(value) == "") == (numeric and 0 < value <= 1)
+
+
+def test_a_list_is_as_long_as_its_rule_and_each_part_fits():
+    pair = each(whole(1), 2)
+    assert not pair((3, 4)) and not pair([3, 4]) and pair([3]) and pair([3, 0]) and pair("34") and pair(3)
+
+
+WRONG = dict(epochs=(1.5, -3, 0, True, "3"), bs=(0, 2.), lr=(0, -1e-3, math.nan, math.inf, "high"), weight_decay=(-1e-3,), betas=((.9,), (.9, 1.), .9), drop_path=(1, -.1),
+    label_smoothing=(1.,), ema_decay=(1.,), accumulate=(0,), seed=(-1, 1.), img_size=(0, (224,), 224.), milestones=(.5, [-1]), mix_mode=("pairs",), precision=("fp8",),
+    model_kw=("x", [1]), compile=(0, "no"), data=(2024,), arch=(121,), tag=("a/b", "a b", ".hidden"), max_hours=(-1,), mask_ratio=(0, 1), patch_size=((4,), 4, (0, 5)),
+    pretrained=(3,), use=("first",), sampling=("random",), smoke=(1,), resume=(True,))
+
+
+@pytest.mark.parametrize("field,value", [(field, value) for field,values in WRONG.items() for value in values])
+def test_a_wrong_value_is_named_with_its_rule(field, value):
+    with pytest.raises(ValueError, match=f"^{field}=.* must be "): check_values({field:value})
+
+
+RIGHT = dict(epochs=3, lr=1, betas=[.9, .95], img_size=(64, 32), tag="Prüfung-ü.1", pretrained="weights.pth", model_kw={}, milestones=(.5, .75), max_hours=0, clip=None, mixup=0, data="2024")
+
+
+@pytest.mark.parametrize("field", RIGHT)
+def test_a_right_value_passes(field): check_values({field:RIGHT[field]})
+
+
+@pytest.mark.parametrize("params,says", [
+    (dict(recipe="digit"), "did you mean 'digits'"), (dict(recipe="digits", epochs=-3), "epochs=-3 must be a whole number from 1"), (dict(recipe="digits", more=dict(bs=0)), "bs=0"),
+    (dict(recipe="digits", momentum=.9), "optimizer is 'adamw', which does not use it"), (dict(recipe="digits", data="dir/2024"), "no set and not there"),
+    (dict(recipe="digits", data_root="nowhere"), "data_root='nowhere' is not there"), (dict(recipe="digits", more=dict(lr=.1), lr=.2), "give it once")])
+def test_a_recipe_is_refused_as_a_whole(params, says):
+    with pytest.raises(ValueError, match=says): check_recipe("swin", params)
+
+
+@pytest.mark.parametrize("field,value", [("arch", "mine"), ("schedule", "mine"), ("loss", "mine"), ("data", "mine"), ("augment", "mine")])
+def test_names_of_ones_own_pass_unless_there_can_be_none(field, value):
+    check_recipe("swin", {"recipe":"digits", field:value})
+    with pytest.raises(ValueError, match="mine"): check_recipe("swin", {"recipe":"digits", field:value}, named=True)
+
+
+def test_a_recipe_that_needs_data_says_so():
+    with pytest.raises(ValueError, match="recipe 'retina' needs data"): check_recipe("spectral", dict(recipe="retina"))
+
+
+def test_data_is_looked_for_where_sets_are(tmp_path):
+    (tmp_path/"settings.ini").write_text("[vitnb]\ndata_path = sets\n")
+    for place in ("sets/mine", "here", "root/deep", "sets/imagenet/train"): (tmp_path/place).mkdir(parents=True)
+    for data,root in (("mine", None), ("here", None), ("deep", "root"), (str(tmp_path/"here"), None), ("imagenet", None)): check_data(data, root, tmp_path)
+    with pytest.raises(ValueError, match="looked for"): check_data("nowhere", None, tmp_path)
+    with pytest.raises(ValueError, match="looked for"): check_data("here", "root", tmp_path)
+    with pytest.raises(ValueError, match="cannot be downloaded"): check_data("imagenet", "root", tmp_path)
