@@ -38,7 +38,7 @@ def _describe_batch(dls):
     expected = "far from 0 and 1: look at stats or normalize" if odd else "normalised data has about 0 and 1"
     return f"{line}; {expected}"
 
-# %% ../../nbs/library/671_experiment.diagnosis.ipynb #9ccbed69
+# %% ../../nbs/library/671_experiment.diagnosis.ipynb #d9d246dc
 @dataclass(frozen=True)
 class Diagnosis:
     "What a run suffers from"
@@ -65,5 +65,5 @@ def diagnose(
     rows = learn.recorder.rows
     if not rows: return Diagnosis({})
     task = None if learn.pretext is not None else learn.tasks.only
-    n_classes = task.outputs if getattr(task, "kind", "") == "class" else None
+    n_classes = task.outputs if task and task.monitor == "accuracy" else None # what chance would give
     return Diagnosis(findings(rows, n_classes), _describe_batch(learn.dls), len(rows))

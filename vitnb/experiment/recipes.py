@@ -127,6 +127,7 @@ def _check_advice(family):
     if field not in family.fields:
         raise ValueError(f"regularizer={field!r} is no field of {family.name!r}: {nearest(field, family.fields)}")
 
+# %% ../../nbs/library/660_experiment.recipes.ipynb #5e30939b
 def _fields(name, own, without):
     "All fields of a family"
     unknown = [k for k in without if k not in {**FIELDS, **RUN_FIELDS}]
