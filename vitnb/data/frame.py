@@ -301,7 +301,7 @@ def _chosen_columns(frame, name, root, image, label, split, group, others):
     _say_columns(name, frame, guessed, group)
     return image, label, split
 
-# %% ../../nbs/library/114_data.frame.ipynb #cee854f5
+# %% ../../nbs/library/114_data.frame.ipynb #5c5c08fa
 def frame_set(
     frame:pd.DataFrame, # A row an image
     name:str, # Short name of the set, used for cache folders
@@ -333,5 +333,5 @@ def frame_set(
     splits = _divide(Split(items, targets, _groups(frame, image, items, group), _weights(frame, weight)), frame, split)
     return ImageSet(name, Tasks(meaning), splits, root, reader=reader)
 
-# %% ../../nbs/library/114_data.frame.ipynb #eed32df6
+# %% ../../nbs/library/114_data.frame.ipynb #3c5747f7
 __getattr__ = moved_names(__name__, {"vitnb.data.delimited": "read_frame"})

@@ -66,6 +66,7 @@ def scaled_side(
     if isinstance(size, int): return round(size*factor)
     return tuple(round(side*factor) for side in size)
 
+# %% ../../nbs/library/118_data.geometry.ipynb #fa430ae8
 @transforms.register()
 class Resize(Geometric):
     "Resize to `size`, antialiased; with `shorter` the shape is kept and `size` just covered"

@@ -255,7 +255,7 @@ def find_table(
     is_table = ending in TABLE_TYPES or (ending not in _ARCHIVES and is_text(path))
     return path if is_table else None
 
-# %% ../../nbs/library/115_data.sets.ipynb #0f939ca6
+# %% ../../nbs/library/115_data.sets.ipynb #7006fd00
 def _from_names(folder, pattern, reader, options):
     "Make a set of what the names of files say"
     frame = names_frame(folder, pattern)
@@ -348,5 +348,5 @@ def load_set(
         image_set.replace_splits(limited)
     return image_set
 
-# %% ../../nbs/library/115_data.sets.ipynb #828edf26
+# %% ../../nbs/library/115_data.sets.ipynb #6e884d99
 __getattr__ = moved_names(__name__, {"vitnb.data.walk": "IMAGE_TYPES"})

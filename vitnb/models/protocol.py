@@ -10,7 +10,6 @@ __all__ = ['PROTOCOL', 'models', 'TIMM', 'check_model', 'ModelRegistry', 'ModelE
 # %% ../../nbs/library/200_models.protocol.ipynb #c44517b5
 import inspect
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Registry, import_rooms, nearest
 from ..escape import in_page
-from ..hub import find_weights, hub_weights, is_hub_file, read_weights
+from ..hub import find_weights, hub_weights, is_hub_file, own_part, read_weights
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
 PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_classifier", "reset_classifier",
@@ -166,30 +165,6 @@ def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict
         raise ValueError(f"{source} does not fit this {type(model).__name__} ({e}); "
                          "create the model that the weights were trained with") from e
 
-# %% ../../nbs/library/200_models.protocol.ipynb #ff7c574f
-def _beginnings(state, own):
-    "Count, for each beginning, the names that are the model's without it"
-    counts = Counter()
-    for name in state:
-        parts = name.split(".")
-        for cut in range(len(parts)):
-            if ".".join(parts[cut:]) in own: counts[".".join([*parts[:cut], ""]).lstrip(".")] += 1
-    return counts
-
-def _own_part(state, own, source):
-    "What of `state` is the model's, without the beginning of its names; that beginning; and names of the rest"
-    counts = _beginnings(state, own)
-    most = max(counts.values(), default=0)
-    best = [prefix for prefix,count in counts.items() if count == most]
-    all_have_it = len(best) == 1 and all(name.startswith(best[0]) for name in state)
-    if "" in best or not most or (most*4 < len(own) and not all_have_it): return state, "", []
-    if len(best) > 1:
-        raise ValueError(f"{source} has weights of this model under {' and '.join(sorted(best))}: choose one with "
-                         f"pretrained='FILE::{min(best).rstrip('.')}'")
-    prefix = best[0]
-    part = {name.removeprefix(prefix):weight for name,weight in state.items() if name.startswith(prefix)}
-    return part, prefix, [name for name in state if not name.startswith(prefix)]
-
 # %% ../../nbs/library/200_models.protocol.ipynb #2f732f9c
 def _fit(name, weight, like, stem):
     "`weight` made to fit `like`, or None where that is impossible"
@@ -208,6 +183,7 @@ def _fitting(state, own, stem):
         if fit is not None: fits[name] = fit
     return fits
 
+# %% ../../nbs/library/200_models.protocol.ipynb #fbf175ac
 def _misfit(source, model, given, own, wrong, extra):
     "The error about weights of another model"
     some = [f"{name} {given.get(name, 'missing')} for {tuple(own[name].shape)}" for name in wrong[:3]]
@@ -231,7 +207,7 @@ def load_weights(
 )->LoadReport: # What was loaded, resized, left at random and dropped
     "Load `state` into `model`; anything but the classifier that does not fit is a `ValueError`"
     own = model.state_dict()
-    state,prefix,rest = _own_part(state, own, source)
+    state,prefix,rest = own_part(state, own, source)
     given = {name:tuple(weight.shape) for name,weight in state.items()}
     state = _adapted(state, model, adapt, source)
     head = _classifier(model)
