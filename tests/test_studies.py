@@ -30,7 +30,7 @@ def test_the_published_scenes_differ_in_what_the_paper_needs_and_in_nothing_else
 
 def test_the_sets_of_a_comparison_have_budgets_of_their_own_and_one_way_to_train():
     here = resolve("comparison", "digits", {})
-    own = set("data groups img_size cache_size views augment labels pretrainings pretrain_epochs pretrain_bs steps bs".split())
+    own = set("data groups head img_size cache_size views augment labels pretrainings pretrain_epochs pretrain_bs steps bs".split())
     for name in recipes["comparison"].names():
         there = resolve("comparison", name, dict(data="a folder"))
         assert {field for field in here if here[field] != there[field]} <= own

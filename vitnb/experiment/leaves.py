@@ -13,7 +13,7 @@ _reading = dict(data="leaves_synthetic", data_kw=None, spectral=None, arch="hvit
 _views = dict(objective="loss", objective_kw="options", temperature="temperature", projection_dim="projection",
               head_hidden="hidden", head_depth="depth", head_norm="norm", predictor="predictor",
               teacher_momentum="momentum", use_groups="use_groups")
-_gentle = dict(scale=(.5, 1.), jitter=.25, gray=0., blur=0.)
+_gentle = dict(scale=(.5, 1.), jitter=.5, gray=0., blur=0.)
 _views_default = dict(dict.fromkeys(_views), objective="ntxent", projection_dim=128, head_depth=2, use_groups=False)
 
 register_family("hvit_pretrain", without=LABELS_ONLY, pretext="contrastive", pretext_fields=_views,
@@ -40,7 +40,7 @@ register_family("hvit_finetune", fields=dict(_reading, augment="moderate", **_ph
     loaders=("spectral",), other=("data_kw", *(k for k in _phase2 if k != "use_dfca")),
     recipes=dict(
         leaves             = dict(data_kw=dict(n=1400), img_size=64, use_dfca=True, augment="light",
-                                  pretrain_epochs=6, epochs=12, bs=32, lr=2e-3, weight_decay=.05, warmup_epochs=1.,
+                                  pretrain_epochs=0, epochs=12, bs=32, lr=2e-3, weight_decay=.05, warmup_epochs=1.,
                                   clip=1., drop_path=.1, freeze_epochs=1, lr_decay=.8, head_scale=2., loss="combined",
                                   focal_gamma=2., label_smoothing=.1, ema_decay=.99, tta="flips", precision="fp32"),
         sar_cld_2024       = _finetune_guide,

@@ -51,8 +51,8 @@ _digits = dict(
     data="digits", img_size=8, views=dict(scale=[.4, 1.], flip=0., jitter=.4, gray=0., blur=0.), augment="shift",
     pretrain_epochs=20, pretrain_bs=128, labels=[.02, .1, 1.], steps=100, bs=32)
 _leaves = dict(
-    data=None, groups="near", img_size=64, cache_size=64, views=dict(jitter=.4, blur=0.), augment="crop_flip",
-    pretrain_epochs=60, pretrain_bs=64, labels=[.1, .3, 1.], steps=100, bs=32)
+    data=None, groups="near", img_size=64, cache_size=64, views=dict(jitter=.2, gray=0., blur=0.), augment="crop_flip",
+    head=dict(norm="batch", use_groups=True), pretrain_epochs=60, pretrain_bs=64, labels=[.1, .3, 1.], steps=100, bs=32)
 _objects = dict(
     data=None, img_size=32, cache_size=64, views=dict(jitter=.5, blur=0.), augment="crop_flip", pretrain_epochs=15,
     pretrain_bs=128, labels=[.02, .1, 1.], steps=300, bs=64, pretrainings=1)

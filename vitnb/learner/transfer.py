@@ -185,7 +185,8 @@ def _other_normalisation(pretrained, dls):
     "A note on other means and deviations than those of the first phase"
     old,new = pretrained.config.get("normalize"),dls.config().get("normalize")
     if not old or old == new: return []
-    return [f"images are normalised differently: {_short(old)} then, {_short(new)} now (loaders take stats=(mean, std))"]
+    return [f"images are normalised differently: {_short(old)} then, {_short(new)} now "
+            "(loaders take stats=(mean, std))"]
 
 def _short(options):
     "Options, with four decimals of each number in a list"
