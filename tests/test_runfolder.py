@@ -3,12 +3,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
+from vitnb import runfolder
 from vitnb.core import atomic_write
 from vitnb.runfolder import (hand_on, hold, in_use, is_held, is_nested, leave_outer_run, mark_status, read_json, release, run_status, settle, sweep)
 
@@ -64,14 +64,19 @@ def test_the_lock_lives_on_in_what_its_owner_has_started(folder):
     assert hold(folder) and time.monotonic() - before > .3
 
 
-def test_a_process_that_inherits_the_lock_holds_the_folder(folder, monkeypatch):
+def test_a_process_that_inherits_the_lock_holds_the_folder(folder, monkeypatch, tmp_path):
+    "As a process that was just started, with the open lock, and with the number of another file in its place"
     assert hold(folder)
     variables,(descriptor,) = hand_on(folder)
-    program = "import os, sys; from vitnb.runfolder import hold; print(hold(sys.argv[1]))"
-    env = {**os.environ, **variables}
-    def say(**kw): return subprocess.run([sys.executable, "-c", program, str(folder)], env=env, capture_output=True, text=True, **kw).stdout.strip()
-    assert say(pass_fds=(descriptor,)) == "True"
-    assert say() == "False" # it was told of the lock, and has it not
+    assert variables["VITNB_LOCK"] == str(descriptor)
+    monkeypatch.setattr(runfolder, "_held", {})
+    monkeypatch.setenv("VITNB_LOCK", str(descriptor))
+    assert hold(folder)
+    monkeypatch.setattr(runfolder, "_held", {})
+    with (tmp_path/"another").open("w") as other:
+        monkeypatch.setenv("VITNB_LOCK", str(other.fileno()))
+        assert not hold(folder)
+    monkeypatch.undo()
 
 
 def test_nobody_marks_a_folder_that_another_holds(folder):
