@@ -3,6 +3,7 @@ from vitnb.core import *
 from vitnb.renamed import *
 from vitnb.progress import *
 from vitnb.device import *
+from vitnb.measured import *
 from vitnb.launch import *
 from vitnb.gather import *
 from vitnb.storage import *
@@ -112,6 +113,7 @@ from vitnb.callback.ema import *
 from vitnb.callback.accumulate import *
 from vitnb.callback.memory import *
 from vitnb.callback.system import *
+from vitnb.callback.threads import *
 from vitnb.callback.health import *
 from vitnb.callback.pretext import *
 from vitnb.callback.contrastive import *

@@ -151,13 +151,15 @@ class Settings:
     cache_path:Path = Path("data/.cache")     # where decoded images and statistics are kept
     tracker:str = "tensorboard"               # which tracker follows a run: tensorboard, mlflow, wandb or none
     tracking_uri:str = ""                     # where the tracker writes; "" is the run's own folder
-    workers:int = 0                           # loader processes; 0 loads in the training process
+    workers:int|str = "auto"                  # loader processes: auto (what feeds the device), 0 (none), 1, 2, ...
+    threads:int|str = "auto"                  # torch's threads on a CPU: auto (measured with the model), 1, 2, ...
     device:str = "auto"                       # auto, cpu, cuda, cuda:1, mps
     precision:str = "auto"                    # auto, fp32, bf16, fp16
     seed:int = 42                             # the seed where nothing else is said
     rank_timeout:int = 600                    # seconds for which one process of a launch waits for another
 
 _choices = dict(tracker=("tensorboard", "mlflow", "wandb", "none"), precision=("auto", "fp32", "bf16", "fp16"))
+_may_be_auto = ("workers", "threads") # whole numbers besides
 _not_settings = {"workspace", "run_dir", "headless", "resumed", "trial"} # VITNB_* variables with another meaning
 
 # %% ../nbs/library/000_core.ipynb #a86cf499
@@ -173,7 +175,8 @@ def _whole_number(key, text, default, origin):
 def _parse(key, text, default, root, origin):
     "The text of one setting as the type of its default"
     if isinstance(default, Path): return (root/Path(text).expanduser()).resolve()
-    if isinstance(default, int): return _whole_number(key, text, default, origin)
+    if key in _may_be_auto and text == "auto": return text
+    if key in _may_be_auto or isinstance(default, int): return _whole_number(key, text, default, origin)
     if key in _choices and text not in _choices[key]:
         raise ValueError(f"{origin}: {key} = {text!r}: {nearest(text, _choices[key])}")
     return text

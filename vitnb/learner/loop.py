@@ -30,6 +30,7 @@ from ..callback.live import LiveView
 from ..callback.pretext import Prepare, Pretext
 from ..callback.rate import ScheduleLR, steps_per_epoch
 from ..callback.record import StepRecorder, declared
+from ..callback.threads import Threads
 from ..core import hash_seed, n_ranks, settings
 from ..data.sample import Batch
 from ..device import seed_device
@@ -95,7 +96,7 @@ def _compile_args(compile):
 
 def _own_callbacks(pretext):
     "The callbacks that every Learner has"
-    own = [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale()]
+    own = [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), Threads()]
     if pretext is not None: own.append(Prepare())
     return own
 
