@@ -64,7 +64,7 @@ def choose_threads(
         chosen = number
     return chosen
 
-# %% ../../nbs/library/433_callback.threads.ipynb #8f929363
+# %% ../../nbs/library/433_callback.threads.ipynb #ddf5e7a6
 _DEFAULT = torch.get_num_threads() # what torch takes, or what somebody has said before
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -92,6 +92,12 @@ def _sizes(model, inputs, dtype, most):
     kind = str(dtype).removeprefix("torch.")
     return f"{platform.node()}, {most} threads, torch {torch.__version__}: {n_parameters} parameters, {shapes}, {kind}"
 
+def _says(found):
+    "The choice, in words"
+    times = ", ".join(f"{taken} ms with {number}" for number,taken in found["milliseconds"].items())
+    return f"threads: {found['threads']} of {_DEFAULT} (a step takes {times}; threads = ... in settings.ini decides it)"
+
+# %% ../../nbs/library/433_callback.threads.ipynb #3b9d9966
 class Threads(TrainCallback):
     "Choose how many threads torch uses on a CPU, at the first batch of a fit"
     order = 1000 # the model's inputs are as the model gets them
@@ -130,8 +136,3 @@ class Threads(TrainCallback):
     def load_state_dict(self, state:dict):
         "Go on with as many as before: sums are taken in the same order"
         if "threads" in state and self._is_ours(): self._set(min(state["threads"], os.cpu_count() or 1))
-
-def _says(found):
-    "The choice, in words"
-    times = ", ".join(f"{taken} ms with {number}" for number,taken in found["milliseconds"].items())
-    return f"threads: {found['threads']} of {_DEFAULT} (a step takes {times}; threads = ... in settings.ini decides it)"
