@@ -36,7 +36,6 @@ import torch
 
 import vitnb
 from vitnb.callback.masked import VALID_EPOCH
-from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
@@ -48,6 +47,7 @@ from vitnb.learner.spectral import (cube_args, evaluate_model, find_checkpoint, 
                                     spectral_recipe)
 from vitnb.losses.spectral import reconstruct
 from vitnb.metrics.classify import classification_report
+from vitnb.seeding import set_seed
 
 COMMIT = "2cdb6f0"
 FILES = ("best_model.pth", "last_model.pth")

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitnb.core as core
-from vitnb.core import check_options, hash_ints, hash_seed, moved_names, nearest, repo_root, settings, uniform
+from vitnb.core import check_options, moved_names, nearest, repo_root, settings
+from vitnb.seeding import hash_ints, hash_seed, uniform
 
 BITS = 2**64 - 1
 

@@ -29,7 +29,7 @@ from vitnb.data.cube import load_cube_set
 from vitnb.data.cubefile import CubeFile, close_cubes
 from vitnb.data.dicom import read_dicom
 from vitnb.data.download import unpack
-from vitnb.data.frame import read_frame
+from vitnb.data.delimited import read_frame
 from vitnb.data.image import load_npy, read_image, read_map, read_native
 from vitnb.data.nifti import read_nifti, save_nifti
 from vitnb.data.once import scan_once

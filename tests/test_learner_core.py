@@ -18,12 +18,12 @@ from tiny_tasks import skewed
 
 from vitnb.callback import checkpoint
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
-from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import load_model, run_callbacks, vit_learner
 from vitnb.learner.predict import predict_split
 from vitnb.losses.classify import class_weights
+from vitnb.seeding import set_seed
 from vitnb.testing import tiny_learner
 
 

@@ -13,11 +13,11 @@ from torch import nn
 
 from vitnb.callback.accumulate import Accumulate
 from vitnb.callback.memory import ExplainOOM, MemoryMeter, explain_oom, is_oom, memory_switches, step_memory
-from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
 from vitnb.models.protocol import create_model
+from vitnb.seeding import set_seed
 
 
 def make(cbs=(), **kw):

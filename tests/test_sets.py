@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from data_helpers import folder, own_folders, picture
 
-from vitnb.core import set_seed
 from vitnb.data.holdout import Split
 from vitnb.data.sets import folder_set, load_pickle, load_set, sets
 from vitnb.data.stats import STATS
 from vitnb.data.table import ImageSet
+from vitnb.seeding import set_seed
 from vitnb.task import Value
 
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"data"

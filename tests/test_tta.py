@@ -9,7 +9,6 @@ from companion_helpers import loaders, pairs
 from torch import nn
 from view_helpers import SWAP, Heads, zones
 
-from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sample import Batch
 from vitnb.data.sets import load_set
@@ -20,6 +19,7 @@ from vitnb.learner.views import pick_views, view_sets
 from vitnb.losses.objective import make_objective
 from vitnb.metrics.base import make_task_metrics
 from vitnb.models.hvit import hvit
+from vitnb.seeding import set_seed
 from vitnb.task import Tasks, Value
 
 

@@ -8,12 +8,14 @@ import pytest
 import torch
 from data_helpers import digits, equal, film_set, own_folders, paint, passes, same
 
+from vitnb.data import workers as workers_module
 from vitnb.data.augment import augments
 from vitnb.data.geometry import Resize
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet, Split
 from vitnb.data.transform import Transform
+from vitnb.data.workers import measure_workers, workers_that_feed
 
 @pytest.mark.parametrize("augment", ["shift", "advanced"])
 def test_workers_change_nothing(digits, augment):
@@ -76,3 +78,40 @@ def test_workers_change_nothing_from_files(tmp_path, cache):
     s = load_set(paint(tmp_path/"noise", ((12,12), (9,20))))
     one,two = (image_loaders(s, img_size=10, bs=8, augment="imagenet", cache=cache, workers=w, device="cpu").train for w in (0, 2))
     assert same(passes(one), passes(two))
+
+
+@pytest.mark.parametrize("seconds,cores,free,expected", [
+    (.0019, 16, None, 0), (.0021, 16, None, 1), (.02, 16, None, 4), (.02, 3, None, 2), (.02, 1, None, 0), (1., 16, None, 15),
+    (.02, 16, 8*1e6*6, 2), # two batches ahead for each worker, the one in use and the next: six of a megabyte
+    (.02, 16, 8*1e6*3, 0)])
+def test_as_many_workers_as_a_device_needs(seconds, cores, free, expected):
+    assert workers_that_feed(seconds, 10**6, cores, free) == expected
+
+class Slow:
+    "Makes a batch in so many seconds of a clock of its own"
+    def __init__(self, seconds): self.seconds,self.made = seconds,[]
+    def perf_counter(self): return self.seconds*len(self.made)
+    def __getitem__(self, key): self.made.append(key)
+    def room(self, n): return n
+
+def counted(monkeypatch, work, cores):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(workers_module, "time", work)
+    return measure_workers(work, 5, 8)
+
+def test_workers_are_counted_by_the_time_that_a_second_batch_takes(monkeypatch):
+    slow,fast = Slow(.022),Slow(.001)
+    assert [counted(monkeypatch, work, 64) for work in (slow, fast)] == [5, 0] and slow.made == [5, 5]
+
+def test_ranks_share_the_cores(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert counted(monkeypatch, Slow(.03), 8) == 1
+
+def test_on_a_cpu_nobody_is_started(digits, monkeypatch):
+    monkeypatch.setenv("VITNB_WORKERS", "auto")
+    dl = image_loaders(digits, bs=300, device="cpu").train
+    assert len(list(dl)) and not dl.has_workers and dl.new().workers == "auto"
+
+@pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
+def test_a_wrong_number_of_workers_is_refused(digits, workers):
+    with pytest.raises(ValueError, match="must be 'auto' or a whole number from 0"): image_loaders(digits, workers=workers)

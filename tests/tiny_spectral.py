@@ -1,7 +1,7 @@
 "Learners on synthetic retinas, of milliseconds a step, for several test files"
-from vitnb.core import set_seed
 from vitnb.data.cube import cube_loaders, load_cube_set
 from vitnb.learner.core import train_callbacks, vit_learner
+from vitnb.seeding import set_seed
 
 TINY = dict(patch_size=(4, 5), embed_dim=16, depth=2, num_heads=2, decoder_depth=1)
 SIZE = 16

@@ -10,10 +10,10 @@ from vitnb.callback.mlflow import MLflow
 from vitnb.callback.tensorboard import TensorBoard
 from vitnb.callback.tracker import scalars
 from vitnb.callback.wandb import WandB, wandb_history
-from vitnb.core import set_seed
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
+from vitnb.seeding import set_seed
 
 
 def make(cbs=()):

@@ -33,10 +33,14 @@ def free_port(
                              "choose another, or none to have a free one") from e
         return listener.getsockname()[1]
 
+def _cuda_devices():
+    "How many CUDA devices this machine shows"
+    import torch # takes seconds to load; parameters are checked without it
+    return torch.cuda.device_count()
+
 def _capacity(device):
     "How many processes there is room for, and what that room is"
-    import torch
-    if device.type == "cuda": return torch.cuda.device_count(), f"{torch.cuda.device_count()} CUDA devices"
+    if device.type == "cuda": return _cuda_devices(), f"{_cuda_devices()} CUDA devices"
     if device.type != "cpu": return 1, f"one {device.type} device"
     cores = max(2, os.cpu_count() or 1)
     return cores, f"{cores} cores"
@@ -65,7 +69,7 @@ def device_environment(
     "Choose among the CUDA devices of this machine"
     if devices is None: return {}
     numbers = _device_numbers(devices)
-    seen = torch.cuda.device_count()
+    seen = _cuda_devices()
     if max(numbers) >= seen:
         raise ValueError(f"device {max(numbers)} is not on this machine, which shows {seen} CUDA devices (from 0); "
                          "choose among them, or leave --devices out")
@@ -76,7 +80,7 @@ def device_environment(
 def count_processes(
     asked:str|int|None, # A number, "auto": one to a device, or None: one, or as many as chosen devices
     devices:str|None, # Chosen CUDA devices, such as "0,2"; None: all that are seen
-    device:torch.device, # What the run trains on
+    device:"torch.device", # What the run trains on
 )->int: # How many there shall be
     "Decide how many processes train together"
     if devices is not None and device.type != "cuda":
@@ -84,7 +88,7 @@ def count_processes(
     chosen = None if devices is None else len(_device_numbers(devices))
     if asked in (None, "auto"):
         if chosen or asked is None: return chosen or 1
-        return torch.cuda.device_count() if device.type == "cuda" else 1
+        return _cuda_devices() if device.type == "cuda" else 1
     if not str(asked).isdecimal(): raise ValueError(f"{asked!r} processes: give a whole number from 1, or auto")
     n = check_processes(int(asked), device)
     if chosen not in (None, n):
@@ -93,10 +97,10 @@ def count_processes(
 
 def idle_devices(
     n:int, # Processes that train
-    device:torch.device, # What the run trains on
+    device:"torch.device", # What the run trains on
 )->str: # A line for the user; "" where none is idle
     "Say that devices stay idle"
-    seen = torch.cuda.device_count() if device.type == "cuda" else 0
+    seen = _cuda_devices() if device.type == "cuda" else 0
     if n >= seen: return ""
     return (f"{n} of {seen} CUDA devices train, the others stay idle; --processes auto takes all of them, "
             "--devices 0,1 some, and VITNB_DEVICE=cuda:1 another one")

@@ -14,11 +14,12 @@ from fastai.callback.core import Callback
 from torch import Tensor
 
 from .callback.stop import EarlyStop
-from .core import moved_names, set_seed
+from .core import moved_names
 from .data.loader import image_loaders
 from .data.sets import load_set
 from .learner.core import run_callbacks, train_callbacks, vit_learner
 from .learner.loop import VitLearner
+from .seeding import set_seed
 
 # %% ../nbs/library/800_testing.ipynb #414e891b
 TINY = dict(embed_dim=16, depths=(1, 1), num_heads=(2, 2), drop_path_rate=.2) # arguments of `swin_micro`

@@ -26,10 +26,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from .base import TrainCallback
-from ..core import hash_ints, is_main, nearest
+from ..core import is_main, nearest
 from ..data.imageloader import ImageLoader
 from ..metrics.classify import bootstrap_interval
 from ..progress import fmt_time
+from ..seeding import hash_ints
 from ..task import Column
 
 # %% ../../nbs/library/438_callback.probe.ipynb #648a607c

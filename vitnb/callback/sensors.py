@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .masked import Masked
-from ..core import hash_seed
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/445_callback.sensors.ipynb #69856b9e
 def add_band_noise(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from .ema import bare
 from .pretext import Pretext, pretexts
-from ..core import hash_ints, one_of
+from ..core import one_of
 from ..data.sample import Batch
 from ..escape import in_figure
 from ..figures import denormalize, new_figure
+from ..seeding import hash_ints
 
 # %% ../../nbs/library/442_callback.simmim.ipynb #b842a781
 LEAST_UNITS = 16 # of an image; with fewer a gap is most of it

@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .mix import MixCallback
-from ..core import one_of, uniform
+from ..core import one_of
 from ..data.mix import MODES, MixPlan, plan_rows
 from ..device import to_device
+from ..seeding import uniform
 
 # %% ../../nbs/library/406_callback.zonemix.ipynb #38a95ee4
 def zone_rectangles(

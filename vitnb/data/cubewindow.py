@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core import hash_ints, one_of
+from ..core import one_of
 from .cubeset import IGNORE, SPLITS, CubeRecord, CubeSet
+from ..seeding import hash_ints
 
 # %% ../../nbs/library/155_data.cubewindow.ipynb #decaf260
 def window_size(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import uniform
+from ..seeding import uniform
 
 # %% ../../nbs/library/116_data.draws.ipynb #d01decc1
 class Draws:

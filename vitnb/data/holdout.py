@@ -13,8 +13,8 @@ import numpy as np
 from fastcore.basics import patch
 from sklearn.model_selection import train_test_split
 
-from ..core import hash_ints
 from .split import group_split
+from ..seeding import hash_ints
 from ..task import OneClass, Task, Tasks
 
 # %% ../../nbs/library/111_data.holdout.ipynb #2f516393

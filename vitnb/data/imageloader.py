@@ -18,17 +18,23 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 
-from ..core import hash_ints, settings, uniform
+from ..core import settings
 from .dataset import ImageDataset
 from .sample import Batch, as_batch, map_tensors
 from .show import displayable, show_samples, target_maps, target_titles
 from .transform import Pipeline
 from .work import BatchKey, BatchWork
-from .workers import WorkerPasses
+from .workers import WorkerPasses, measure_workers
+from ..seeding import hash_ints, uniform
 from ..task import Tasks
 
 # %% ../../nbs/library/129_data.imageloader.ipynb #c2f1ce17
 def _is_whole_number(value): return isinstance(value, int) and not isinstance(value, bool)
+
+def _check_workers(workers):
+    "Refuse what is no number of processes"
+    if workers == "auto" or (_is_whole_number(workers) and workers >= 0): return workers
+    raise ValueError(f"workers={workers!r} must be 'auto' or a whole number from 0 (0: load in this process)")
 
 def _check_views(views):
     "Check a number of views"
@@ -67,7 +73,7 @@ class ImageLoader(DataLoader):
         shuffle:bool=False, # Another order in each epoch
         drop_last:bool=False, # Leave out a last batch that is not full
         seed:int|None=None, # Decides order and augmentation; the setting `seed` if None
-        workers:int|None=None, # Processes that load; 0 is this one; the setting `workers` if None
+        workers:int|str|None=None, # Processes that load; 0 is this one; "auto"; the setting `workers` if None
         device:str|torch.device|None=None, # Where batches go; None leaves them on the CPU
         on_device:bool|None=None, # Augment on the device what suits it; None: if that is CUDA
         sample_weights:Sequence|None=None, # How often each sample is drawn, in proportion; None: each once an epoch
@@ -79,7 +85,7 @@ class ImageLoader(DataLoader):
         self.on_device = on_device
         self.n_inp = 1
         self.seed = defaults.seed if seed is None else seed
-        self.workers = defaults.workers if workers is None else workers
+        self.workers = _check_workers(defaults.workers if workers is None else workers)
         self.views = _check_views(views)
         self.epoch = 0 # of the next pass
         self.start = 0 # batches that the next pass skips
@@ -88,8 +94,9 @@ class ImageLoader(DataLoader):
         self.sample_weights = _check_weights(sample_weights, len(dataset), shuffle)
         check_batch_size(bs, len(dataset), drop_last)
         state = random.getstate() # fastai's constructor draws from Python's generator
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=self.workers,
-            device=device, indexed=True, **kw)
+        num_workers = 0 if self.workers == "auto" else self.workers
+        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, device=device,
+            indexed=True, **kw)
         random.setstate(state)
 
     @property
@@ -221,13 +228,19 @@ def _make_in_workers(self:ImageLoader, keys):
         if passes is not own: passes.close()
 
 @patch
+def _choose_workers(self:ImageLoader, keys):
+    "How many processes this pass has; what is left to us is measured at the first one"
+    if self.workers == "auto" and self.is_cuda and keys: self.workers = measure_workers(self._work, keys[0], self.bs)
+    return 0 if self.workers == "auto" else self.workers
+
+@patch
 def __iter__(self:ImageLoader)->Iterator:
     "Pass over the set: skip `start` batches, give the rest, count the epoch up"
     epoch = self.epoch
     keys = self._keys(epoch, self.batches()[self.start:])
     self.start = 0
     self.before_iter()
-    batches = self._make_in_workers(keys) if self.workers else self._make_here(keys)
+    batches = self._make_in_workers(keys) if self._choose_workers(keys) else self._make_here(keys)
     for key,batch in zip(keys, batches): yield self.after_batch(self._finish(batch, key))
     self.after_iter()
     if self.epoch == epoch: self.epoch += 1

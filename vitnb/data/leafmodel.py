@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import Registry, hash_seed
+from ..core import Registry
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/179_data.leafmodel.ipynb #5dc239f6
 LEAF_BANDS = (660., 550., 460., 715., 840.) # nm: red, green, blue, red edge, near infrared

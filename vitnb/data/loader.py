@@ -12,13 +12,14 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 
 import vitnb.data.scan # gives `ImageSet` its `stats`
-from ..core import hash_ints, moved_names, one_of, pick_device, settings
+from ..core import moved_names, one_of, pick_device, settings
 from .augment import augment_ratio, eval_pipeline, train_pipeline
 from .dataset import make_datasets
 from .geometry import scaled_side
 from .imageloader import ImageLoader, check_batch_size
 from .severity import SEVERITIES # noqa: F401, registers the recipes light, moderate, aggressive
 from .table import ImageSet
+from ..seeding import hash_ints
 from ..task import Tasks
 
 # %% ../../nbs/library/130_data.loader.ipynb #aea57f77

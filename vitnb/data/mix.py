@@ -14,8 +14,9 @@ from fastcore.basics import patch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ..core import one_of, uniform
+from ..core import one_of
 from ..device import to_device
+from ..seeding import uniform
 
 # %% ../../nbs/library/140_data.mix.ipynb #c8349984
 def beta_from(

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import Registry, hash_seed
+from ..core import Registry
 from .cubeset import IGNORE
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/154_data.retina.ipynb #68f8d277
 _haemoglobin = """

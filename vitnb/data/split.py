@@ -17,7 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..core import hash_ints, one_of
+from ..core import one_of
+from ..seeding import hash_ints
 
 # %% ../../nbs/library/110_data.split.ipynb #3cc8e1a7
 def check_shares(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import hash_seed
 from .window import FILM_WHITE
 from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONES
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/188_data.thorax.ipynb #a03f4586
 _LOWER = np.array([-.45, -.45, 0, 0, .45, .45]) # how much more a zone has than the mean, in the order of `ZONES`

@@ -16,10 +16,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import hash_seed
 from .dataset import ImageDataset
 from .draws import Draws
 from .transform import Pipeline, is_independent
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/128_data.work.ipynb #82ce8343
 def view_index(

@@ -34,7 +34,7 @@ from ..callback.runlog import run_log
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..callback.trial import trial_callbacks
-from ..core import hash_seed, nearest, pick_device, settings
+from ..core import nearest, pick_device, settings
 from ..files import naming
 from .config import upgrade_config
 from .loop import VitLearner
@@ -46,6 +46,7 @@ from ..losses.objective import make_objective
 from ..metrics.base import make_task_metrics
 from ..models.protocol import TIMM, check_model, create_model, list_models, model_info, models
 from ..renamed import keywords_were
+from ..seeding import hash_seed
 from ..task import Tasks
 
 # %% ../../nbs/library/510_learner.core.ipynb #c2515f2e

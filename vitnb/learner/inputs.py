@@ -15,8 +15,8 @@ import numpy as np
 
 from ..core import nearest
 from ..data.film import film_end
-from ..data.frame import read_frame
-from ..data.sets import IMAGE_TYPES
+from ..data.delimited import read_frame
+from ..data.walk import IMAGE_TYPES
 
 # %% ../../nbs/library/513_learner.inputs.ipynb #fad72449
 _CUBES = {".h5", ".hdf5", ".hdf", ".mat", ".npy"}

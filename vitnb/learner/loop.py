@@ -34,7 +34,8 @@ from ..callback.live import LiveView
 from ..callback.pretext import Prepare, Pretext
 from ..callback.rate import ScheduleLR, steps_per_epoch
 from ..callback.record import StepRecorder, declared
-from ..core import hash_seed, n_ranks, settings
+from ..callback.threads import Threads
+from ..core import n_ranks, settings
 from ..data.sample import Batch
 from ..device import seed_device
 from ..progress import in_kernel
@@ -44,6 +45,7 @@ from .freeze import FrozenNorms, wake
 from .optim import GradClip, make_optimizer
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
+from ..seeding import hash_seed
 from ..task import Column, Task, Tasks
 
 # %% ../../nbs/library/506_learner.loop.ipynb #f33d32ed
@@ -100,7 +102,7 @@ def _compile_args(compile):
 
 def _own_callbacks(pretext):
     "The callbacks that every Learner has"
-    own = [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale()]
+    own = [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), Threads()]
     if pretext is not None: own.append(Prepare())
     return own
 

@@ -9,18 +9,16 @@ __all__ = ['DTYPES', 'measure_precision', 'choose_precision', 'pick_precision', 
 import platform
 import time
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from ..core import one_of, settings
-from ..files import read_sealed, write_sealed
 from ..device import synchronize
+from ..measured import measured_once
 
 # %% ../../nbs/library/503_learner.precision.ipynb #eccf21f4
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -73,17 +71,11 @@ def _device_key(device):
 @lru_cache(maxsize=None)
 def _best_precision(device):
     "What was measured here before, else what a measurement says"
-    path = Path(settings().cache_path)/"precision.json"
-    key = _device_key(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".precision.lock")): # processes that train together must agree
-        known = read_sealed(path) or {}
-        if key not in known:
-            ms = measure_precision(device)
-            rounded = {name:round(taken, 3) for name,taken in ms.items()}
-            known[key] = dict(precision=choose_precision(ms), milliseconds=rounded)
-            write_sealed(path, known)
-    return known[key]["precision"]
+    def measure():
+        ms = measure_precision(device)
+        rounded = {name:round(taken, 3) for name,taken in ms.items()}
+        return dict(precision=choose_precision(ms), milliseconds=rounded), True
+    return measured_once("precision", _device_key(device), measure)["precision"]
 
 def pick_precision(
     name:str|None=None, # "auto", "fp32", "bf16", "fp16"; the setting `precision` if None

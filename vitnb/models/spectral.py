@@ -19,11 +19,12 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 
-from ..core import hash_seed, moved_names, one_of
+from ..core import moved_names, one_of
 from .protocol import register_model
 from .spectralparts import (FastNorm, Positions, SpectralBlock, SpectralDecoder, band_groups, check_heads,
     fit_places, init_linear, rows_at, run_block)
 from .tokens import mask_choices, mask_order, n_visible, seeded_noise, take_tokens, token_grid
+from ..seeding import hash_seed
 
 # %% ../../nbs/library/240_models.spectral.ipynb #062e4783
 HEADS = ("pool", "patch", "pixel") # a label a cube, a place, a pixel

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Registry, hash_ints, one_of
+from ..core import Registry, one_of
+from ..seeding import hash_ints
 
 # %% ../../nbs/library/236_models.tokens.ipynb #2c485fb0
 def near_multiples(
