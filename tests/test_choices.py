@@ -7,7 +7,8 @@ import pytest
 import vitnb.experiment.chest # noqa: F401, registers a family with a field of a loss
 from vitnb.experiment.choices import CHOICES, TOGETHER, check_used, used_options
 from vitnb.experiment.cli import read_notebook
-from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, recipe, recipes, resolve, run_args, stored_recipe
+from vitnb.experiment.recipes import FIELDS, callback_args, families, learner_args, recipe, recipes, resolve, run_args
+from vitnb.experiment.stored import stored_recipe
 from vitnb.learner.core import train_callbacks
 from vitnb.testing import tiny_learner
 

@@ -36,9 +36,9 @@ from vitnb.data.once import scan_once
 from vitnb.data.sets import load_set
 from vitnb.data.source import CacheSource, build_cache
 from vitnb.experiment.notebook import card, notebook_family, notebook_params, read_notebook
-from vitnb.experiment.recipes import stored_recipe
 from vitnb.experiment.run import find_run, mark_status, new_run_dir, read_json, write_json
 from vitnb.experiment.space import read_plan
+from vitnb.experiment.stored import stored_recipe
 from vitnb.files import (BrokenFile, file_sums, is_whole, load_json, load_text, naming, note_sums, read_sealed,
                          write_sealed, zip_fault)
 from vitnb.hub import read_weights

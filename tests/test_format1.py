@@ -14,8 +14,8 @@ from vitnb.callback.checkpoint import load_checkpoint, newest_state
 from vitnb.data.cube import cube_loaders, load_cube_set, make_normalizer
 from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
-from vitnb.experiment.recipes import stored_recipe
 from vitnb.experiment.run import read_json
+from vitnb.experiment.stored import stored_recipe
 from vitnb.learner.core import load_model, vit_learner
 from vitnb.learner.predict import predict
 from vitnb.learner.trained import find_checkpoint, load_run

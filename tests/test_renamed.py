@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from vitnb.experiment.cli import parse_params
 from vitnb.callback.checkpoint import Checkpoints
 from vitnb.callback.limit import NaNWatch
-from vitnb.experiment.recipes import resolve, stored_recipe
+from vitnb.experiment.recipes import resolve
 from vitnb.experiment.run import Run
+from vitnb.experiment.stored import stored_recipe
 from vitnb.learner.core import run_callbacks
 from vitnb.parameters import check_injected
 from vitnb.renamed import new_name, rename, renamed, upgrade

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.experiment.run import Run, as_before, environment, mark_status, new_run_dir, plain, read_json, write_json
+from vitnb.experiment.run import Run, as_before, mark_status, new_run_dir, plain, read_json, write_json
 from vitnb.parameters import check_injected, public_params
 
 
@@ -55,25 +55,6 @@ def test_no_two_runs_share_a_folder(tmp_path):
 def test_bad_tag_leaves_no_folder(workspace, bad):
     with pytest.raises(ValueError, match="folder name"): Run("train_demo", {}, bad)
     assert not list((workspace/"out").glob("*/*"))
-
-
-def test_environment(workspace):
-    env = environment()
-    assert env["device"] == "cpu" and env["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert env["threads"] == torch.get_num_threads() and env["python"]
-    assert env["commit"] is None and env["dirty"] is None # this workspace is no repository
-
-
-def test_environment_names_the_commit_and_whether_it_is_dirty(workspace):
-    import subprocess
-    git = lambda *a: subprocess.run(["git", "-C", str(workspace), "-c", "user.name=n", "-c", "user.email=e", *a], check=True, capture_output=True, text=True)
-    git("init")
-    git("add", "settings.ini")
-    git("commit", "-m", "first")
-    env = environment()
-    assert env["commit"] == git("rev-parse", "HEAD").stdout.strip() and env["dirty"] is False
-    with (workspace/"settings.ini").open("a") as f: f.write("# changed\n")
-    assert environment()["dirty"] is True
 
 
 def test_device_parameter_is_the_one_recorded(workspace):

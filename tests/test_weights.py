@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vitnb.callback.checkpoint import load_checkpoint, weights_of
-from vitnb.experiment.recipes import resolve, run_args, stored_recipe
+from vitnb.experiment.recipes import resolve, run_args
+from vitnb.experiment.stored import stored_recipe
 from vitnb.learner.core import load_model
 from vitnb.learner.predict import predict, predict_split
 from vitnb.learner.trained import load_run, put_weights

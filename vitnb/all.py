@@ -11,9 +11,11 @@ from vitnb.launch import *
 from vitnb.kernel import *
 from vitnb.runfolder import *
 from vitnb.gather import *
+from vitnb.environment import *
 from vitnb.storage import *
 from vitnb.hub import *
 from vitnb.parameters import *
+from vitnb.runwords import *
 from vitnb.kinds.base import *
 from vitnb.kinds.classes import *
 from vitnb.kinds.ordinal import *
@@ -197,6 +199,7 @@ from vitnb.experiment.values import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *
+from vitnb.experiment.stored import *
 from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.diagnosis import *

@@ -23,7 +23,8 @@ from .scalars import check_scalar_names, scalars, step_scalars
 from .system import system_points
 from ..core import Registry, atomic_write, is_main, settings
 from ..files import load_json
-from ..parameters import flat, run_words
+from ..parameters import flat
+from ..runwords import run_words
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #e4aa09b5
 TRACKED_FILES = ("params.json", "environment.json", "history.csv", "figures/*.png", "checkpoints/best_model.pth")

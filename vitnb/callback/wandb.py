@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .tracker import TRACKED_FILES, Tracker, trackers
 from ..core import need
-from ..parameters import wandb_project, wandb_tags
+from ..runwords import wandb_project, wandb_tags
 
 # %% ../../nbs/library/478_callback.wandb.ipynb #09883792
 class WandB(Tracker):

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .cli import on_signals
 from .execute import workspace_of
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import commands
@@ -25,6 +24,7 @@ from .space import read_plan
 from .study import SearchPlan, make_plan, open_study, study_folder
 from .studyfigures import save_study_figures
 from .sweep import create_sweep, is_offline, join_sweep
+from ..kernel import on_signals
 from ..parameters import complain, parse_params
 
 # %% ../../nbs/library/680_experiment.commands.ipynb #fccd47e7

@@ -132,6 +132,7 @@ def _manager(run_dir, kernel):
         kernel_spec = _this_python()
     return ThisPython if kernel is None else Manager
 
+# %% ../../nbs/library/620_experiment.execute.ipynb #da4bb35a
 def _is_news(record):
     "Whether a line of papermill's log is news: of names beyond the cell it says that it does not know them, but we do"
     return not record.getMessage().startswith("Passed unknown parameter")

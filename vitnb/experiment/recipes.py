@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'SET_FIELDS', 'families', 'recipes', 'ADVICE', 'LABELS_ONLY', 'Family', 'check_recipe', 'register_family',
-           'recipe', 'resolve', 'learner_args', 'set_args', 'loader_args', 'callback_args', 'run_args', 'stored_recipe']
+           'recipe', 'resolve', 'learner_args', 'set_args', 'loader_args', 'callback_args', 'run_args']
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #0af4dbdd
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from ..files import load_json, naming
 from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
 from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
@@ -349,29 +347,3 @@ def run_args(
 )->dict: # Keyword arguments of `run_callbacks`
     "Pick what `run_callbacks` needs of a recipe"
     return {_RUN[k]:v for k,v in families[r["family"]].pick(_RUN, r).items()}
-
-# %% ../../nbs/library/660_experiment.recipes.ipynb #e7a3c867
-_BEFORE = dict(factor=.1) # what was done before a field was there, where that is not today's default
-
-def _of_format_1(stored, path):
-    "Name the family, and what a 0 meant before"
-    own = [k for k in families if str(stored.get("arch")).startswith(k)]
-    if not own:
-        raise ValueError(f"{path} names no family, and model {stored.get('arch')!r} is of none: {', '.join(families)}")
-    return {k:None if k in _MODEL and v == 0 else v for k,v in stored.items()} | dict(family=max(own, key=len))
-
-def stored_recipe(
-    folder:str|Path, # Folder of a run
-)->AttrDict: # All fields, as of today
-    "Read the recipe that a run was trained with"
-    path = Path(folder)/"recipe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; notebooks that train write it, so give the folder of such a run")
-    stored = upgrade(load_json(path))
-    if "family" not in stored: stored = _of_format_1(stored, path)
-    name = stored["family"]
-    if name not in families:
-        raise ValueError(f"{path} is of family {name!r}, which is unknown here; run its notebook's register_family")
-    fields = families[name].fields
-    before = {field:value for field,value in _BEFORE.items() if field in fields}
-    with naming(path): return AttrDict({**fields, **before, **check_params(fields, stored)})

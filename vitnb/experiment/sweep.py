@@ -23,7 +23,7 @@ from .run import new_run_dir, plain, read_json
 from .search import search, trial_value
 from .space import active_params
 from .study import SearchPlan, open_study
-from ..parameters import run_words, wandb_project, wandb_tags
+from ..runwords import run_words, wandb_project, wandb_tags
 
 # %% ../../nbs/library/678_experiment.sweep.ipynb #f79619e6
 _PLAN = "vitnb_plan"

@@ -21,6 +21,7 @@ from fastcore.foundation import L
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+# %% ../../nbs/library/510_learner.core.ipynb #a8f3c2bb
 from ..callback.accumulate import Accumulate
 from ..callback.checkpoint import Checkpoints, load_checkpoint, restore_weights, weights_of
 from ..callback.ema import EMACallback
@@ -29,8 +30,8 @@ from ..callback.limit import Anomaly, NaNWatch, StopOnSignal, TimeLimit
 from ..callback.memory import ExplainOOM
 from ..callback.mix import MixCallback
 from ..callback.pretext import Pretext, make_pretext, rebuild_model
-from ..callback.stop import EarlyStop
 from ..callback.runlog import run_log
+from ..callback.stop import EarlyStop
 from ..callback.system import SystemWatch
 from ..callback.track import make_tracker
 from ..callback.trial import trial_callbacks

@@ -28,6 +28,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
+# %% ../../nbs/library/506_learner.loop.ipynb #3c0a990d
 from ..callback.asked import built_numbers
 from ..callback.limit import StopOnSignal
 from ..callback.live import LiveView
@@ -38,13 +39,13 @@ from ..callback.threads import Threads
 from ..core import n_ranks, settings
 from ..data.sample import Batch
 from ..device import seed_device
-from ..progress import in_kernel
 from .base import BaseLearner, cancels
 from .fastai import check_arguments, check_callback, check_fit, check_trackers, follow_columns
 from .freeze import FrozenNorms, wake
 from .optim import GradClip, make_optimizer
 from .precision import as_float, pick_precision
 from ..losses.base import add_terms, weigh
+from ..progress import in_kernel
 from ..seeding import hash_seed
 from ..task import Column, Task, Tasks
 

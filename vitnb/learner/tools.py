@@ -57,7 +57,8 @@ def summary(self:VitLearner)->PrettyString: # fastai's table of layers
 def _as_stored(item, reader):
     "A path, or an array (H,W[,C]) of stored values"
     if isinstance(item, (str, Path)): return Path(item)
-    if isinstance(item, Image.Image): return as_rgb(item.copy(), white_of(reader)) if reader[:3] == "rgb" else np.asarray(item)
+    if isinstance(item, Image.Image):
+        return as_rgb(item.copy(), white_of(reader)) if reader.startswith("rgb") else np.asarray(item)
     if not isinstance(item, Tensor): return item
     if item.ndim == 3: item = item.movedim(0, -1)
     return item.cpu().numpy()

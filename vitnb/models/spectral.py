@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import MATCH_PREV_GROUP
@@ -210,12 +209,12 @@ def forward_head(self:SpectralMAE,
 )->Tensor: # Logits `(B,K)`, `(B,K,h,w)` or `(B,K,H,W)`
     "Pool tokens and apply the head"
     x = x.mean(1) if self.head_kind == "pool" else self.places(x)
-    x = F.dropout(x, self.drop_rate, self.training)
+    x = nn.functional.dropout(x, self.drop_rate, self.training)
     if pre_logits: return x
     x = self.head(x)
     if self.head_kind == "pool": return x
     x = x.movedim(-1, 1) # B,K,h,w
-    if self.head_kind == "pixel" and self.num_classes: x = F.pixel_shuffle(x, self.patch_size[0]) # B,K,H,W
+    if self.head_kind == "pixel" and self.num_classes: x = nn.functional.pixel_shuffle(x, self.patch_size[0]) # B,K,H,W
     return x
 
 @patch

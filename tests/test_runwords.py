@@ -8,7 +8,8 @@ from vitnb.callback.track import make_tracker, track_results
 from vitnb.core import Settings
 from vitnb.experiment.recipes import families
 from vitnb.experiment.run import Run, changed_params, family_params
-from vitnb.parameters import parse_params, parse_tags, run_words, wandb_project
+from vitnb.parameters import parse_params
+from vitnb.runwords import parse_tags, run_words, wandb_project
 
 WORDS = dict(experiment="mae_large", tags=dict(version="v2"), wandb_project="retina", wandb_entity="me")
 
