@@ -44,10 +44,9 @@ from vitnb.files import (BrokenFile, file_sums, is_whole, load_json, load_text, 
 from vitnb.hub import read_weights
 from vitnb.parameters import read_hyperparams
 
-RNG = np.random.default_rng(0)
 STATE = dict(model_state_dict=dict(w=torch.full((30, 30), .5), b=torch.arange(5.)), epoch=3, config=dict(arch="a"))
-CUBE = RNG.integers(1, 9, (3, 4, 5)).astype(np.float32)
-PIXELS = RNG.integers(0, 255, (6, 7, 3), dtype=np.uint8)
+CUBE = np.random.default_rng(0).integers(1, 9, (3, 4, 5)).astype(np.float32)
+PIXELS = np.random.default_rng(1).integers(0, 255, (6, 7, 3), dtype=np.uint8)
 NOTEBOOK = dict(cells=[
     dict(cell_type="markdown", id="a", metadata={}, source="# a\n> Why?"),
     dict(cell_type="code", id="b", metadata=dict(tags=["parameters"]), source=["tag = '' # no\n", "epochs = 3"],
@@ -270,7 +269,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(cached, name):
 def test_sums_notice_each_flipped_bit_of_every_piece(tmp_path, monkeypatch):
     monkeypatch.setattr("vitnb.files._PIECE", 1 << 20)
     path = tmp_path/"a.bin"
-    raw = RNG.bytes(3*(1 << 20) + 17)
+    raw = np.random.default_rng(2).bytes(3*(1 << 20) + 17)
     path.write_bytes(raw)
     note_sums(path)
     assert file_sums(path)[1:] == [zlib.crc32(raw[start:start + (1 << 20)]) for start in range(0, len(raw), 1 << 20)]

@@ -22,9 +22,14 @@ CASES = dict(
     levels        = ("cumulative", dict(weight=WEIGHTS)),
     zones         = ("weighted_csi", dict(levels=K - 1, label_smoothing=.1)),
     zone_levels   = ("ordinal_csi", dict(levels=K - 1, weight=WEIGHTS)),
+    conditional   = ("corn", dict(levels=K, weight=WEIGHTS)),
+    zone_answers  = ("corn_csi", dict(levels=K - 1, weight=WEIGHTS)),
     mse           = ("mse", {}),
     mae           = ("mae", {}),
     huber         = ("huber", dict(delta=.7)))
+
+QUESTIONS = dict( # how many conditional questions an entry of each level answers; "unknown", the last class of a zone, the first alone
+    conditional=torch.tensor([1., 2., 3., 3.]), zone_answers=torch.tensor([2., 3., 3., 1.]))
 
 
 def data(case, n, seed=0):
@@ -35,7 +40,7 @@ def data(case, n, seed=0):
     if case in ("mse", "mae", "huber"):
         y = torch.randn(n, generator=g)
         return torch.randn(n, generator=g), torch.where(known, y, torch.nan), known
-    width = K - 1 if case in ("cumulative", "levels") else K
+    width = K - 1 if case in ("cumulative", "levels", "conditional", "zone_answers") else K
     return 2*torch.randn(n, width, generator=g), torch.randint(K, (n,), generator=g), known
 
 
@@ -95,7 +100,9 @@ def test_masses_are_linear(case, train, unknown):
     want = .3*loss.each(pred, y, known) + .7*loss.each(pred, other, known_other)
     torch.testing.assert_close(loss.each(pred, mixed), want)
     for k,count in loss.counts(mixed).items():
-        by = known*loss.weight[y] if case in ("weighted", "levels", "zones", "zone_levels") or k == "cross_entropy" else known.float() # focal divides by rows
+        weighted = case in ("weighted", "levels", "zones", "zone_levels", *QUESTIONS) or k == "cross_entropy"
+        by = known*loss.weight[y] if weighted else known.float() # focal divides by rows
+        if case in QUESTIONS: by = by*QUESTIONS[case][y]
         assert float(count) == pytest.approx(float((.3*by + .7*by.flip(0)).sum()), rel=1e-6)
 
 

@@ -59,9 +59,12 @@ def test_the_lock_lives_on_in_what_its_owner_has_started(folder):
     kernel = int((folder/"kernel").read_text())
     kill(launcher)
     assert run_status(folder) == {} # a look does not wait
-    threading.Timer(.5, os.kill, (kernel, signal.SIGKILL)).start()
-    before = time.monotonic()
-    assert hold(folder) and time.monotonic() - before > .3
+    ended = threading.Event()
+    def end():
+        os.kill(kernel, signal.SIGKILL)
+        ended.set()
+    threading.Timer(.5, end).start()
+    assert hold(folder) and ended.wait(300), "not before the kernel was gone"
 
 
 def test_a_process_that_inherits_the_lock_holds_the_folder(folder, monkeypatch, tmp_path):

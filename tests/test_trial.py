@@ -152,4 +152,4 @@ def test_of_two_processes_rank_0_reports_and_both_leave_at_the_same_epoch(tmp_pa
     for rank in ranks: rank.start()
     for rank in ranks: rank.join(120)
     assert [rank.exitcode for rank in ranks] == [0, 0]
-    assert sorted(answers.get(timeout=10) for _ in ranks) == [(0, [1, 2], 2, PRUNED), (1, [], 2, PRUNED)]
+    assert sorted(answers.get(timeout=120) for _ in ranks) == [(0, [1, 2], 2, PRUNED), (1, [], 2, PRUNED)]

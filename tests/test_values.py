@@ -9,7 +9,7 @@ from vitnb.experiment.recipes import check_recipe, families, recipes
 from vitnb.experiment.values import RULES, check_data, check_values, each, number, whole
 from vitnb.parameters import RUN_FIELDS
 
-NOT_NUMBERS = {"family", "augment", "loss", "stats", "labels", "objective", "predictor", "spectral", "sizes", "normalize"} # names, or several kinds of value
+NOT_NUMBERS = {"family", "augment", "loss", "stats", "labels", "objective", "predictor", "spectral", "sizes", "normalize", "label", "splits"} # names, or several kinds of value
 
 
 @pytest.mark.parametrize("family", ["swin", "densenet", "spectral", "chest", "hvit_pretrain", "hvit_finetune"])

@@ -6007,6 +6007,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.parameters._is_magic': ('library/parameters.html#_is_magic', 'vitnb/parameters.py'),
                                   'vitnb.parameters._is_param': ('library/parameters.html#_is_param', 'vitnb/parameters.py'),
                                   'vitnb.parameters._literal': ('library/parameters.html#_literal', 'vitnb/parameters.py'),
+                                  'vitnb.parameters._no_number': ('library/parameters.html#_no_number', 'vitnb/parameters.py'),
                                   'vitnb.parameters._own_cell': ('library/parameters.html#_own_cell', 'vitnb/parameters.py'),
                                   'vitnb.parameters._take_hyperparams': ( 'library/parameters.html#_take_hyperparams',
                                                                           'vitnb/parameters.py'),

@@ -172,10 +172,12 @@ def add_hyperparams(
 # %% ../nbs/library/040_parameters.ipynb #2fb00a02
 _words = {"true":True, "false":False, "none":None}
 
+def _no_number(name): raise ValueError(f"{name} is no number of JSON") # NaN and infinities, which Python's reader takes
+
 def _literal(text):
     "The value of a text that is a literal of Python, or of JSON"
     try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): return json.loads(text)
+    except (ValueError, SyntaxError): return json.loads(text, parse_constant=_no_number)
 
 def parse_value(
     text:str, # What was typed

@@ -113,14 +113,16 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("lr_decay", number(0, 1, above=True, like="0.75")),
     ("betas", each(_share, 2)), ("milestones", each(_from_zero)),
     ("dry_run smoke cache nesterov class_weights anomaly restore_best channels_last compile", _flag),
-    ("grad_checkpointing load_rgb norm_target use_groups averaged use_dfca", _flag),
+    ("grad_checkpointing load_rgb norm_target use_groups averaged use_dfca warm_restart", _flag),
     ("more aug_kw model_kw loss_kw data_kw set_kw objective_kw task_weights scalar_names", _fields),
     ("recipe data data_root arch optimizer schedule monitor early_stop_monitor tta resume hyperparams", _text),
     ("tag", _tag), ("mix_mode", one_name("batch pair elem")), ("sampling", one_name("uniform weighted balanced")),
     ("precision", one_name("auto fp32 bf16 fp16")), ("use", one_name("ema last best")),
     ("spectral_pos", one_name("auto index wavelength")), ("mask_mode", one_name("random spectral tube")),
     ("figure_format", one_name("png svg pdf")), ("masking", one_name("none zero attention")),
-    ("head_norm", one_name("none batch layer")), ("pretrained", either(_flag, _text)))
+    ("head_norm", one_name("none batch layer")), ("pretrained", either(_flag, _text)),
+    ("strength", number(.5, 1, like="0.7")), ("note experiment wandb_project wandb_entity", _text), ("tags", _fields),
+    ("image group split weight encoding pattern reader", _text), ("white", _positive), ("classes", each(_text)))
 
 field_rules = {} # family -> {field: rule}, for fields of its own
 

@@ -292,7 +292,7 @@ def zone_rows(
 )->tuple: # The same as rows: (N,K), (N,) or (N,K), and (N,) or None
     "Put the zones of all samples below one another"
     rows = pred.reshape(-1, pred.shape[-1]) # N,K
-    target = target.reshape(rows.shape if target.is_floating_point() else -1)
+    target = target.reshape(-1, target.shape[-1]) if target.is_floating_point() else target.reshape(-1)
     return rows, target, None if known is None else known.reshape(-1)
 
 def looked_at(
