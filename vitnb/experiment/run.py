@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import signal
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -330,6 +331,7 @@ def finish(self:Run,
             raise ValueError(f"score {name}={value!r} is not one value: give each its own name, "
                              f"or keep it with run.save({name!r}, ...)")
     write_json(self.dir/"result.json", scores)
+    if "torch" in sys.modules: self.note(threads=sys.modules["torch"].get_num_threads()) # a fit may have chosen others
     left = left_undone(self.dir)
     if left: print(f"{left}: the run is not finished; train on, and end it again", flush=True)
     mark_status(self.dir, *(["stopped"] if left else ["finished"]), **(dict(error=left) if left else {}))
