@@ -26,6 +26,7 @@ from vitnb.callback.live import MaskedLive
 from vitnb.callback.masked import masked_view
 from vitnb.callback.panel import HealthLive
 from vitnb.callback.pretext import Prepare
+from vitnb.callback.runlog import StepNorm
 from vitnb.callback.track import make_tracker
 from vitnb.callback.tracker import track_figure
 from vitnb.device import fetch
@@ -38,7 +39,7 @@ from vitnb.task import OneClass
 from vitnb.testing import differences, tiny_learner
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-GIVEN = dict(n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name
+GIVEN = dict(norms=StepNorm(), n_batches=2, max_hours=10., max_norm=1., n_epochs=1, epochs=1, params={}) # arguments that a callback must have, by name
 ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked at
     "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
     "MaskedLive": "with a masked pretext, below", "_Timer": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",

@@ -393,7 +393,7 @@ def test_a_resumed_slice_keeps_its_ratios():
     class Restore(Callback):
         order = 70
         def before_fit(self): self.opt.load_state_dict(opt); again.load_state_dict(state)
-    fit(fresh, 2, lr=7., cbs=[again, Restore(), rest])
+    fit(fresh, 4, lr=slice(1e-5, 1e-2), start_epoch=2, cbs=[again, Restore(), rest])
     assert rest.seen == spy.seen[12:]
 
 
