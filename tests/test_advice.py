@@ -178,4 +178,4 @@ def test_larger_models_train_longer_as_the_guide_has_it(params, epochs, name):
 
 def test_it_prints_itself():
     a = Advice(lr=(1e-3, "because a|b"))
-    assert a == {"lr":1e-3} and "a\\|b" in a._repr_markdown_() and "because" in str(a)
+    assert a == {"lr":1e-3} and "a&#124;b" in a._repr_markdown_() and "because" in str(a)

@@ -70,7 +70,8 @@ CHOICE = "::" # between a file and what is wanted of it
 def _tensors(state):
     "What of a dictionary is tensors by name"
     if not isinstance(state, dict): return {}
-    return {name:tensor for name,tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    named = {name:value for name,value in state.items() if isinstance(name, str)}
+    return {name:value for name,value in named.items() if isinstance(value, torch.Tensor)}
 
 def _chosen(state, choice, file):
     "The part of a checkpoint that was asked for: an entry, or all names with that beginning"
@@ -88,7 +89,7 @@ def _unwrap(state, file):
     if key is None and not _tensors(state) and len(parts) > 1:
         raise ValueError(f"{file} has weights under {' and '.join(parts)}; choose one: '{file}{CHOICE}{parts[0]}'")
     if key is None and not _tensors(state) and parts: key = parts[0]
-    if key is None: return _tensors(plain_names(state)), ""
+    if key is None: return plain_names(_tensors(state)), ""
     inside,inner = _unwrap(state[key], file)
     others = [name for name in parts if name != key and len(_tensors(state[name])) >= len(inside)]
     note = f"{key}{', averaged weights' if key in AVERAGED else ''}"
