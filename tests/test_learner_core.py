@@ -265,7 +265,6 @@ def test_resume_refuses_another_fit():
     snap = Snapshot(4)
     a = make()
     a.fit(3, cbs=snap)
-    with pytest.raises(ValueError, match="epochs: 3 -> 5"): make().fit(5, resume=snap.state)
     with pytest.raises(ValueError, match="seed: 3 -> 4"): make(seed=4).fit(3, resume=snap.state)
     with pytest.raises(ValueError, match="training.clip: None -> 1.0"): make(clip=1.).fit(3, resume=snap.state)
     other = make(clip=1.)

@@ -142,7 +142,7 @@ def _is_new_cycle(self:ScheduleLR, state): return self.begun != state.get("begun
 @patch
 def _stand(self:ScheduleLR, state, total):
     "Take the place in the run from a restored state"
-    self.done = state.get("done", 0)
+    self.done = state.get("done", self.done) # without one, behind the epochs that the fit leaves out
     self.begun = state.get("begun", 0)
     is_longer = total > state.get("total", total)
     if self.warm_restart and is_longer: self.begun = self.done

@@ -127,7 +127,7 @@ def load_backbone(
     adapt = models[model.name].adapt if getattr(model, "name", None) in models else None
     found = load_weights(model, kept, pretrained.path.name, adapt, getattr(model, "fresh", ()))
     return TransferReport(found.source, found.loaded, found.adapted, found.fresh, dropped + found.dropped,
-                          list(pretrained.notes))
+                          notes=list(pretrained.notes))
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #55308093
 def scale_head(
