@@ -812,6 +812,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vitnb.callback.runlog': { 'vitnb.callback.runlog.RunLog': ('library/callback.runlog.html#runlog', 'vitnb/callback/runlog.py'),
                                        'vitnb.callback.runlog.RunLog.__init__': ( 'library/callback.runlog.html#runlog.__init__',
                                                                                   'vitnb/callback/runlog.py'),
+                                       'vitnb.callback.runlog.RunLog.__reduce__': ( 'library/callback.runlog.html#runlog.__reduce__',
+                                                                                    'vitnb/callback/runlog.py'),
                                        'vitnb.callback.runlog.RunLog.after_cancel_fit': ( 'library/callback.runlog.html#runlog.after_cancel_fit',
                                                                                           'vitnb/callback/runlog.py'),
                                        'vitnb.callback.runlog.RunLog.after_epoch': ( 'library/callback.runlog.html#runlog.after_epoch',

@@ -58,6 +58,8 @@ class RunLog(TrainCallback):
         self.path = Path(folder)/"run.log"
         self.handler = None
 
+    def __reduce__(self): return RunLog,(self.path.parent,) # an open file does not travel
+
     def open(self):
         "Let the logger write to the file"
         self.path.parent.mkdir(parents=True, exist_ok=True)

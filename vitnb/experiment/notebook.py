@@ -35,7 +35,7 @@ def _is_cell(cell):
     if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict): return False
     source = cell.get("source")
     lines = [source] if isinstance(source, str) else source
-    has_tags = isinstance(cell.get("metadata", {}).get("tags", []), list)
+    has_tags = isinstance(cell.get("metadata", {}).get("tags") or [], list)
     return has_tags and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
 
 def _check_format(nb, path):
