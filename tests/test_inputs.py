@@ -44,7 +44,7 @@ def test_which_column_has_the_paths_may_be_said(folder):
     with pytest.raises(ValueError, match="did you mean 'left'"): find_inputs(folder/"list.csv", "rgb", "lef")
 
 
-@pytest.mark.parametrize("text,says", [("a,b\n1,2\n", "which column"), ("image,file\na,b\n", "which column"), ("image\na.png\n\"\"\n", "row 2 has no path")])
+@pytest.mark.parametrize("text,says", [("a,b\n1,2\n", "which column"), ("image,file\na,b\n", "which column"), ("image,note\na.png,x\n,y\n", "row 2 has no path")])
 def test_a_table_that_does_not_say_its_paths_is_an_error(tmp_path, text, says):
     (tmp_path/"t.csv").write_text(text)
     with pytest.raises(ValueError, match=says): find_inputs(tmp_path/"t.csv")
