@@ -71,7 +71,7 @@ def test_predict_chooses_and_says_which(run, capsys):
     folder,learn = run
     path,images = folder/"checkpoints/last_model.pth",[torch.randint(0, 255, (8, 8), generator=torch.Generator().manual_seed(n), dtype=torch.uint8).numpy() for n in range(4)]
     found = predict(path, images)
-    assert found.weights == "ema" and "averaged weights (ema) predict" in capsys.readouterr().out
+    assert found.weights == "ema" and "the average (ema)" in capsys.readouterr().out
     trained = predict(path, images, use="trained")
     assert trained.weights == "trained" and any((a["probabilities"] != b["probabilities"]).any() for a,b in zip(found, trained))
     loaded = load_run(path, use="trained")
