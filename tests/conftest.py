@@ -1,5 +1,6 @@
 "The same process for every test, alone or in the suite: one thread, seeded generators, and nothing that another left"
 import os
+import signal
 
 import matplotlib
 import pytest
@@ -47,6 +48,14 @@ def the_process_stays_as_it_is():
     before = shared()
     yield
     if found := left(before, shared()): pytest.fail(f"the test leaves changed what others share: {', '.join(found)}")
+
+
+@pytest.fixture
+def heard():
+    "SIGHUP is not ignored, as it is below `nohup`; processes that are started inherit it"
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def wait_for(what, why, seconds=200):
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interruption(workspace, sig):
+def test_interruption(workspace, sig, heard):
     work = "import os, time\nfrom pathlib import Path\nprint('started')\nPath(os.environ['VITNB_RUN_DIR'], 'pid').write_text(str(os.getpid()))\ntime.sleep(300)"
     nb = notebook(workspace/"train_demo.ipynb", PARAMS, work)
     said = workspace/"said.txt"

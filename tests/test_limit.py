@@ -29,14 +29,6 @@ def test_time_is_counted_over_resumes(tmp_path):
     assert not differences(state(whole), state(again))
 
 
-@pytest.fixture
-def heard():
-    "SIGHUP is not ignored, as it is below `nohup`"
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum, heard):
     class Send(Callback):
