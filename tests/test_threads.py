@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_measuring_changes_nothing_but_the_clock():
     assert list(times) == [1, 2, 4] and min(times.values()) > 0
     assert all(torch.equal(value, before[name]) for name,value in model.state_dict().items())
     assert model[0].weight.grad is None and torch.equal(torch.get_rng_state(), generator) and torch.get_num_threads() == threads
+
+
+def test_hooks_are_not_called_and_not_copied():
+    "One of a Learner's may hold a lock, which no copy has"
+    class Holder:
+        def __init__(self): self.lock,self.calls = threading.Lock(),0
+        def see(self, module, args, out): self.calls += 1
+    model,holder = nn.Linear(4, 4),Holder()
+    model.register_forward_hook(holder.see)
+    T.measure_threads(model, (torch.ones(2, 4),), 2, repetitions=1)
+    assert holder.calls == 0 and len(model._forward_hooks) == 1
 
 
 def test_a_model_that_gains_little_trains_with_one_thread_and_says_so(two_threads, own_cache, monkeypatch, capsys):

@@ -103,6 +103,15 @@ def test_workers_are_counted_by_the_time_that_a_second_batch_takes(monkeypatch):
     slow,fast = Slow(.022),Slow(.001)
     assert [counted(monkeypatch, work, 64) for work in (slow, fast)] == [5, 0] and slow.made == [5, 5]
 
+def test_counting_workers_leaves_the_generators_alone(monkeypatch):
+    class Draws(Slow):
+        def __getitem__(self, key):
+            super().__getitem__(key)
+            np.random.rand(), random.random(), torch.rand(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert counted(monkeypatch, Draws(.02), 64) == 4
+    assert torch.equal(before[0], torch.get_rng_state()) and (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
 def test_ranks_share_the_cores(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert counted(monkeypatch, Slow(.03), 8) == 1

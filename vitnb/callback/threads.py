@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .base import TrainCallback
+from .memory import without_hooks
 from ..core import n_ranks, settings
 from ..device import rng_state, set_rng_state
 from ..measured import measured_once
 
 # %% ../../nbs/library/433_callback.threads.ipynb #4b4a4264
+_LONG = 5 # seconds in which a model is measured
+
 def _step(model, inputs, dtype):
     "Time a forward and a backward pass"
     start = time.perf_counter()
@@ -39,13 +42,15 @@ def measure_threads(
     "Time a training step with one thread, two, four, ..."
     numbers = [2**power for power in range(most.bit_length())]
     before,generators = torch.get_num_threads(),rng_state()
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, without_hooks(model))
     seconds = {number:[] for number in numbers}
+    begun = time.perf_counter()
     try:
-        for _ in range(repetitions + 1):
+        for turn in range(repetitions + 1):
             for number in numbers:
                 torch.set_num_threads(number)
                 seconds[number].append(_step(model, inputs, dtype))
+            if turn and time.perf_counter() - begun > _LONG: break # long steps differ little from each other
     finally:
         torch.set_num_threads(before)
         set_rng_state(generators)
@@ -80,7 +85,7 @@ def _is_busy(model, inputs, dtype):
     torch.set_num_threads(1)
     try:
         busy = time.thread_time()
-        wall = _step(copy.deepcopy(model), inputs, dtype)
+        wall = _step(copy.deepcopy(model, without_hooks(model)), inputs, dtype)
         busy = time.thread_time() - busy
     finally: torch.set_num_threads(before)
     return wall > 1.25*busy

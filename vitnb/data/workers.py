@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader as TorchLoader
 
 from .sample import map_tensors
+from ..device import rng_state, set_rng_state
 
 # %% ../../nbs/library/127_data.workers.ipynb #1f068b10
 class _At(NamedTuple):
@@ -174,9 +175,11 @@ def measure_workers(
     bs:int, # Samples in a batch
 )->int: # Processes
     "Make a batch twice, and count the workers that feed a device with such"
+    generators = rng_state() # a reader of somebody else's may draw from them
     work[key] # the first finds caches empty
     start = time.perf_counter()
     work[key]
     seconds = time.perf_counter() - start
+    set_rng_state(generators)
     cores = (os.cpu_count() or 1)//int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return workers_that_feed(seconds, work.room(bs), cores, _free_memory())
