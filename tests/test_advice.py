@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vitnb.experiment.advice import (REMEDIES, SIZES, Advice, advice_base, fitting_batch, guide_row, findings, peak_lr, recommend, remedies, split_batch, symptoms)
 from vitnb.experiment.recipes import ADVICE, FIELDS, callback_args, families, learner_args, loader_args, recipe, recipes, register_family
 from vitnb.parameters import RUN_FIELDS
+from vitnb.parameters import askable
 
 GiB = 2**30
 ADVISED = sorted(k for k,f in families.items() if f.advice)
@@ -84,8 +85,8 @@ def mine(monkeypatch):
     "A family that this library does not know, with advice of its own"
     def register(advice):
         register_family("mine", recipes=dict(small=dict(arch="densenet_micro")), advice=advice, replace=True)
-    for o in (families, recipes): monkeypatch.setitem(o, "mine", None)
-    for o in (families, recipes): monkeypatch.delitem(o, "mine")
+    for o in (families, recipes, askable): monkeypatch.setitem(o, "mine", None)
+    for o in (families, recipes, askable): monkeypatch.delitem(o, "mine")
     return register
 
 

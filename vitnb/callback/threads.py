@@ -140,4 +140,5 @@ class Threads(TrainCallback):
     def state_dict(self)->dict: return {} if self.number is None else dict(threads=self.number)
     def load_state_dict(self, state:dict):
         "Go on with as many as before: sums are taken in the same order"
-        if "threads" in state and self._is_ours(): self._set(min(state["threads"], os.cpu_count() or 1))
+        self.number = state.get("threads")
+        if self.number is not None and self._is_ours(): self._set(min(self.number, os.cpu_count() or 1))

@@ -16,8 +16,8 @@ NAMES = {field:text.split() for field,text in dict(
          "densenet201 densenet264 densenet_bc100 densenet_micro hvit_base hvit_micro hvit_small hvit_tiny hvit_xl "
          "spectral_mae_base spectral_mae_huge spectral_mae_large spectral_mae_medium spectral_mae_micro "
          "spectral_mae_small spectral_mae_tiny swin_base swin_micro swin_small swin_tiny",
-    data="chest_synthetic cifar10 cifar100 congestion_synthetic cxr_pneumonia digits imagenet indian_pines jasper_ridge "
-         "leaves_synthetic retina_synthetic samson sar_cld_2024 tiny_imagenet",
+    data="chest_synthetic cifar10 cifar100 congestion_synthetic cxr_pneumonia digits imagenet indian_pines "
+         "jasper_ridge leaves_synthetic retina_synthetic samson sar_cld_2024 tiny_imagenet",
     augment="advanced aggressive basic crop_flip film flip guide imagenet light mild missing_bands moderate modulated "
             "none shift simclr strong",
     tta="crop_bl crop_br crop_center crop_tl crop_tr d4 down five_crop flip flips hflip identity left none right "
