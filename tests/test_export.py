@@ -1,5 +1,6 @@
 "An export is the model: every kind of run as safetensors, and ONNX where it is installed"
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from vitnb.core import need
 from vitnb.learner.export import export_run, largest_difference, sample_batch
 from vitnb.learner.predict import predict
 from vitnb.learner.trained import load_run
+from vitnb.models.protocol import create_model
 
 
 @pytest.mark.parametrize("kind", [*IMAGE_KINDS, "cubes", "pixels"])
@@ -84,3 +86,12 @@ def test_a_difference_is_the_largest_of_all_outputs():
 def test_a_broken_export_is_an_error_with_its_name(tmp_path, content):
     (tmp_path/"broken.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="broken.safetensors"): load_run(tmp_path/"broken.safetensors", "cpu")
+
+
+@pytest.mark.parametrize("model_kw,streams", [(dict(img_size=64, in_chans=5, spectral_channels=2), [3, 2]), (dict(img_size=64), [3])])
+def test_a_sample_has_the_streams_of_the_model(model_kw, streams):
+    "`in_chans` counts all channels, those of a second image too"
+    model = create_model("hvit_micro", num_classes=2, **model_kw).eval()
+    run = SimpleNamespace(model=model, config=dict(model_kw=model_kw, transforms=None), path="run")
+    inputs = sample_batch(run, bs=3)
+    assert [part.shape for part in inputs] == [(3, wide, 64, 64) for wide in streams] and model(*inputs).shape == (3, 2)

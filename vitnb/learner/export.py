@@ -45,7 +45,8 @@ def sample_batch(
         return tuple(batch[:batch.n_inp])
     draws = torch.Generator().manual_seed(0)
     channels,*sides = _shape(run)
-    streams = [channels, *filter(None, [run.config["model_kw"].get("spectral_channels")])]
+    spectral = run.config["model_kw"].get("spectral_channels") or 0 # of all channels those of a second input
+    streams = [channels - spectral, *filter(None, [spectral])]
     inputs = tuple(torch.randn((bs, wide, *sides), generator=draws) for wide in streams)
     if not hasattr(run.model, "seeded_order") or getattr(run.model, "decoder", None) is None: return inputs
     return *inputs, run.model.seeded_order(0, 0, range(bs)) # which tokens are masked
