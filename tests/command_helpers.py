@@ -1,6 +1,7 @@
 "Notebooks to run in a workspace of their own"
 import json
 import os
+import time
 
 import pytest
 
@@ -30,3 +31,11 @@ def text(nb): return "".join("".join(o.get("text", "")) for c in json.loads(nb.r
 def only_run(workspace, name="train_demo"):
     (d,) = (workspace/"out"/name).iterdir()
     return d
+
+
+def wait_for(what, why, seconds=120):
+    end = time.monotonic() + seconds
+    while not (got := what()):
+        assert time.monotonic() < end, why
+        time.sleep(.05)
+    return got

@@ -3,9 +3,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
+from command_helpers import wait_for # noqa: F401
 
 from vitnb.experiment.search import study_rows
 from vitnb.experiment.study import make_plan
@@ -63,11 +63,3 @@ def drawn(study): return [{k:row[k] for k in ("x", "kind", "bonus") if k in row}
 def start(workspace, *args):
     return subprocess.Popen([sys.executable, "-m", "vitnb.experiment.cli", "search", "train_demo.ipynb", *args], cwd=workspace,
                             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(what, why, seconds=120):
-    end = time.monotonic() + seconds
-    while not (got := what()):
-        assert time.monotonic() < end, why
-        time.sleep(.05)
-    return got

@@ -6,7 +6,7 @@ import sys
 import time
 from types import SimpleNamespace
 
-from command_helpers import PARAMS, notebook, workspace
+from command_helpers import PARAMS, notebook, wait_for, workspace
 from jupyter_client.manager import start_new_kernel
 
 from vitnb.kernel import cell_error, watch_cells, watch_parent
@@ -19,14 +19,6 @@ def test_outside_of_a_kernel_there_is_nothing_to_watch():
     assert not watch_cells(lambda: None, lambda error: None) and not watch_parent(lambda: None)
     error = ValueError("no")
     assert cell_error(SimpleNamespace(error_in_exec=None, error_before_exec=error)) is error
-
-
-def wait_for(what, why, seconds=120):
-    end = time.monotonic() + seconds
-    while not (got := what()):
-        assert time.monotonic() < end, why
-        time.sleep(.05)
-    return got
 
 
 def runs(workspace): return sorted((workspace/"out"/"train_demo").glob("*/status.json"))

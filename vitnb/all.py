@@ -187,6 +187,7 @@ from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.fits import *
 from vitnb.experiment.run import *
+from vitnb.experiment.guard import *
 from vitnb.experiment.notebook import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.show import *

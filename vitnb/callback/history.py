@@ -18,6 +18,7 @@ from fastai.learner import Recorder
 from .base import TrainCallback
 from .earlier import set_aside
 from ..core import atomic_write, is_main
+from ..files import load_json
 
 # %% ../../nbs/library/473_callback.history.ipynb #651fb097
 _FILES = ("history.csv", "history.json", "training_history.json", "validation_history.json", "columns.json")
@@ -42,7 +43,7 @@ class History(TrainCallback):
         "Whether the history of the folder is that of this Learner, or there is none"
         path = self.folder/"history.json"
         if not path.is_file(): return True
-        try: old = json.loads(path.read_text())
+        try: old = load_json(path, list)
         except ValueError: return False # a damaged one is kept as well
         rows = self.recorder.rows
         return self.learn.opt_steps > 0 and (not rows or not old or json.loads(json.dumps(rows[0])) == old[0])

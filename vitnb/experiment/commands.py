@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from .execute import workspace_of
 from .notebook import notebook_askable, notebook_params, read_notebook
+from .guard import guarded
 from .run import commands
 from .search import Worker, write_results
 from .space import read_plan
@@ -25,7 +26,7 @@ from .study import SearchPlan, make_plan, open_study, study_folder
 from .studyfigures import save_study_figures
 from .sweep import create_sweep, is_offline, join_sweep
 from ..kernel import on_signals
-from ..parameters import complain, parse_params
+from ..parameters import parse_params
 
 # %% ../../nbs/library/680_experiment.commands.ipynb #fccd47e7
 def _named(text):
@@ -131,14 +132,10 @@ def _work(worker, others, args):
         busy.clear()
         return signals, [other.wait() for other in others]
 
+_CODES = {ValueError:2, ImportError:2, RuntimeError:1} # a wrong call, or one that could not be carried out
+
 def _guarded(command, call, args):
-    "Do a command; what went wrong is told in one line"
-    try: return call(args)
-    except (ValueError, ImportError) as e: code,text = 2,str(e)
-    except RuntimeError as e: code,text = 1,str(e)
-    except KeyboardInterrupt: code,text = 130,"interrupted; the trial in progress is queued again"
-    complain(f"vitnb {command}: {text}")
-    return code
+    return guarded(command, call, args, _CODES, "interrupted; the trial in progress is queued again")
 
 def cmd_search(
     args:argparse.Namespace, # As `add_search` describes them

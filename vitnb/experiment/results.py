@@ -11,6 +11,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from .guard import guarded
 from .run import commands
 from ..parameters import complain
 
@@ -42,19 +43,13 @@ def _predict(args):
     _name_unreadable(answers.unreadable)
     return LEFT_OUT if answers.unreadable else 0
 
-def _guarded(command, call, args):
-    "Do a command; what went wrong is told in one line"
-    try: return call(args)
-    except KeyboardInterrupt: code,text = 130,"interrupted"
-    except (ValueError, OSError, ImportError) as error: code,text = 2,str(error)
-    complain(f"vitnb {command}: {text}")
-    return code
+_CODES = dict.fromkeys((ValueError, OSError, ImportError), 2) # what a wrong call or a wrong file leads to
 
 def cmd_predict(
     args:argparse.Namespace, # As `add_predict` describes them
 )->int: # Exit code
     "Do `vitnb predict`"
-    return _guarded("predict", _predict, args)
+    return guarded("predict", _predict, args, _CODES)
 
 # %% ../../nbs/library/682_experiment.results.ipynb #7b359762
 def _export(args):
@@ -66,7 +61,7 @@ def cmd_export(
     args:argparse.Namespace, # As `add_export` describes them
 )->int: # Exit code
     "Do `vitnb export`"
-    return _guarded("export", _export, args)
+    return guarded("export", _export, args, _CODES)
 
 # %% ../../nbs/library/682_experiment.results.ipynb #e05fb471
 def _add_weights(command):

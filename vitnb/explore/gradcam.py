@@ -9,7 +9,6 @@ __all__ = ['METHODS', 'cam_layer', 'stage_info', 'fine_stage', 'channels_first',
 # %% ../../nbs/library/720_explore.gradcam.ipynb #c5512e3e
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ..core import one_of
 from ..escape import in_figure
 from ..figures import new_figure
 from ..models.chest import feature_map
-from ..models.protocol import check_model
+from ..models.protocol import check_model, evaluating
 
 # %% ../../nbs/library/720_explore.gradcam.ipynb #bf863e70
 def _trunk(model): return getattr(model, "backbone", model)
@@ -85,14 +84,6 @@ def _is_channels_last(trunk, layer):
     return has_linear and not any(isinstance(module, nn.Conv2d) for module in layer.modules())
 
 # %% ../../nbs/library/720_explore.gradcam.ipynb #0fcdd5dd
-@contextmanager
-def _evaluating(model):
-    "Switch to evaluation, and back"
-    was_training = model.training
-    model.eval()
-    try: yield
-    finally: model.train(was_training)
-
 def _place(model, stage, layer):
     "The layer that is looked at, None for the end of `forward_features`; and the channels of its map"
     if stage is not None and layer is not None:
@@ -177,7 +168,7 @@ def grad_cams(
     is_last = _is_channels_last(trunk, layer)
     def places(output): return channels_first(output.detach().float(), trunk, channels, is_last)
     maps = []
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         features, logits = _watched(model, inputs, layer)
         for zone, classes in answers:
             scores = chosen_scores(read(logits), zone, classes)

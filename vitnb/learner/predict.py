@@ -7,7 +7,6 @@ __all__ = ['split_loader', 'join_batches', 'predict_split', 'answer_columns', 'P
 
 # %% ../../nbs/library/515_learner.predict.ipynb #241c812f
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import singledispatch
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from .loop import VitLearner
 from .precision import as_float
 from .trained import LoadedRun, load_run
 from .views import TTA
+from ..models.protocol import evaluating
 from ..progress import progress_bar
 from ..task import ClassMap, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column
 
@@ -217,14 +217,6 @@ def _rows(run, model, batch, names, unreadable):
     return [dict(id=names[position], **{name:values[n] for name,values in columns.items()})
             for n,position in enumerate(positions)]
 
-@contextmanager
-def _in_evaluation(model):
-    "Without dropout inside `with`; a model that is being trained goes on as it was"
-    was = model.training
-    model.eval()
-    try: yield
-    finally: model.train(was)
-
 # %% ../../nbs/library/515_learner.predict.ipynb #179f1375
 @torch.no_grad()
 def predict(
@@ -242,7 +234,7 @@ def predict(
     names,values = find_inputs(items, run.config["reader"]["name"] if run.reader else "", column)
     rows = []
     unreadable = {}
-    with _in_evaluation(run.model), progress_bar(len(names), "predicting") as bar:
+    with evaluating(run.model), progress_bar(len(names), "predicting") as bar:
         for batch in _batches(run, names, values, bs, unreadable):
             rows += _rows(run, model, batch, names, unreadable)
             bar.update(len(batch["index"]))

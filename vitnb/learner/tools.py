@@ -33,6 +33,7 @@ from ..data.sample import Batch, stack_samples
 from ..data.source import ImageSource
 from .fastai import learner_names, loaders_names, refuse
 from .loop import VitLearner
+from ..models.protocol import evaluating
 from ..task import Tasks
 
 # %% ../../nbs/library/509_learner.tools.ipynb #63539429
@@ -153,10 +154,7 @@ def _pretext_answer(learn, item):
                          "get_preds gives what the model says")
     reader = eval_reader(learn.dls.config())
     batch = reader.read([_as_stored(item, learn.dls.reader["name"])]).map(lambda tensor: tensor.to(learn.device))
-    was = learn.model.training
-    learn.model.eval()
-    try: columns = pretext_columns(learn.pretext, _Seen(learn, reader), batch)
-    finally: learn.model.train(was)
+    with evaluating(learn.model): columns = pretext_columns(learn.pretext, _Seen(learn, reader), batch)
     return {name:values[0] for name,values in columns.items()}
 
 @patch
