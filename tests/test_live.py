@@ -4,7 +4,7 @@ from test_masked import state
 from tiny_spectral import masked_learner as tiny
 
 from vitnb.callback.live import MaskedLive
-from vitnb.testing import differences
+from vitnb.testing import differences, tiny_learner
 
 
 def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
@@ -39,3 +39,12 @@ def test_frames_reach_the_tracker(tmp_path):
     learn = tiny()
     learn.fit(2, cbs=[Spied(tmp_path/"tb", tmp_path), MaskedLive(share=1.)])
     assert [n for n,_ in Spied.taken] == ["masked"]*2 and Spied.taken[-1][1] == learn.opt_steps
+
+
+def test_what_the_training_says_of_itself_is_no_validation_metric():
+    "The norm of the gradient would flatten the accuracy beside it"
+    learn = tiny_learner(clip=1.)
+    learn.fit(1)
+    assert "grad_norm" in learn.recorder.rows[0]
+    drawn = {text.get_text() for ax in learn.progress.curves().axes if ax.get_legend() for text in ax.get_legend().get_texts()}
+    assert any("accuracy" in text for text in drawn) and not any("grad" in text for text in drawn), drawn

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from .base import TrainCallback
 from .ema import bare
+from .history import TRAINING_COLUMNS
 from .masked import VALID_EPOCH, fixed_batch, masked_view
 from .tracker import track_figure
 from ..core import atomic_write, is_main, one_of
@@ -69,7 +70,7 @@ def write_image(
     with atomic_write(path) as temporary: temporary.write_bytes(image)
 
 # %% ../../nbs/library/490_callback.live.ipynb #483d2592
-_NO_METRIC = ("epoch", "train_loss", "valid_loss", "time") # columns that have a panel of their own, or none
+_NO_METRIC = ("epoch", "train_loss", "valid_loss", "time", *TRAINING_COLUMNS) # with a panel of their own, or none
 
 class LiveView(TrainCallback):
     "Draw curves in place and count batches for eyes"
