@@ -186,6 +186,7 @@ from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.fits import *
+from vitnb.learner.registered import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *
 from vitnb.experiment.notebook import *
@@ -195,6 +196,7 @@ from vitnb.experiment.readme import *
 from vitnb.experiment.asking import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.names import *
+from vitnb.experiment.nametable import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.values import *
 from vitnb.experiment.recipes import *

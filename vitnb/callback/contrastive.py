@@ -6,7 +6,6 @@
 __all__ = ['NORMS', 'ProjectionHead', 'put_head', 'MomentumTeacher', 'make_teacher', 'Contrastive']
 
 # %% ../../nbs/library/436_callback.contrastive.ipynb #4c461122
-import inspect
 import math
 from copy import deepcopy
 
@@ -21,7 +20,7 @@ from .base import TrainCallback
 from .ema import EMACallback, bare
 from .health import CollapseAlarm, HealthMetric, measures, plot_health
 from .pretext import Pretext, fold_views, make_pretext, pretexts, unfold_views
-from ..core import one_of
+from ..core import named_options, one_of
 from ..data.sample import Batch
 from ..data.simclr import RandomGrayscale # noqa: F401, registers the recipe simclr
 from ..losses.base import losses, make_loss
@@ -150,7 +149,7 @@ def _loss_config(loss):
     "Name and options from which a loss can be made again"
     names = [name for name,cls in losses.items() if cls is type(loss)]
     values = {**vars(loss), **loss.weights}
-    options = [o.name for o in inspect.signature(type(loss)).parameters.values() if o.kind is o.POSITIONAL_OR_KEYWORD]
+    options = named_options(type(loss))
     missing = [o for o in options if o not in values]
     if not names or missing:
         raise ValueError(f"no configuration can name {type(loss).__name__}; register it with losses.register(name), "

@@ -6,10 +6,8 @@
 __all__ = ['OPTIONS', 'options_of', 'takers', 'lr_for_batch']
 
 # %% ../../nbs/library/507_learner.options.ipynb #6745b87a
-import inspect
-
 from ..callback.schedule import scale_lr, schedule_options, schedules
-from ..core import Registry, is_main
+from ..core import Registry, is_main, named_options
 from .optim import optimizers
 from ..losses.base import losses
 from ..losses.objective import Objective # noqa: F401, with it all losses are registered
@@ -23,7 +21,7 @@ def _of_schedule(name):
     return [*schedule_options(name), *(() if name in _OWN_RISE else _WARMUP)]
 
 def _of_optimizer(name): return [option for option in optimizers[name][1] if option not in ("lr", "weight_decay")]
-def _of_loss(name): return list(inspect.signature(losses[name]).parameters)
+def _of_loss(name): return named_options(losses[name])
 
 _OF_TEACHER = ("momentum", "predictor") # options of the pretext that act where a loss has a teacher
 

@@ -6,12 +6,10 @@
 __all__ = ['losses', 'divide', 'add_terms', 'weigh', 'Loss', 'n_rows', 'RowLoss', 'make_loss']
 
 # %% ../../nbs/library/300_losses.base.ipynb #bb6616f3
-import inspect
-
 import torch
 from torch import Tensor, nn
 
-from ..core import Registry, check_options, one_of
+from ..core import Registry, check_options, named_options, one_of
 
 # %% ../../nbs/library/300_losses.base.ipynb #62d4b65f
 def divide(
@@ -113,7 +111,7 @@ def make_loss(
     **options, # Other parameters of the loss, such as `gamma`
 )->Loss: # Call it with rows of predictions and targets
     "Build loss `name`"
-    known = inspect.signature(losses[name]).parameters
+    known = named_options(losses[name])
     is_alpha = weight is not None and "weight" not in known and "alpha" in known
     if is_alpha and options.get("alpha") is not None:
         raise ValueError("weight and alpha are the same parameter of the focal loss; give one")
