@@ -48,7 +48,8 @@ def reseed():
     "Global generators stand where they stand when a test runs alone"
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0) # torch.manual_seed also writes down the stack for each device that is not there
+    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(0)
 
 
 def quiet_port(tries=200):

@@ -15,6 +15,7 @@ import re
 import sys
 import tokenize
 from dataclasses import dataclass
+from functools import cache, lru_cache, wraps
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,23 @@ NOTEBOOK_LINES = 300 # that a notebook exports
 EXCEPTIONS = {"506_learner.loop": "the training loop is read in one piece"} # longer notebooks, three at most
 PARAMETERS = 20 # that an experiment notebook shows
 SHARES = dict(tuple_assignments=15, conditional_expressions=30, one_letter_names=25) # per 1,000 lines, per 1,000 lines, percent of names
+
+
+def once(read):
+    "Read a file again only when it was written meanwhile; many rules look at the same notebook"
+    @cache
+    def kept(path, written, size): return read(path)
+    @wraps(read)
+    def look(path):
+        state = path.stat()
+        return kept(path, state.st_mtime_ns, state.st_size)
+    return look
+
+
+@lru_cache(maxsize=256)
+def nodes(tree):
+    "All nodes of a tree; several rules go through the same one"
+    return list(ast.walk(tree))
 
 
 def code_cells(path):
@@ -40,7 +58,7 @@ def code_cells(path):
 def is_exported(source): return re.search(r"^#\|\s*export", source, re.M) is not None
 
 
-def functions(tree): return [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+def functions(tree): return [n for n in nodes(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def long_lines(source, columns):
@@ -64,12 +82,12 @@ def statements(function):
 def long_bodies(tree): return [f.name for f in functions(tree) if statements(f) > STATEMENTS]
 
 
-def wide_lambdas(tree): return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Lambda) and n.end_lineno > n.lineno]
+def wide_lambdas(tree): return [n.lineno for n in nodes(tree) if isinstance(n, ast.Lambda) and n.end_lineno > n.lineno]
 
 
 def nested_conditionals(tree):
     "Conditional expressions that hold another one"
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.IfExp)]
+    found = [n for n in nodes(tree) if isinstance(n, ast.IfExp)]
     return [n.lineno for n in found if any(isinstance(o, ast.IfExp) for o in ast.walk(n) if o is not n)]
 
 
@@ -88,16 +106,16 @@ def cell_lines(source):
 
 def tuple_assignments(tree):
     "Several values to several names in one statement; taking a value apart (`h, w = x.shape`) is none"
-    pairs = [(target, n.value) for n in ast.walk(tree) if isinstance(n, ast.Assign) for target in n.targets]
+    pairs = [(target, n.value) for n in nodes(tree) if isinstance(n, ast.Assign) for target in n.targets]
     return [target.lineno for target, value in pairs if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)]
 
 
-def conditional_expressions(tree): return [n.lineno for n in ast.walk(tree) if isinstance(n, ast.IfExp)]
+def conditional_expressions(tree): return [n.lineno for n in nodes(tree) if isinstance(n, ast.IfExp)]
 
 
 def stored_names(tree):
     "Every name that a statement, a loop or a comprehension gives"
-    return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    return [n.id for n in nodes(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def shown_parameters(path):
@@ -132,6 +150,7 @@ def _faults(sources, exported, columns):
         long_cells=[s.splitlines()[1] for s in exported if cell_lines(s) > CELL_LINES])
 
 
+@once
 def surface(path):
     "Count one notebook"
     sources = list(code_cells(path))

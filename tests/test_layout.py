@@ -31,15 +31,19 @@ ALLOW = dict(core="", seeding="", files="", escape="", renamed="", progress="", 
 ALWAYS = {"core", "seeding", "files", "escape", "renamed", "progress", "device", "launch", "kernel", "runfolder", "gather", "storage", "hub", "measured", "environment", "parameters", "runwords"} # every room may import these
 
 
-def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+@surface.once
+def all_cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+def cells(path, kind="code"): return [c for c in all_cells(path) if c["cell_type"] == kind]
 def source(c): return "".join(c["source"])
 def exported(path): return [s for s in map(source, cells(path)) if re.search(r"^#\|\s*export", s, re.M)]
 def module(path): return path.stem.split("_", 1)[1]
+@surface.once
 def tree(path): return ast.parse("\n".join(exported(path)))
-def imports(t): return [n for n in ast.walk(t) if isinstance(n, (ast.Import, ast.ImportFrom))]
+def imports(t): return [n for n in surface.nodes(t) if isinstance(n, (ast.Import, ast.ImportFrom))]
 def ids(paths): return dict(argvalues=paths, ids=[p.stem for p in paths])
 
 
+@surface.once
 def python(path):
     "The code cells of a notebook without magics"
     return ast.parse("\n".join(s for s in map(source, cells(path)) if not re.search(r"^\s*[%!]", s, re.M)))
@@ -55,7 +59,7 @@ def ours(t):
 
 def functions(t):
     "Every function of a tree with the class it stands in"
-    for n in ast.walk(t):
+    for n in surface.nodes(t):
         for f in getattr(n, "body", []) if isinstance(n, (ast.Module, ast.ClassDef)) else []:
             if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)): yield f, n if isinstance(n, ast.ClassDef) else None
 
@@ -253,7 +257,7 @@ def test_the_measure_of_prose_sees(tmp_path):
 
 def blankets(t):
     "Handlers that catch everything: without a type, or a broad one whose body does nothing"
-    for n in ast.walk(t):
+    for n in surface.nodes(t):
         if not isinstance(n, ast.ExceptHandler): continue
         broad = isinstance(n.type, ast.Name) and n.type.id in ("Exception", "BaseException")
         if n.type is None or (broad and all(isinstance(b, (ast.Pass, ast.Continue)) for b in n.body)): yield n.lineno
@@ -266,7 +270,7 @@ def test_nothing_is_swallowed(p): assert not list(blankets(python(p)))
 def sniffing(t):
     "Where a tree asks what fastai's own callbacks leave on a Learner, in place of its phase"
     marks = ("lr_finder", "gather_preds")
-    for n in ast.walk(t):
+    for n in surface.nodes(t):
         said = n.attr if isinstance(n, ast.Attribute) else n.id if isinstance(n, ast.Name) else n.value if isinstance(n, ast.Constant) else None
         if said in marks: yield f"{said} in line {n.lineno}"
 
@@ -512,7 +516,7 @@ def asks_past_the_seams(t):
     "What a tree asks that only task and data may ask, as text"
     ways = ((ast.Call, asks_by_call), (ast.Compare, asks_by_comparison), ((ast.Dict, ast.Call), asks_by_table), (ast.pattern, asks_by_pattern))
     inside = set() # what stands in a comparison that is named as a whole
-    for n in ast.walk(t):
+    for n in surface.nodes(t):
         owner,name = attribute(n)
         counted = isinstance(n, ast.Compare) and any(map(counts_dimensions, (n.left, *n.comparators)))
         if counted: inside.update(map(id, (n.left, *n.comparators)))
