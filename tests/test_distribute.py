@@ -23,6 +23,7 @@ from vitnb.data.shard import shard
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
 from vitnb.launch import Ranks
+from vitnb.runfolder import run_status
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -385,6 +386,17 @@ def test_the_error_of_one_rank_stops_all(workspace, cell, says):
     assert code == 1 and all(s in out for s in says), out
     status = read_json(only_run(workspace)/"status.json")
     assert status["status"] == "failed" and says[1].split(": ")[-1] in status["error"]
+
+
+def test_ranks_whose_launcher_dies_at_once_do_not_train(workspace):
+    "Before any of them has looked who started it"
+    nb,mark = notebook(workspace/"train_demo.ipynb", PARAMS, "import time\ntime.sleep(1000)"),uuid.uuid4().hex
+    p = start(["vitnb.experiment.cli", "run", nb, "--processes", "2"], workspace, MARK=mark)
+    until(lambda: len(psutil.Process(p.pid).children()) == 2, why="no ranks")
+    p.kill()
+    p.communicate(timeout=60)
+    assert_nobody_left(mark)
+    assert all(run_status(file.parent)["status"] == "killed" for file in workspace.glob("out/*/*/status.json"))
 
 
 @pytest.mark.parametrize("who", ["launcher", "kernel of rank 1"])
