@@ -260,9 +260,7 @@ def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
-    if is_orphan():
-        complain("vitnb run: the process that started this rank has ended")
-        return 1
+    if is_orphan(): return complain("vitnb run: the process that started this rank has ended") or 1
     leave_outer_run()
     if args.help: return _help(args)
     for line in accelerate_lines() if is_main() else (): complain(line)
