@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fastai.callback.core import Callback, CancelBatchException
 from tiny_spectral import masked_learner, pixel_learner
 from torch import nn
+from zone_films import zone_fit
 
 from vitnb.callback.checkpoint import Checkpoints
 from vitnb.callback.limit import TrainingStopped
@@ -175,6 +176,7 @@ def main(out):
     cubes = dict(CASES["masked"], monitor="valid_loss")
     resume(out/"cut_cubes", 5, 3, **cubes)
     done |= {"resumed cubes": resume(out/"cut_cubes", epochs=3, **cubes), "whole cubes": resume(out/"whole_cubes", epochs=3, **cubes)}
+    for folder,step in (("zones", None), ("zones_from_one", None), ("zones_from_two", 8)): zone_fit(out/folder, step)
     done |= dict(same=gathered(True), different=gathered(False), uneven=uneven(), stop=stop_together(out/"stop"), alike=not_alike(), clean=clean())
     torch.save(done, out/f"rank{my_rank()}.pth")
 

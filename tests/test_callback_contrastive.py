@@ -3,6 +3,7 @@ import copy
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import contrastive_worker as worker
@@ -14,7 +15,7 @@ from contrastive_worker import ARCHS, make, outcome, quiet_fit
 from tiny_tasks import Die, DieAt
 
 from vitnb.callback.base import TrainCallback
-from vitnb.callback.contrastive import Contrastive, MomentumTeacher, ProjectionHead, make_teacher, put_head
+from vitnb.callback.contrastive import Contrastive, MomentumTeacher, ProjectionHead, SmallBatch, make_teacher, put_head
 from vitnb.callback.pretext import make_pretext, pretexts
 from vitnb.launch import Ranks
 from vitnb.learner.core import load_model, run_callbacks
@@ -277,3 +278,32 @@ def test_two_processes_are_one(tmp_path):
         assert one["losses"] == pytest.approx(a["losses"], rel=1e-4), case
         for mine,theirs in zip(one["rows"], a["rows"]):
             for k in mine.keys() - {"seconds"}: assert mine[k] == pytest.approx(theirs[k], rel=1e-3, abs=1e-5), (case, k)
+
+
+def few(**kw):
+    "What is said of a batch"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        make(**kw)
+    return " ".join(str(one.message) for one in said if issubclass(one.category, SmallBatch))
+
+
+def test_a_small_batch_is_told_what_it_does():
+    "A08: few negatives, and batch normalisation that lets images see each other; by the images of the whole step"
+    assert "a step has 8 images: each view has only 14 others" in few(bs=8) and "batch normalisation" not in few(bs=8)
+    assert "batch normalisation lets images of a batch see each other" in few(bs=8, pretext=dict(norm="batch"))
+    assert "batch normalisation" not in few(bs=8, pretext=dict(norm="layer"))
+    alone = few(bs=8, pretext=dict(loss="byol"))
+    assert "batch normalisation" in alone and "others" not in alone, "it compares no images, but its head has a norm"
+    assert not few(bs=16, pretext=dict(norm="batch")) and not few(bs=8, pretext=dict(loss="byol", norm="layer"))
+
+
+@pytest.mark.parametrize("norm,sees", [("layer", False), ("batch", True)])
+def test_what_a_norm_lets_a_sample_see_of_another(norm, sees):
+    "A08: another sample changes by 10; with batch normalisation this one moves too"
+    torch.manual_seed(0)
+    head = ProjectionHead(8, 4, norm=norm).train()
+    x = torch.randn(8, 8)
+    other = x.clone()
+    other[1] += 10
+    assert ((head(x)[0] - head(other)[0]).abs().max().item() > .01) == sees

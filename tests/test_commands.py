@@ -1,7 +1,9 @@
 "Searches from the command line"
 import json
+import os
 import signal
 
+import psutil
 import pytest
 from search_helpers import SPACE, space_file, start, wait_for, workspace # noqa: F401, two of them are fixtures
 
@@ -59,3 +61,30 @@ def test_processes_share_a_study_and_a_signal_ends_them_all(workspace, space_fil
 
 def test_no_process_is_no_search(workspace, space_file, capfd):
     assert main(["search", "train_demo.ipynb", *space_file, "--processes", "0"]) == 2 and "from 1" in capfd.readouterr().err
+
+
+@pytest.mark.slow # starts a kernel for each trial
+def test_workers_end_with_the_process_that_started_them(workspace, space_file):
+    "SIGKILL of the one that was typed: the others stop, what had ended stays, and the same command goes on"
+    slow = [*space_file, "--trials", "3", "--processes", "2", "-p", "nap", "0.5"]
+    search = start(workspace, *slow)
+    began = lambda number: list((workspace/"out/train_demo").glob(f"*-s.000{number}/began.txt"))
+    wait_for(lambda: began(2), "no third trial")
+    started = psutil.Process(search.pid).children(recursive=True)
+    search.kill()
+    search.communicate(timeout=60)
+    _,alive = psutil.wait_procs(started, timeout=30)
+    assert started and not alive, [process.cmdline() for process in alive]
+    ended = [row for row in study_rows(open_study("s", root=workspace)) if row["state"] == "complete"]
+    assert ended, "the first of two had ended when the third began"
+    search = start(workspace, *slow)
+    out = search.communicate(timeout=300)[0]
+    rows = [row for row in study_rows(open_study("s", root=workspace)) if row["state"] == "complete"]
+    assert search.returncode == 0 and len(rows) == 3 and all(row in rows for row in ended), out
+
+
+def test_a_worker_whose_parent_is_gone_takes_no_trial(workspace, space_file):
+    worker = start(workspace, *space_file, "--trials", "2", "--parent", "1" if os.getpid() != 1 else "2")
+    worker.communicate(timeout=60)
+    assert worker.returncode in (-signal.SIGTERM, 130, 143)
+    assert not list((workspace/"out").glob("train_demo/*/began.txt"))

@@ -11,16 +11,19 @@ import uuid
 from pathlib import Path
 
 import distribute_worker as worker
+import numpy as np
 import psutil
 import pytest
 import torch
 from process_state import quiet_port
+from zone_films import zone_fit
 
 from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.data.shard import shard
 from vitnb.experiment import cli
 from vitnb.experiment.run import read_json
 from vitnb.launch import Ranks
+from vitnb.runfolder import run_status
 from vitnb.testing import differences
 
 HERE = Path(__file__).resolve().parent
@@ -55,6 +58,7 @@ def two(tmp_path_factory):
     "All that two ranks find, by rank, and the folder they worked in"
     out = tmp_path_factory.mktemp("ranks")
     worker.resume(out/"one", 8)
+    zone_fit(out/"zones_from_one", 8)
     return launched(out, "main", 2), out
 
 
@@ -186,11 +190,21 @@ def test_resume_on_another_number_of_processes(two, tmp_path):
         assert len(got["rows"]) == 2
 
 
+def test_scores_of_training_are_those_of_all_ranks(two, tmp_path):
+    "Also where two go on from one process in the middle of an epoch, and one from two"
+    zone_fit(tmp_path)
+    zone_fit(two[1]/"zones_from_two")
+    for name in ("training_history.json", "validation_history.json"):
+        wanted = json.loads((tmp_path/name).read_text())
+        for folder in ("zones", "zones_from_one", "zones_from_two"):
+            got = json.loads((two[1]/folder/name).read_text())
+            for key in wanted: assert np.allclose(got[key], wanted[key], atol=1e-5 if key.endswith("losses") else 1e-12), (folder, key)
+
+
 def test_only_rank_0_writes(two):
     "One event stream, one history, one tracker file"
     files = sorted(str(p.relative_to(two[1]/"whole")) for p in (two[1]/"whole").rglob("*") if p.is_file() and "events.out" not in p.name)
     assert files == sorted(["checkpoints/best_model.pth", "checkpoints/last_model.pth", "columns.json", "events.jsonl", "history.csv", "history.json", "run.log", "tracker.json",
-                            "training_history.json", "validation_history.json",
                             *[f for f in files if f.endswith(".lock")]])
     assert len(list((two[1]/"whole").rglob("events.out*"))) == 1
     events = [json.loads(line)["event"] for line in (two[1]/"whole/events.jsonl").read_text().splitlines()]
@@ -372,6 +386,17 @@ def test_the_error_of_one_rank_stops_all(workspace, cell, says):
     assert code == 1 and all(s in out for s in says), out
     status = read_json(only_run(workspace)/"status.json")
     assert status["status"] == "failed" and says[1].split(": ")[-1] in status["error"]
+
+
+def test_ranks_whose_launcher_dies_at_once_do_not_train(workspace):
+    "Before any of them has looked who started it"
+    nb,mark = notebook(workspace/"train_demo.ipynb", PARAMS, "import time\ntime.sleep(1000)"),uuid.uuid4().hex
+    p = start(["vitnb.experiment.cli", "run", nb, "--processes", "2"], workspace, MARK=mark)
+    until(lambda: len(psutil.Process(p.pid).children()) == 2, why="no ranks")
+    p.kill()
+    p.communicate(timeout=60)
+    assert_nobody_left(mark)
+    assert all(run_status(file.parent)["status"] == "killed" for file in workspace.glob("out/*/*/status.json"))
 
 
 @pytest.mark.parametrize("who", ["launcher", "kernel of rank 1"])

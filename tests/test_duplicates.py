@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from vitnb.data.duplicates import (check_pool, close_pairs, connected_groups, find_duplicates, group_duplicates, identical_files, merge_groups,
+from vitnb.data.duplicates import (check_pool, close_pairs, connected_groups, drop_copies, find_duplicates, group_duplicates, identical_files, merge_groups,
     perceptual_hash)
 from vitnb.data.sets import folder_set
 from vitnb.data.holdout import Split
@@ -175,3 +175,30 @@ def test_leaves_of_the_web_have_copies_of_one_class(tmp_path):
     s = folder_set(tmp_path/"cotton_leaf_disease")
     found = group_duplicates(s)
     assert len(found.names) == 600 and 200 < found.repeated < 400 and not len(found.across_classes)
+
+
+def test_no_held_out_image_is_trained_on_though_it_lies_in_both_folders(tmp_path, capsys):
+    "A22: copies byte for byte leave train, counted; a file that only has the same size stays; what is encoded anew check_pool finds"
+    from vitnb.data.pool import load_pool
+    for part,seeds in (("train", range(12)), ("test", range(20, 24)), ("valid", range(30, 33))):
+        (tmp_path/part).mkdir()
+        for seed in seeds: saved(tmp_path/part/f"{seed}.png", texture(seed))
+    for number,source in enumerate(("test/20.png", "valid/31.png")): (tmp_path/"train"/f"again{number}.png").write_bytes((tmp_path/source).read_bytes())
+    pool = load_pool(tmp_path)
+    before = pool.fingerprint
+    assert drop_copies(pool) == 2 and "2 of 14 training images are held out too" in capsys.readouterr().out
+    held = {(tmp_path/item).read_bytes() for part in ("valid", "test") for item in pool.splits[part].items}
+    seen = {(tmp_path/item).read_bytes() for item in pool.splits["train"].items}
+    assert len(seen) == 12 and not seen & held and pool.fingerprint != before
+    assert drop_copies(pool) == 0 and not capsys.readouterr().out
+    check_pool(pool, pool)
+    saved(tmp_path/"train"/"re-encoded.jpg", texture(21), quality=90)
+    pool = load_pool(tmp_path)
+    drop_copies(pool)
+    with pytest.raises(ValueError, match="1 of 7 held-out images are in the pool"): check_pool(pool, pool)
+
+
+def test_copies_among_arrays_leave_train_with_their_labels():
+    x = np.stack([texture(seed, 16) for seed in range(10)])
+    both = ImageSet("x", None, dict(train=Split(x[:8], groups=np.arange(8)), test=Split(np.concatenate([x[8:], x[2:3]]))))
+    assert drop_copies(both) == 1 and both.splits["train"].groups.tolist() == [0, 1, 3, 4, 5, 6, 7] and len(both.splits["test"]) == 3

@@ -12,7 +12,7 @@ from nbconvert.filters import markdown2html
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
 from vitnb.drawings import drawings
-from vitnb.escape import in_figure, in_page
+from vitnb.escape import in_figure, in_page, shortened
 from vitnb.experiment.advice import Advice
 from vitnb.experiment.run import Run, release
 from vitnb.explore.embedding import plot_features
@@ -96,3 +96,7 @@ def test_figures_draw_names_as_they_are(name): assert any(NAME in said for said 
 
 @pytest.mark.parametrize("name", BAD)
 def test_any_name_can_be_drawn(name): assert name in drawn(show_images(np.zeros((1, 4, 4, 3)), [name]))
+
+
+@pytest.mark.parametrize("text,most,want", [("Curl Virus", 10, "Curl Virus"), ("Curl Virus", 9, "Curl Vir…"), ("Leaf Hopper Jassids", 13, "Leaf Hopper…"), ("", 3, ""), (7, 3, "7")])
+def test_a_name_that_is_cut_says_so(text, most, want): assert shortened(text, most) == want and len(want) <= most

@@ -1,4 +1,8 @@
 "The proof of exact resume: what it asks of a run, and what it finds"
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from vitnb.exactness import assert_exact_resume
@@ -14,3 +18,21 @@ def test_a_script(warm, tmp_path):
     f = tmp_path/"train.py"
     f.write_text("import sys\nfrom vitnb.testing import tiny_fit\ntiny_fit(sys.argv[1], epochs=2)\n")
     assert assert_exact_resume(f, kills=1, warm=warm)["identical"] == 1
+
+
+LONG = """
+import time
+from pathlib import Path
+from vitnb.exactness import Warm
+def wait(folder): time.sleep(600)
+Warm().run(wait, Path({!r}))
+"""
+
+
+@pytest.mark.slow # imports torch twice
+def test_a_proof_that_is_killed_leaves_no_run_behind(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", LONG.format(str(tmp_path/"run"))], start_new_session=True)
+    while len(started := psutil.Process(owner.pid).children(recursive=True)) < 2: assert owner.poll() is None # the warm process, and its fork that runs
+    owner.kill()
+    owner.wait()
+    assert not psutil.wait_procs(started, timeout=30)[1]

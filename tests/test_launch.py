@@ -162,3 +162,33 @@ def test_idle_devices_are_said(monkeypatch):
     assert "1 of 4 CUDA devices train" in launch.idle_devices(1, GPU) and launch.idle_devices(4, GPU) == launch.idle_devices(1, CPU) == ""
     Cuda(monkeypatch, 4, "2")
     assert launch.idle_devices(1, GPU) == "", "what is hidden from the run is not idle"
+
+
+CHILD = "import sys, time; from vitnb.launch import follow_parent; print('there', flush=True); follow_parent(lambda: open(sys.argv[1], 'w').write('gone'), {}, .02).join(60)"
+PARENT = "import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1].format(os.getpid()), sys.argv[2]]); time.sleep(600)"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_child_hears_of_the_sudden_death_of_its_parent(tmp_path, at_once):
+    "SIGKILL of the parent, before the child has looked for the first time or after"
+    file = tmp_path/"said"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, str(file)], stdout=subprocess.PIPE, text=True)
+    while not (children := psutil.Process(parent.pid).children()): time.sleep(.01)
+    if not at_once:
+        assert parent.stdout.readline() == "there\n"
+        time.sleep(.1)
+        assert not file.exists(), "its parent lives"
+    parent.kill()
+    parent.wait()
+    assert not psutil.wait_procs(children, timeout=60)[1] and file.read_text() == "gone"
+    parent.stdout.close()
+
+
+def test_a_rank_knows_that_its_launcher_is_gone(monkeypatch):
+    done = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    done.wait()
+    for pid,gone in ((os.getpid(), False), (done.pid, True)):
+        monkeypatch.setenv(launch.LAUNCHER, str(pid))
+        assert launch.is_orphan() == gone
+    monkeypatch.delenv(launch.LAUNCHER)
+    assert not launch.is_orphan(), "a launcher of others does not say who it is"

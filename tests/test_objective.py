@@ -100,3 +100,9 @@ def test_a_loss_of_torch_gives_each_sample_and_is_as_it_was_also_after_an_error(
     assert torch.allclose(objective.each(pred, fields), F.cross_entropy(pred, target, reduction="none")) and loss.reduction == "mean"
     with pytest.raises(ValueError): objective.each(pred[:2], fields)
     assert loss.reduction == "mean" and as_objective(objective) is objective and objective.terms(pred, fields)["loss"][1] == 4
+
+
+def test_a_figure_names_the_loss_that_was_chosen():
+    assert make_objective(Tasks.of(OneClass("abc"))).title == "Loss (cross entropy)"
+    assert make_objective(Tasks.of(OneClass("abc")), "focal").title == "Loss (focal)"
+    assert make_objective(TWO).title == "Loss (weighted sum of tasks)"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vitnb.experiment.run import Run, as_before, mark_status, new_run_dir, plain, read_json, write_json
 from vitnb.parameters import check_injected, public_params
+from vitnb.runfolder import release
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +219,17 @@ def test_what_nobody_gives_is_as_it_was(workspace):
     assert longer.params == dict(epochs=4, lr=.1, bs=16) and longer.changes == ["epochs: 2 -> 4"]
     assert as_before("auto", dict(epochs=4), ["lr"]) == dict(epochs=4)
     assert as_before(str(first.dir), dict(epochs=8), dict(epochs=1, lr=1., resume="auto")) == dict(epochs=8, lr=.1)
+
+
+def test_what_a_search_found_is_kept_with_the_run(workspace):
+    "Its own file changes while the study goes on; a run that goes on keeps what it began with"
+    found = dict(study_name="s", best_trial=3, best_value=.9, best_params=dict(lr=.03))
+    write_json(workspace/"best_params.json", found)
+    params = dict(lr=.1, epochs=2, hyperparams=str(workspace/"best_params.json"))
+    run = Run("train_demo", params)
+    assert run.params["lr"] == .03 and read_json(run.dir/"hyperparams.json") == found
+    write_json(workspace/"best_params.json", {**found, "best_trial": 5})
+    release(run.dir)
+    again = Run("train_demo", params, resume=str(run.dir))
+    assert again.dir == run.dir and read_json(run.dir/"hyperparams.json") == found
+    assert not (Run("train_demo", dict(lr=.1, hyperparams=None)).dir/"hyperparams.json").exists()

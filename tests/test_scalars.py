@@ -96,16 +96,6 @@ def test_steps_that_overflow_are_counted():
     assert row["grad_norm"] is None or math.isfinite(row["grad_norm"]), "an overflow is no norm"
 
 
-def test_two_histories_stand_beside_the_whole(tmp_path):
-    "The chest guide: training_history.json and validation_history.json"
-    tiny_fit(tmp_path, epochs=3, valid_every=2, clip=1.)
-    whole,training,validation = (json.loads((tmp_path/f"{name}.json").read_text()) for name in ("history", "training_history", "validation_history"))
-    assert [row["epoch"] for row in training] == [1, 2, 3] and [row["epoch"] for row in validation] == [2, 3]
-    assert {"train_loss", "train_accuracy", "lr", "grad_norm"} <= training[0].keys() and "valid_loss" not in training[0]
-    assert {"valid_loss", "accuracy", "f1_macro"} <= validation[0].keys() and not any(k.startswith("train") for k in validation[0])
-    for a,b,c in ((whole[1], training[1], validation[0]), (whole[2], training[2], validation[1])): assert a == {**b, **c}, "together they are the history"
-
-
 def test_a_tracker_of_a_users_own_gets_the_names(tmp_path):
     tracker = make_tracker("tensorboard", tmp_path, scalar_names={"train/lr":"LR"})
     assert tracker.scalar_names == {"train/lr":"LR"} and make_tracker("tensorboard", tmp_path).scalar_names == {}

@@ -42,3 +42,10 @@ def test_only_what_there_is_something_for_is_drawn(tmp_path, values, reports, na
 
 def test_a_picture_of_no_kind_is_refused():
     with pytest.raises(ValueError, match="did you mean 'history'"): plot_study(study_of([.1]), "histroy")
+
+
+@pytest.mark.parametrize("what", ["history", "curves"])
+def test_there_is_no_half_a_trial_and_no_half_an_epoch(what):
+    fig = plot_study(study_of(VALUES, (.5, .7, .8, .9, 1.)), what, "f1")
+    ticks = fig.axes[0].get_xticks()
+    assert len(ticks) > 2 and np.array_equal(ticks, np.rint(ticks))

@@ -1,4 +1,5 @@
 "Test-time augmentation: what cells of the notebook do not show"
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from vitnb.data.sample import Batch
 from vitnb.data.sets import load_set
 from vitnb.learner.core import vit_learner
 from vitnb.learner.predict import predict_split
-from vitnb.learner.tta import mean_nll, predict_tta, tta_mode, view_scores
+from vitnb.learner.tta import UnseenView, mean_nll, predict_tta, tta_mode, unseen_turns, view_scores
 from vitnb.learner.views import pick_views, view_sets
 from vitnb.losses.objective import make_objective
 from vitnb.metrics.base import make_task_metrics
@@ -181,3 +182,16 @@ def test_scores_come_from_the_metrics_of_each_task():
     known = target["zones"] != 3
     assert rows[0]["zones/accuracy"] == pytest.approx((said == target["zones"])[known].float().mean().item())
     assert [*rows[0].values()][1:] == pytest.approx([*rows[1].values()][1:], abs=1e-5), "brought back, a mirror image says the same"
+
+
+def test_views_that_training_never_showed_are_named(learn):
+    "A23: turns that were not learnt lower the accuracy"
+    assert unseen_turns(learn, "d4") == ["hflip", "rot90", "rot180", "rot270"] and not unseen_turns(learn, "shifts")
+    with pytest.warns(UnseenView, match="training never showed hflip, vflip, rot180"): predict_tta(learn, "test", "flips")
+    mirrored = SimpleNamespace(dls=image_loaders(load_set("digits", limit=12), bs=32, augment="crop_flip", device="cpu"))
+    assert not unseen_turns(mirrored, "flip") and unseen_turns(mirrored, "flips") == ["vflip", "rot180"]
+    never = SimpleNamespace(dls=image_loaders(load_set("digits", limit=12), bs=32, augment="crop_flip", aug_kw=dict(flip=0.), device="cpu"))
+    assert unseen_turns(never, "flip") == ["hflip"], "a flip with probability 0 shows nothing"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnseenView)
+        predict_tta(learn, "test", "none")

@@ -2,8 +2,11 @@
 import gc
 import os
 import random
+import subprocess
+import sys
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from data_helpers import digits, equal, film_set, own_folders, paint, passes, same
@@ -124,3 +127,31 @@ def test_on_a_cpu_nobody_is_started(digits, monkeypatch):
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
 def test_a_wrong_number_of_workers_is_refused(digits, workers):
     with pytest.raises(ValueError, match="must be 'auto' or a whole number from 0"): image_loaders(digits, workers=workers)
+
+FEEDS = """
+import time
+import torch
+from vitnb.data.workers import WorkerPasses
+class Work:
+    def room(self, n): return 1000
+    def batch_seed(self, key): return 0
+    def __getitem__(self, key): return dict(image=torch.zeros(3))
+if __name__ == "__main__":
+    passes = WorkerPasses(Work(), 1, 2, False)
+    passes.keys[:] = range(4)
+    for batch in passes.loader: pass
+    print("fed", flush=True)
+    time.sleep(600)
+"""
+
+@pytest.mark.timeout(120)
+def test_workers_end_when_their_process_is_killed(tmp_path):
+    "SIGKILL, and they are between two passes: they look for their parent every five seconds"
+    (tmp_path/"feeds.py").write_text(FEEDS)
+    feeds = subprocess.Popen([sys.executable, str(tmp_path/"feeds.py")], stdout=subprocess.PIPE, text=True)
+    assert feeds.stdout.readline() == "fed\n"
+    workers = psutil.Process(feeds.pid).children(recursive=True)
+    feeds.kill()
+    feeds.wait()
+    feeds.stdout.close()
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=30)[1]

@@ -141,6 +141,7 @@ from vitnb.callback.checkpoint import *
 from vitnb.callback.steps import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *
+from vitnb.callback.zonehistory import *
 from vitnb.callback.history import *
 from vitnb.callback.scalars import *
 from vitnb.callback.tracker import *

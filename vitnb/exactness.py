@@ -32,6 +32,7 @@ from fastcore.basics import patch
 from .callback.checkpoint import load_checkpoint
 from .core import need, one_of
 from .experiment.cli import notebook_params, read_notebook
+from .launch import end_tree, follow_parent
 from .parameters import check_params
 from .testing import differences
 
@@ -115,10 +116,16 @@ def _child(job, log):
         for stream in (sys.stdout, sys.stderr): stream.flush()
         os._exit(status)
 
+def _end_all():
+    "End the run in progress, with all that it has started, and this process"
+    end_tree(os.getpid(), itself=False)
+    os._exit(1)
+
 def serve()->None:
     "Fork a run for each line on standard input; say its process id, then how it ended. What a `Warm` process does"
     import vitnb.learner.core # noqa: F401, what every fork then has
     print(os.getpid(), flush=True) # ready
+    follow_parent(_end_all)
     for line in sys.stdin:
         job,log = line.split()
         child = os.fork()

@@ -19,7 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from torch import Tensor
 
 from .core import moved_names
-from .escape import in_figure
+from .escape import in_figure, shortened
 
 # %% ../nbs/library/390_figures.ipynb #bdfa0fba
 STYLE = {"figure.dpi":100, "font.size":10, "axes.titlesize":11, "axes.spines.top":False, "axes.spines.right":False,
@@ -171,7 +171,7 @@ def plot_curves(
 # %% ../nbs/library/390_figures.ipynb #981ee59d
 def _name_classes(ax, classes):
     "Put the names of the classes on both axes"
-    names = [in_figure(str(name)[:18]) for name in classes]
+    names = [in_figure(shortened(name, 18)) for name in classes]
     places = range(len(names))
     upright = len(names) > 10 or max(map(len, names)) > 3
     ax.set_xticks(places, names, rotation=90 if upright else 0, fontsize=8)
@@ -212,7 +212,7 @@ def plot_predictions(
 )->Figure: # The images, each with its prediction and its truth
     "Show images with what the model says, how sure it is, and what is true"
     sure,said = torch.as_tensor(probs).max(1)
-    short = [str(name)[:14] for name in classes]
+    short = [shortened(name, 14) for name in classes]
     titles = []
     colors = []
     for prob,answer,target in zip(sure.tolist(), said.tolist(), torch.as_tensor(targets).tolist()):

@@ -8,11 +8,11 @@ __all__ = ['STOPPING', 'cell_error', 'watch_cells', 'watch_parent', 'is_unheard'
 # %% ../nbs/library/033_kernel.ipynb #5aac7c1a
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .launch import follow_parent
 from .progress import in_kernel
 
 # %% ../nbs/library/033_kernel.ipynb #528c9f12
@@ -42,13 +42,7 @@ def watch_parent(
     "Be told that the process that started this kernel has ended"
     parent = os.getppid()
     if not in_kernel() or os.environ.get("JPY_PARENT_PID") != str(parent): return False
-    done = threading.Event()
-    def look():
-        while not done.wait(every):
-            if os.getppid() == parent: continue
-            react()
-            return
-    threading.Thread(target=look, name="parent", daemon=True).start()
+    follow_parent(react, parent, every)
     return True
 
 # %% ../nbs/library/033_kernel.ipynb #1049958b

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from .core import atomic_write, is_main, need
 from .files import load_json
+from .launch import LAUNCHER, is_living
 from .progress import in_kernel
 
 # %% ../nbs/library/034_runfolder.ipynb #52f378e3
@@ -78,17 +79,10 @@ def _take(folder):
     os.pwrite(descriptor, json.dumps(dict(pid=os.getpid(), host=platform.node())).encode(), 0)
     return descriptor
 
-def _lives(pid):
-    "Whether a process of this machine is there"
-    psutil = need("psutil")
-    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess: return False
-    except psutil.AccessDenied: return True
-
 def _is_orphaned(folder):
     "Whether who took a lock has ended, so that only what it had started holds it, and not for long"
     owner = _owner(folder)
-    return bool(owner) and owner.get("host") == platform.node() and not _lives(owner["pid"])
+    return bool(owner) and owner.get("host") == platform.node() and not is_living(owner["pid"])
 
 def _owner(folder):
     try: return json.loads(Path(folder, ".lock").read_text())
@@ -104,7 +98,7 @@ def sweep(
     count = 0
     for path in Path(run_dir).rglob(".*.tmp"):
         found = _UNFINISHED.fullmatch(path.name)
-        if not found or int(found[1]) != os.getpid() and _lives(int(found[1])): continue
+        if not found or int(found[1]) != os.getpid() and is_living(int(found[1])): continue
         path.unlink(missing_ok=True)
         count += 1
     return count
@@ -252,7 +246,7 @@ def left_undone(
 
 # %% ../nbs/library/034_runfolder.ipynb #9bb32d36
 _OF_A_RUN = ("VITNB_RUN_DIR", "VITNB_RUN_FOR", "VITNB_LOCK", "VITNB_RESUMED", "VITNB_TRIAL", "RANK", "WORLD_SIZE",
-             "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+             "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", LAUNCHER)
 
 def is_nested()->bool: # Whether what the environment says of a run is about another one than this process's own
     "Ask whether a run's variables were inherited by accident"

@@ -21,7 +21,7 @@ from ..core import atomic_write, is_main
 from ..files import load_json
 
 # %% ../../nbs/library/473_callback.history.ipynb #651fb097
-_FILES = ("history.csv", "history.json", "training_history.json", "validation_history.json", "columns.json")
+_FILES = ("history.csv", "*history.json", "columns.json") # other forms of it, which further callbacks write, go with it
 
 class History(TrainCallback):
     "Write `history.csv` and `history.json` after each epoch"
@@ -53,8 +53,6 @@ class History(TrainCallback):
         rows = self.recorder.rows
         self._write_json("columns.json", {c.name:_facts(c) for c in self.learn.columns.values()})
         self._write_json("history.json", rows)
-        self._write_json("training_history.json", [_part(row, True) for row in rows])
-        self._write_json("validation_history.json", [_part(row, False) for row in rows if _is_validated(row)])
         with atomic_write(self.folder/"history.csv") as path, path.open("w", newline="") as file:
             table = csv.DictWriter(file, fieldnames=list(rows[-1]))
             table.writeheader()
@@ -64,18 +62,7 @@ class History(TrainCallback):
         with atomic_write(self.folder/name) as path: path.write_text(json.dumps(values, indent=1))
 
 # %% ../../nbs/library/473_callback.history.ipynb #3577f5fc
-_HEAD = ("epoch", "step")
 TRAINING_COLUMNS = ("lr", "grad_norm", "skipped_steps", "memory_mib", "seconds") # said of the training
-
-def _is_training(name): return name in TRAINING_COLUMNS or name.rpartition("/")[2].startswith("train_")
-
-def _part(row, training):
-    "A row without the columns of the other part"
-    return {name:value for name,value in row.items() if name in _HEAD or _is_training(name) == training}
-
-def _is_validated(row):
-    "Whether the epoch of a row was validated: it is one of `valid_every`"
-    return any(value is not None for name,value in _part(row, False).items() if name not in _HEAD)
 
 def _facts(column): return dict(better=column.better, unit=column.unit, task=column.task)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_grey', 'perceptual_hash', 'close_pairs', 'connected_groups', 'merge_groups', 'Duplicates', 'find_duplicates',
-           'group_duplicates', 'check_pool', 'identical_files']
+           'group_duplicates', 'check_pool', 'identical_files', 'drop_copies']
 
 # %% ../../nbs/library/178_data.duplicates.ipynb #0caa53ac
 import hashlib
@@ -286,3 +286,25 @@ def identical_files(
     for row,(path,size) in enumerate(zip(paths, sizes)):
         if often[size] > 1: keys[row] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return merge_groups(keys)
+
+# %% ../../nbs/library/178_data.duplicates.ipynb #38f49485
+def _same_bytes(image_set, names):
+    "Number of the group of each image of some splits: of one are those that hold the same bytes"
+    items = [item for name in names for item in image_set.splits[name].items]
+    if all(map(_is_path, items)): return identical_files([Path(image_set.root or ".")/item for item in items])
+    return merge_groups([hashlib.sha256(np.ascontiguousarray(item)).hexdigest() for item in items])
+
+def drop_copies(
+    image_set:ImageSet, # With its splits; changed
+)->int: # Images that were taken out
+    "Take out of train what is also in another split, byte for byte"
+    names = list(image_set.splits)
+    groups = _same_bytes(image_set, names)
+    part = np.repeat(names, [len(split) for split in image_set.splits.values()])
+    is_held_out = np.isin(groups, groups[part != "train"])[part == "train"]
+    train = image_set.splits["train"]
+    if is_held_out.any():
+        image_set.replace_splits({**image_set.splits, "train":train.take(np.flatnonzero(~is_held_out))})
+        count = is_held_out.sum()
+        print(f"{count:,} of {len(train):,} training images are held out too, byte for byte; they are left out")
+    return int(is_held_out.sum())

@@ -182,6 +182,11 @@ class Flip(Transform):
     ):
         self.p = check_share("p", p)
 
+    @property
+    def shows(self)->tuple: # Names of `vitnb.learner.views`; test-time augmentation asks which turns were trained
+        "Say as which views a sample may come out"
+        return ("hflip",)*(self.p > 0)
+
     def batch(self, x, draws): return mirror(x, draws.uniform() < self.p)
     def ragged(self, x, draws): return mirror(x, draws.uniform() < self.p)
 

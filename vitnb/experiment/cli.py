@@ -28,7 +28,8 @@ from .readme import render_readme
 from .run import commands, goes_on, load_families
 from .show import show_run
 from ..kernel import on_signals
-from ..launch import Ranks, count_processes, device_environment, free_port, idle_devices, meet_on_loopback
+from ..launch import (Ranks, count_processes, device_environment, free_port, idle_devices, is_orphan,
+                          meet_on_loopback)
 from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
@@ -259,6 +260,7 @@ def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
+    if is_orphan(): return complain("vitnb run: the process that started this rank has ended") or 1
     leave_outer_run()
     if args.help: return _help(args)
     for line in accelerate_lines() if is_main() else (): complain(line)

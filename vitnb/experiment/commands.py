@@ -11,10 +11,12 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from .execute import workspace_of
 from .notebook import notebook_askable, notebook_params, read_notebook
@@ -26,6 +28,7 @@ from .study import SearchPlan, make_plan, open_study, study_folder
 from .studyfigures import save_study_figures
 from .sweep import create_sweep, is_offline, join_sweep
 from ..kernel import on_signals
+from ..launch import follow_parent
 from ..parameters import parse_params
 
 # %% ../../nbs/library/680_experiment.commands.ipynb #fccd47e7
@@ -82,7 +85,7 @@ def other_workers(
     "Start the workers beside this one; each is the same command, and all share the cores"
     share = max(1, (os.cpu_count() or 1)//args.processes)
     if args.processes > 1: os.environ.setdefault("OMP_NUM_THREADS", str(share))
-    line = [sys.executable, "-m", "vitnb.experiment.cli", *worker_line(args)]
+    line = [sys.executable, "-m", "vitnb.experiment.cli", *worker_line(args), "--parent", str(os.getpid())]
     others = [subprocess.Popen(line, start_new_session=True) for _ in range(args.processes - 1)]
     try: yield others
     except BaseException:
@@ -109,6 +112,7 @@ def _report(found, study, folder, plan):
 
 def _search(args):
     "Work on a study until enough trials have ended, or a signal came"
+    if args.parent: follow_parent(partial(os.kill, os.getpid(), signal.SIGTERM), args.parent)
     if args.processes < 1: raise ValueError(f"--processes {args.processes} must be from 1")
     plan = plan_of(args)
     root = workspace_of(args.notebook)
@@ -198,6 +202,7 @@ def add_search(
                          help="workers on this machine, each with a training of its own at a time (default: 1)")
     command.add_argument("--max-failures", type=int, default=5, metavar="N",
                          help="failed trials in a row that end the search (default: 5)")
+    command.add_argument("--parent", type=int, help=argparse.SUPPRESS) # of a worker: ends with that process
     command.set_defaults(call=cmd_search)
 
 @commands.register("sweep")

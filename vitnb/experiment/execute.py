@@ -21,7 +21,7 @@ from pathlib import Path
 from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, need, repo_root, settings
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import as_before, run_folder
-from ..launch import end_tree
+from ..launch import LAUNCHER, end_tree
 from ..parameters import Askable, check_given
 from ..runfolder import end_state, hand_on, hold, in_use, is_held, mark_status, read_json, release
 
@@ -216,7 +216,7 @@ def watch_others(
     run_dir:str|Path, # The run folder
 )->Iterator[None]: # Nothing
     "End this rank's kernel when another rank has failed, or when the process that started this one has ended"
-    parent = os.getppid()
+    parent = int(os.environ.get(LAUNCHER, os.getppid())) # the launcher may be gone already
     done = threading.Event()
     def look():
         while not done.wait(.25):

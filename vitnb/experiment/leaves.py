@@ -42,7 +42,7 @@ register_family("hvit_finetune", fields=dict(_reading, augment="moderate", **_ph
         leaves             = dict(data_kw=dict(n=1400), img_size=64, use_dfca=True, augment="light",
                                   pretrain_epochs=0, epochs=12, bs=32, lr=2e-3, weight_decay=.05, warmup_epochs=1.,
                                   clip=1., drop_path=.1, freeze_epochs=1, lr_decay=.8, head_scale=2., loss="combined",
-                                  focal_gamma=2., label_smoothing=.1, ema_decay=.99, tta="flips", precision="fp32"),
+                                  focal_gamma=2., label_smoothing=.1, ema_decay=.99, tta="flip", precision="fp32"),
         sar_cld_2024       = _finetune_guide,
         sar_cld_2024_small = {**_finetune_guide, **_if_small},
         sar_cld_2024_large = {**_finetune_guide, **_if_large}))

@@ -22,7 +22,7 @@ from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, 
                         repo_root, settings)
 from ..environment import environment
 from ..escape import in_page
-from ..files import BrokenFile
+from ..files import BrokenFile, load_json
 from ..kernel import watch_cells, watch_parent
 from ..parameters import Askable, NOTHING, askable, flat, take_params
 from ..runfolder import (end_state, epochs_done, hold, in_use, is_held, leave_outer_run, left_undone, mark_status,
@@ -253,6 +253,7 @@ class Run:
         self.said = self._say_how()
         write_json(self.dir/"params.json", self.params)
         write_json(self.dir/"environment.json", env)
+        self._keep_search()
         facts = dict(tag=tag, pid=os.getpid(), host=platform.node(), resumed=self.resumed)
         mark_status(self.dir, "running", name=name, changes=self.changes, **facts)
         _follow(self)
@@ -274,6 +275,13 @@ class Run:
         return self.dir/name
 
 # %% ../../nbs/library/600_experiment.run.ipynb #179cc93f
+@patch
+def _keep_search(self:Run):
+    "Keep what a search found, and of what study it is: its own file changes while the study goes on"
+    path = self.params.get("hyperparams")
+    kept = self.dir/"hyperparams.json"
+    if path and not kept.is_file(): write_json(kept, load_json(Path(path).expanduser(), dict))
+
 @patch
 def _say_how(self:Run):
     "Say whether the run is a new one, and what of it has changed; before its files are written anew"

@@ -24,6 +24,7 @@ def plot_study(
 )->object: # A matplotlib figure
     "Draw a study"
     plt = need("matplotlib.pyplot") # here, for the command line loads this room and seldom draws
+    MaxNLocator = need("matplotlib.ticker").MaxNLocator
     draw = getattr(need("optuna.visualization.matplotlib", "search"), _PLOTS[one_of(what, _PLOTS, "picture")])
     options = dict(target_name=score) if what != "curves" else {}
     with plt.rc_context(), warnings.catch_warnings():
@@ -32,6 +33,7 @@ def plot_study(
         if what == "curves":
             axes.set(xlabel="epoch", ylabel=score)
             axes.get_legend().remove() # a line for each trial
+        if what != "importance": axes.xaxis.set_major_locator(MaxNLocator(integer=True)) # trials, epochs
         fig = np.ravel(axes)[0].figure
         fig.set_size_inches(7, 3.5)
     plt.close(fig) # a notebook shows the figure that its cell ends in, once

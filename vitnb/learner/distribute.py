@@ -13,10 +13,10 @@ import os
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ from ..data.loader import ImageLoader
 from ..device import set_rng_state
 from ..files import naming
 from ..figures import plot_curves
-from ..launch import Ranks, check_processes
+from ..launch import Ranks, check_processes, follow_parent
 from .loop import VitLearner
 from .ranks import Distribute, check_batches, distribute # noqa: F401, all that a launch needs
 
@@ -79,13 +79,6 @@ def _unpack(folder):
     return learn, job["fit_kw"]
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #3d872fc5
-def _end_with(parent):
-    "End this process when the one that started it is gone"
-    def watch():
-        while os.getppid() == parent: time.sleep(.25)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-
 def _fit(folder):
     "Train, and leave what has to come back"
     learn, fit_kw = _unpack(folder)
@@ -104,7 +97,7 @@ def work(
     parent:int, # Its process
 )->None:
     "Do what each process of `fit_distributed` does"
-    _end_with(parent)
+    follow_parent(partial(os._exit, 1), parent)
     try: _fit(Path(folder))
     except BaseException: # also an interrupt: the process that started this one tells the person
         (Path(folder)/f"rank{my_rank()}.error").write_text(traceback.format_exc())

@@ -104,10 +104,7 @@ class TaskObjective(Objective):
         self.names = {name:f"task_{index}" for index, name in enumerate(tasks)} # a module's name may not be empty
         self.losses = nn.ModuleDict({self.names[name]:losses[name] for name in tasks})
         self.task_weights = _weights_of(tasks, task_weights or {})
-        self.title = "Loss (weighted sum of tasks)"
-        if len(tasks) == 1:
-            (task,) = tasks.values()
-            self.title = f"Loss ({task.loss.replace('_', ' ')})"
+        if len(tasks) > 1: self.title = "Loss (weighted sum of tasks)"
 
     def loss_of(self, name:str)->Loss:
         "Find the loss of a task"
@@ -225,10 +222,11 @@ def make_objective(
     for what, given in dict(loss=names, loss_kw=options).items():
         wrong = [name for name in given if name not in tasks]
         if wrong: raise ValueError(f"{what} names {wrong[0]!r}, which is no task; there are {', '.join(tasks)}")
-    found = {}
-    for name, task in tasks.items():
-        found[name] = make_loss(names.get(name) or task.loss, label_smoothing, **options.get(name, {}))
-    return TaskObjective(tasks, found, task_weights)
+    chosen = {name:names.get(name) or task.loss for name, task in tasks.items()}
+    found = {name:make_loss(chosen[name], label_smoothing, **options.get(name, {})) for name in tasks}
+    objective = TaskObjective(tasks, found, task_weights)
+    if tasks.only: objective.title = f"Loss ({chosen[''].replace('_', ' ')})"
+    return objective
 
 # %% ../../nbs/library/330_losses.objective.ipynb #f2103de0
 def _uneven(loss_func):
