@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, need, repo_root, settings
+from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, need, repo_root, settings, writing
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import as_before, run_folder
 from ..launch import end_tree
@@ -170,6 +170,7 @@ def _execute(path, output, params, run_dir, kernel=None):
         target = literally(output) if is_main() else None
         files["config"] = stack.enter_context(_channels())
         stack.enter_context(_tuples_stay())
+        stack.enter_context(writing(output))
         papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet,
                                    kernel_manager_class=_manager(run_dir, kernel), **_kernel_names(kernel), **files)
 
