@@ -219,9 +219,15 @@ def _parent_ended():
     _note("interrupted", error="the process that ran the notebook has ended")
     os.kill(os.getpid(), signal.SIGTERM)
 
+def _leave(run):
+    "The kernel begins another run: nobody will say how this one stands, if it is still under way"
+    if read_json(run.dir/"status.json").get("status") != "running": return
+    _note("interrupted", error="its notebook began another run before this one had ended")
+
 def _follow(run):
     "Keep the status of a run true, whatever happens to this kernel"
     is_first = not _open
+    if not is_first and _open["run"].dir != run.dir: _leave(_open["run"])
     _open["run"] = run
     if not is_first or not watch_cells(_cell_begins, _cell_ended): return
     watch_parent(_parent_ended)

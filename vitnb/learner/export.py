@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import atomic_write, need, one_of
 from ..hub import plain_names
-from .inputs import find_inputs
+from .inputs import check_inputs, find_inputs
 from .trained import LoadedRun, load_run
 
 # %% ../../nbs/library/518_learner.export.ipynb #b33bb7b8
@@ -168,6 +168,7 @@ def export_run(
     "Write a model for other programs, and say by how much it differs from the original"
     files = _files(path)
     if any(file.suffix == ".onnx" for file in files): _check_onnx()
+    if sample is not None: check_inputs(sample)
     if not isinstance(run, LoadedRun): run = load_run(run, "cpu", use=use)
     print(run.says, flush=True)
     run.model.cpu()
