@@ -118,3 +118,36 @@ def test_types_tuples_and_magics_arrive_in_this_pythons_kernel_whatever_the_note
     assert f"got -0.001 (3, 4) {{'a': {{'b': [1, None, True]}}}} [-1, False] 007 {sys.executable}" in capfd.readouterr().out
     (folder,) = (workspace/"out").glob("typed_copy_1_/*")
     assert read_json(folder/"params.json")["t"] == [3, 4]
+
+
+OPEN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag)"
+CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nmixed_precision: bf16\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+
+
+def accelerate(tmp_path, *options, **env):
+    "A real `accelerate launch` of `vitnb run NOTEBOOK -p epochs 2`, whose notebook says what its kernel finds"
+    nb = notebook(tmp_path/"train_demo.ipynb", PARAMS, OPEN, "import os\nrun.finish(precision=os.environ.get('ACCELERATE_MIXED_PRECISION', ''), rank_of=int(os.environ.get('WORLD_SIZE', 1)))")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "vitnb.experiment.cli", "run", nb]
+    variables = {name:value for name,value in os.environ.items() if not name.startswith(("ACCELERATE_", "VITNB_"))} | dict(env, VITNB_OUTPUTS_PATH=str(tmp_path/"out"))
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=200, env=variables, stdin=subprocess.DEVNULL)
+
+
+def test_accelerates_own_two_cpus_are_one_process_and_its_bf16_does_not_act_and_both_are_said(tmp_path):
+    (tmp_path/"two.yaml").write_text(CONFIG)
+    done = accelerate(tmp_path, "--config_file", tmp_path/"two.yaml")
+    (result,) = tmp_path.glob("out/*/*/result.json")
+    assert done.returncode == 0 and read_json(result) == {"precision":"no", "rank_of":1}, done.stderr
+    for said in ("processes 1, mixed precision bf16", "asked for 2 processes, and 1 runs", "--processes 2", "bf16 does not act", "-p precision bf16"): assert said in done.stderr
+
+
+def test_two_ranks_of_accelerate_say_it_once_and_run(tmp_path):
+    done = accelerate(tmp_path, "--multi_gpu", "--num_processes", "2", "--mixed_precision", "bf16", "--main_process_port", "0", ACCELERATE_USE_CPU="true")
+    (result,) = tmp_path.glob("out/*/*/result.json")
+    assert done.returncode == 0 and read_json(result) == {"precision":"no", "rank_of":2}, done.stderr
+    assert done.stderr.count("bf16 does not act") == 1 and "and 1 runs" not in done.stderr
+
+
+def test_what_accelerate_asks_for_and_would_not_happen_is_refused_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert cli.main(["run", str(notebook(tmp_path/"train_demo.ipynb", PARAMS, OPEN))]) == 2
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4" in (err := capfd.readouterr().err) and "accumulate=k" in err and not (tmp_path/"out").exists()

@@ -218,3 +218,20 @@ def test_what_nobody_gives_is_as_it_was(workspace):
     assert longer.params == dict(epochs=4, lr=.1, bs=16) and longer.changes == ["epochs: 2 -> 4"]
     assert as_before("auto", dict(epochs=4), ["lr"]) == dict(epochs=4)
     assert as_before(str(first.dir), dict(epochs=8), dict(epochs=1, lr=1., resume="auto")) == dict(epochs=8, lr=.1)
+
+
+def test_a_run_that_its_kernel_leaves_for_another_is_not_running_for_ever(workspace):
+    first = Run("train_demo", dict(epochs=2), "a")
+    second = Run("train_demo", dict(epochs=3), "b")
+    status = read_json(first.dir/"status.json")
+    assert status["status"] == "interrupted" and "began another run" in status["error"] and read_json(second.dir/"status.json")["status"] == "running"
+    assert Run("train_demo", dict(epochs=2), "a", "auto").dir == first.dir, "and it can be gone on with"
+    assert read_json(second.dir/"status.json")["status"] == "interrupted" and read_json(first.dir/"status.json")["status"] == "running"
+
+
+def test_a_run_that_is_finished_stays_so_when_another_begins_and_so_does_the_same_cell(workspace):
+    first = Run("train_demo", dict(epochs=2), "a")
+    first.finish(test_n=1)
+    second = Run("train_demo", dict(epochs=3), "b")
+    again = Run("train_demo", dict(epochs=3), "b", "auto")
+    assert read_json(first.dir/"status.json")["status"] == "finished" and again.dir == second.dir and read_json(second.dir/"status.json")["status"] == "running"

@@ -250,7 +250,7 @@ def left_undone(
     with naming(events, _EVENTS):
         fits = [json.loads(line) for line in lines if re.search(r'"event": "(start|end)"', line)]
         if not fits or fits[-1]["event"] == "end" and fits[-1].get("complete", True): return ""
-        asked = next(fit["epochs"] for fit in reversed(fits) if fit["event"] == "start")
+        asked = [fit["epochs"] for fit in fits if fit["event"] == "start"][-1]
     return f"training was stopped after {epochs_done(run_dir)} of {asked} epochs"
 
 _EVENTS = "the run's own record is damaged: look at it, or remove it, and run the last cell again"

@@ -23,12 +23,14 @@ from .asking import (accelerate_lines, marked_values, names_are_ours, notebook_h
                                      unmarked)
 from .execute import (as_given_before, check_kernel, environ, error_line, make_run_dir, other_error,
                                       rank_error, run_notebook, watch_others, workspace_of)
+from .guard import lasting_output
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .readme import render_readme
 from .run import commands, goes_on, load_families
 from .show import show_run
 from ..kernel import on_signals
-from ..launch import Ranks, count_processes, device_environment, free_port, idle_devices, meet_on_loopback
+from ..launch import (Ranks, check_accelerate, count_processes, device_environment, free_port, idle_devices,
+                          meet_on_loopback)
 from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
@@ -255,18 +257,24 @@ def _help(args):
     return 0
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #4cca7421
+def _heard_accelerate():
+    "Say what accelerate was asked for; gives the variables that are others from here on"
+    for line in accelerate_lines() if is_main() else (): complain(line)
+    return dict.fromkeys({"ACCELERATE_MIXED_PRECISION"} & os.environ.keys(), "no") # as was just said
+
 def cmd_run(
     args:argparse.Namespace, # `notebook`, `param`, `tag`, `output`, `show`, `processes`, `devices`, `port`
 )->int: # Exit code
     "Do `vitnb run`"
     leave_outer_run()
     if args.help: return _help(args)
-    for line in accelerate_lines() if is_main() else (): complain(line)
+    overruled = _heard_accelerate()
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
     with ExitStack() as stack:
         try:
-            stack.enter_context(environ(**device_environment(args.devices)))
+            stack.enter_context(environ(**device_environment(args.devices), **overruled))
+            check_accelerate()
             start = _prepare(args, pairs)
         except ValueError as e:
             complain(f"vitnb run: {e}")
@@ -334,6 +342,14 @@ def main(
 )->int: # Exit code
     "Run the command `vitnb`"
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with lasting_output(): return _called(argv)
+    except OSError as e: # of a file that has said its name
+        complain(f"vitnb: {e}")
+        return 2
+
+def _called(argv):
+    "Do what the arguments say"
     if argv[:1] in (["-h"], ["--help"]) and len(argv) > 1: argv = ["run", *argv] # --help NOTEBOOK
     args = parser().parse_args(marked_values(argv))
     if "param" in args: args.param = unmarked(args.param)

@@ -24,7 +24,8 @@ from ..data.sample import Batch
 from .inputs import check_inputs, find_inputs
 from .loop import VitLearner
 from .precision import as_float
-from .trained import LoadedRun, find_checkpoint, load_run
+from .trained import LoadedRun, load_run
+from .trained import find_checkpoint as checkpoint_of
 from .views import TTA
 from ..models.protocol import evaluating
 from ..progress import progress_bar
@@ -232,7 +233,7 @@ def predict(
     "Predict new images from the run folder alone"
     if bs < 1: raise ValueError(f"bs={bs!r} must be a whole number from 1, such as 64")
     if not isinstance(items, (str, Path, np.ndarray)): items = list(items)
-    if isinstance(run, (str, Path)): find_checkpoint(run) # what can be said at once is said before anything is loaded
+    if isinstance(run, (str, Path)): checkpoint_of(run) # what can be said at once is said before anything is loaded
     check_inputs(items, column)
     run = _loaded(run, device, use)
     model = _model_of(run, tta)
