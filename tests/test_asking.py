@@ -151,3 +151,29 @@ def test_what_accelerate_asks_for_and_would_not_happen_is_refused_at_once(tmp_pa
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert cli.main(["run", str(notebook(tmp_path/"train_demo.ipynb", PARAMS, OPEN))]) == 2
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4" in (err := capfd.readouterr().err) and "accumulate=k" in err and not (tmp_path/"out").exists()
+
+
+STRANGE = [(["data", "~nobody_here/x"], "is no path"), (["data", "/dev/null"], "is no set and not there"), (["data", " "], "names nothing"), (["arch", ""], "arch=''"), (["seed", "9"*30], "below 2**63"),
+    (["pretrained", "nowhere.pth"], "pretrained='nowhere.pth' is not there"), (["pretrained", "/nowhere/x.ckpt::ema"], "is not there"), (["pretrained", "nowhere/run"], "is not there"),
+    (["pattern", "(("], "regular expression"), (["pattern", "abc"], "a group called label"), (["resume", "nowhere.pth"], "no checkpoint"), (["hyperparams", "~nobody_here/x.json"], "is no path")]
+
+
+@pytest.mark.parametrize("pair,says", STRANGE, ids=lambda o: "=".join(o)[:40] if isinstance(o, list) else "")
+def test_strange_values_are_refused_at_once_and_leave_no_folder(workspace, capfd, pair, says):
+    assert cli.main(["run", SWIN, "-p", *pair]) == 2
+    assert says in (err := capfd.readouterr().err) and err.startswith("vitnb run: ") and not (workspace/"out").exists(), err
+
+
+@pytest.mark.parametrize("options,says", [(["--port", "99999"], "from 1 to 65535"), (["--processes", "2", "--port", "-1"], "from 1 to 65535"), (["--output", "FOLDER"], "is a folder"), (["--output", "FILE/x.ipynb"], "is no folder")])
+def test_strange_options_are_refused_at_once_and_leave_no_folder(workspace, capfd, options, says):
+    (workspace/"file").touch()
+    options = [part.replace("FOLDER", str(workspace)).replace("FILE", str(workspace/"file")) for part in options]
+    assert cli.main(["run", SWIN, *options]) == 2
+    assert says in capfd.readouterr().err and not (workspace/"out").exists()
+
+
+def test_a_name_that_a_file_of_parameters_gives_twice_is_refused(tmp_path):
+    (tmp_path/"p.yaml").write_text("epochs: 2\nmore: {a: 1, a: 2}\n")
+    with pytest.raises(ValueError, match="p.yaml.*'a' is given twice"): read_params_file(tmp_path/"p.yaml")
+    (tmp_path/"p.yaml").write_text("epochs: 2\nlr: 1e-3\nepochs: 3\n")
+    with pytest.raises(ValueError, match="'epochs' is given twice"): read_params_file(tmp_path/"p.yaml")

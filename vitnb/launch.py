@@ -24,6 +24,8 @@ def free_port(
     port:int|None=None, # The one that is wanted; any free one if None
 )->int: # The port
     "Find a TCP port of this machine that nobody listens on"
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"port {port} must be from 1 to 65535; leave it out to have a free one")
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1) # a port whose last user just left is free

@@ -9,7 +9,7 @@ __all__ = ['findings', 'symptoms']
 import math
 from collections.abc import Sequence
 
-# %% ../../nbs/library/669_experiment.verdicts.ipynb #49456bbf
+# %% ../../nbs/library/669_experiment.verdicts.ipynb #b2d171af
 def _column(name, rows): return [float(row[name]) for row in rows if row.get(name) is not None]
 
 def _rises(train):
@@ -32,7 +32,8 @@ def _stays(train, accuracy, n_classes):
     stood = train[-1] >= .95*train[0]
     if accuracy and n_classes:
         chance = 1/n_classes
-        guesses = max(accuracy) < min(1.5*chance, chance + .15*(1 - chance)) and (stood or train[-1] >= .98*math.log(n_classes))
+        near = max(accuracy) < min(1.5*chance, chance + .15*(1 - chance))
+        guesses = near and (stood or train[-1] >= .98*math.log(n_classes))
         return f"accuracy {accuracy[-1]:.3g} stays at chance ({1/n_classes:.3g})" if guesses else ""
     still = not accuracy and len(train) >= 5 and stood and max(train) - min(train) < .02*abs(train[0])
     return f"training loss stands still at {train[-1]:.3g}" if still else ""

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core import atomic_write, need, one_of
+from ..files import at_home
 from ..hub import plain_names
 from .inputs import check_inputs, find_inputs
 from .trained import LoadedRun, load_run
@@ -155,7 +156,7 @@ def _write(run, path, inputs):
 
 def _files(path):
     "The files to write: the one that is named, or both in a folder"
-    path = Path(path).expanduser()
+    path = at_home(path)
     if path.suffix: return [path.with_name(path.stem + one_of(path.suffix.lower(), _WRITERS, "ending of an export"))]
     return [path/f"model{ending}" for ending in _WRITERS]
 

@@ -17,6 +17,7 @@ from ..core import nearest
 from ..data.film import film_end
 from ..data.delimited import read_frame
 from ..data.walk import IMAGE_TYPES
+from ..files import at_home
 
 # %% ../../nbs/library/513_learner.inputs.ipynb #fad72449
 _CUBES = {".h5", ".hdf5", ".hdf", ".mat", ".npy"}
@@ -96,7 +97,7 @@ def _is_path(item): return isinstance(item, (str, Path))
 
 def _expand(path, reader, column):
     "Find the files that a path, a pattern or a table means"
-    place = Path(path).expanduser()
+    place = at_home(path)
     if place.is_dir(): return _folder_files(place, reader)
     if place.is_file() and place.suffix.lower() in (".csv", ".tsv"): return _table_files(place, column)
     if place.exists() or not glob.has_magic(str(path)): return [place]
