@@ -48,12 +48,13 @@ def unmarked(
 def _loader():
     "A reader of YAML for which 1e-3 is a number"
     yaml = need("yaml")
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
-            names = [self.construct_object(name, deep=True) for name,_ in node.value]
-            twice = [name for name in names if names.count(name) > 1]
-            if twice: raise yaml.YAMLError(f"{twice[0]!r} is given twice; give it once")
-            return super().construct_mapping(node, deep)
+    class Loader(yaml.SafeLoader): pass
+    def once(loader, node):
+        names = [loader.construct_object(name, deep=True) for name,_ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice: raise yaml.YAMLError(f"{twice[0]!r} is given twice; give it once")
+        return loader.construct_mapping(node, deep=True)
+    Loader.add_constructor("tag:yaml.org,2002:map", once)
     exponent = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     return Loader
