@@ -328,7 +328,7 @@ def _called(argv):
 # %% ../../nbs/library/640_experiment.cli.ipynb #264ba9ed
 __getattr__ = moved_names(__name__, {
     "vitnb.parameters": "parse_value",
-    "vitnb.experiment.readme": "cmd_readme experiments_table from_above with_table",
+    "vitnb.experiment.readme": "cmd_readme render_readme experiments_table from_above with_table",
     "vitnb.experiment.notebook": "card is_experiment"})
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #28755175
