@@ -118,3 +118,62 @@ def test_types_tuples_and_magics_arrive_in_this_pythons_kernel_whatever_the_note
     assert f"got -0.001 (3, 4) {{'a': {{'b': [1, None, True]}}}} [-1, False] 007 {sys.executable}" in capfd.readouterr().out
     (folder,) = (workspace/"out").glob("typed_copy_1_/*")
     assert read_json(folder/"params.json")["t"] == [3, 4]
+
+
+OPEN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag)"
+CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nmixed_precision: bf16\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+
+
+def accelerate(tmp_path, *options, **env):
+    "A real `accelerate launch` of `vitnb run NOTEBOOK -p epochs 2`, whose notebook says what its kernel finds"
+    nb = notebook(tmp_path/"train_demo.ipynb", PARAMS, OPEN, "import os\nrun.finish(precision=os.environ.get('ACCELERATE_MIXED_PRECISION', ''), rank_of=int(os.environ.get('WORLD_SIZE', 1)))")
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "vitnb.experiment.cli", "run", nb]
+    variables = {name:value for name,value in os.environ.items() if not name.startswith(("ACCELERATE_", "VITNB_"))} | dict(env, VITNB_OUTPUTS_PATH=str(tmp_path/"out"))
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=200, env=variables, stdin=subprocess.DEVNULL)
+
+
+def test_accelerates_own_two_cpus_are_one_process_and_its_bf16_does_not_act_and_both_are_said(tmp_path):
+    (tmp_path/"two.yaml").write_text(CONFIG)
+    done = accelerate(tmp_path, "--config_file", tmp_path/"two.yaml")
+    (result,) = tmp_path.glob("out/*/*/result.json")
+    assert done.returncode == 0 and read_json(result) == {"precision":"no", "rank_of":1}, done.stderr
+    for said in ("processes 1, mixed precision bf16", "asked for 2 processes, and 1 runs", "--processes 2", "bf16 does not act", "-p precision bf16"): assert said in done.stderr
+
+
+def test_two_ranks_of_accelerate_say_it_once_and_run(tmp_path):
+    done = accelerate(tmp_path, "--multi_gpu", "--num_processes", "2", "--mixed_precision", "bf16", "--main_process_port", "0", ACCELERATE_USE_CPU="true")
+    (result,) = tmp_path.glob("out/*/*/result.json")
+    assert done.returncode == 0 and read_json(result) == {"precision":"no", "rank_of":2}, done.stderr
+    assert done.stderr.count("bf16 does not act") == 1 and "and 1 runs" not in done.stderr
+
+
+def test_what_accelerate_asks_for_and_would_not_happen_is_refused_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert cli.main(["run", str(notebook(tmp_path/"train_demo.ipynb", PARAMS, OPEN))]) == 2
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4" in (err := capfd.readouterr().err) and "accumulate=k" in err and not (tmp_path/"out").exists()
+
+
+STRANGE = [(["data", "~nobody_here/x"], "is no path"), (["data", "/dev/null"], "is no set and not there"), (["data", " "], "names nothing"), (["arch", ""], "arch=''"), (["seed", "9"*30], "below 2**63"),
+    (["pretrained", "nowhere.pth"], "pretrained='nowhere.pth' is not there"), (["pretrained", "/nowhere/x.ckpt::ema"], "is not there"), (["pretrained", "nowhere/run"], "is not there"),
+    (["pattern", "(("], "regular expression"), (["pattern", "abc"], "a group called label"), (["resume", "nowhere.pth"], "no checkpoint"), (["hyperparams", "~nobody_here/x.json"], "is no path")]
+
+
+@pytest.mark.parametrize("pair,says", STRANGE, ids=lambda o: "=".join(o)[:40] if isinstance(o, list) else "")
+def test_strange_values_are_refused_at_once_and_leave_no_folder(workspace, capfd, pair, says):
+    assert cli.main(["run", SWIN, "-p", *pair]) == 2
+    assert says in (err := capfd.readouterr().err) and err.startswith("vitnb run: ") and not (workspace/"out").exists(), err
+
+
+@pytest.mark.parametrize("options,says", [(["--port", "99999"], "from 1 to 65535"), (["--processes", "2", "--port", "-1"], "from 1 to 65535"), (["--output", "FOLDER"], "is a folder"), (["--output", "FILE/x.ipynb"], "is no folder")])
+def test_strange_options_are_refused_at_once_and_leave_no_folder(workspace, capfd, options, says):
+    (workspace/"file").touch()
+    options = [part.replace("FOLDER", str(workspace)).replace("FILE", str(workspace/"file")) for part in options]
+    assert cli.main(["run", SWIN, *options]) == 2
+    assert says in capfd.readouterr().err and not (workspace/"out").exists()
+
+
+def test_a_name_that_a_file_of_parameters_gives_twice_is_refused(tmp_path):
+    (tmp_path/"p.yaml").write_text("epochs: 2\nmore: {a: 1, a: 2}\n")
+    with pytest.raises(ValueError, match="p.yaml.*'a' is given twice"): read_params_file(tmp_path/"p.yaml")
+    (tmp_path/"p.yaml").write_text("epochs: 2\nlr: 1e-3\nepochs: 3\n")
+    with pytest.raises(ValueError, match="'epochs' is given twice"): read_params_file(tmp_path/"p.yaml")

@@ -1,8 +1,10 @@
 "What every room stands on: messages, settings, draws that are functions, and files that are whole"
+import errno
+
 import pytest
 
 import vitnb.core as core
-from vitnb.core import check_options, moved_names, nearest, repo_root, settings
+from vitnb.core import check_options, moved_names, nearest, repo_root, settings, writing
 
 
 def test_an_option_that_nobody_knows_names_the_nearest():
@@ -47,3 +49,18 @@ def test_the_environment_names_a_workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("VITNB_WORKERS", "5")
     (tmp_path/"settings.ini").write_text("[vitnb]\nworkers = 3\n")
     assert settings().workers == 5
+
+
+@pytest.mark.parametrize("error,says", [(OSError(errno.ENOSPC, "No space left on device"), "make room there"), (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room there"),
+    (OSError(errno.EROFS, "Read-only file system"), "allow this user"), (PermissionError(errno.EACCES, "Permission denied", "note.txt"), "allow this user"), (OSError("encoder error -2"), "encoder error -2")])
+def test_an_error_of_a_write_names_the_file_and_what_helps_once(tmp_path, error, says):
+    with pytest.raises(OSError, match="note.txt") as said:
+        with writing("note.txt"), writing("note.txt"): raise error
+    assert str(said.value).count(says) == 1 and said.value.errno == (error.errno or errno.EIO) and said.type is type(OSError(said.value.errno, ""))
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("peer"), BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("no"), FileNotFoundError(errno.ENOENT, "none", "other.txt")])
+def test_what_is_no_error_of_the_write_stays_what_it_is(error):
+    with pytest.raises(type(error)) as said:
+        with writing("note.txt"): raise error
+    assert said.value is error

@@ -323,3 +323,9 @@ def test_a_tar_that_is_damaged_in_the_middle_is_not_a_shorter_one(tmp_path, dama
     if damage == "head": raw[1024 + 3] ^= 1
     path.write_bytes(raw[:1024] if damage == "cut" else raw[:2048] if damage == "end" else raw)
     with pytest.raises(ValueError, match="set.tar is not a whole"): unpack(path, tmp_path/"out")
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_names_what_is_downloaded_and_what_helps(server, tmp_path):
+    (tmp_path/"set.zip.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device; make room there.*set.zip"): download(server.url, tmp_path/"set.zip", wait=0)
+    assert not (tmp_path/"set.zip").exists()

@@ -1,6 +1,7 @@
 "What a run writes down: files that hold the recorder's rows, and a stream that nobody rewrites"
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +44,9 @@ def test_events_are_appended_over_two_fits(tmp_path):
     assert [e["event"] for e in events] == ["start", "steps", "epoch", "end"]*2
     assert [(e["first"], e["last"]) for e in events if e["event"] == "steps"] == [(1, 6), (7, 12)]
     assert [e["done"] for e in events if e["event"] == "start"] == [0, 1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_names_the_event_log(tmp_path):
+    (tmp_path/"events.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device; make room there.*events.jsonl"): quiet_fit(tiny_learner(), 1, EventLog(tmp_path/"events.jsonl"))

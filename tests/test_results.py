@@ -57,3 +57,23 @@ def test_an_export_predicts(runs, photos, capfd):
 def test_an_export_to_another_ending_is_refused(runs, photos, capfd):
     code,_,err = vitnb(capfd, "export", runs["class"][0], "-o", photos/"m.pt")
     assert code == 2 and "unknown ending of an export '.pt'" in err
+
+
+def loads_nothing(*args, **how): raise AssertionError("a model was loaded")
+
+
+@pytest.mark.parametrize("paths,says", [(["missing.png"], "no such file: missing.png"), (["a.png", "b.png"], "a.png, b.png"), (["none/*.png"], "no file matches 'none/*.png'"), (["EMPTY"], "holds no file"),
+    (["TABLE"], "paths?"), (["PHOTOS", "--bs", "0"], "bs=0 must be a whole number from 1"), (["PHOTOS", "no/*.jpg"], "no file matches")])
+def test_what_can_be_known_of_paths_is_said_before_a_model_is_loaded(runs, photos, capfd, monkeypatch, paths, says):
+    (photos/"empty").mkdir()
+    (photos/"table.csv").write_text("x,y\n1,2\n")
+    monkeypatch.setattr("vitnb.learner.predict.load_run", loads_nothing)
+    paths = [str(dict(EMPTY=photos/"empty", TABLE=photos/"table.csv", PHOTOS=photos).get(path, path)) for path in paths]
+    code,out,err = vitnb(capfd, "predict", runs["class"][0], *paths)
+    assert code == 2 and says in err and "Errno" not in err and not out
+
+
+def test_a_missing_sample_of_an_export_is_said_before_a_model_is_loaded(runs, photos, capfd, monkeypatch):
+    monkeypatch.setattr("vitnb.learner.export.load_run", loads_nothing)
+    code,_,err = vitnb(capfd, "export", runs["class"][0], "-o", photos/"m.safetensors", "--sample", "missing.png")
+    assert code == 2 and "no such file: missing.png" in err

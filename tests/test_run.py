@@ -233,3 +233,20 @@ def test_what_a_search_found_is_kept_with_the_run(workspace):
     again = Run("train_demo", params, resume=str(run.dir))
     assert again.dir == run.dir and read_json(run.dir/"hyperparams.json") == found
     assert not (Run("train_demo", dict(lr=.1, hyperparams=None)).dir/"hyperparams.json").exists()
+
+
+def test_a_run_that_its_kernel_leaves_for_another_is_not_running_for_ever(workspace):
+    first = Run("train_demo", dict(epochs=2), "a")
+    second = Run("train_demo", dict(epochs=3), "b")
+    status = read_json(first.dir/"status.json")
+    assert status["status"] == "interrupted" and "began another run" in status["error"] and read_json(second.dir/"status.json")["status"] == "running"
+    assert Run("train_demo", dict(epochs=2), "a", "auto").dir == first.dir, "and it can be gone on with"
+    assert read_json(second.dir/"status.json")["status"] == "interrupted" and read_json(first.dir/"status.json")["status"] == "running"
+
+
+def test_a_run_that_is_finished_stays_so_when_another_begins_and_so_does_the_same_cell(workspace):
+    first = Run("train_demo", dict(epochs=2), "a")
+    first.finish(test_n=1)
+    second = Run("train_demo", dict(epochs=3), "b")
+    again = Run("train_demo", dict(epochs=3), "b", "auto")
+    assert read_json(first.dir/"status.json")["status"] == "finished" and again.dir == second.dir and read_json(second.dir/"status.json")["status"] == "running"

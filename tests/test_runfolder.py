@@ -10,7 +10,8 @@ import pytest
 
 from vitnb import runfolder
 from vitnb.core import atomic_write
-from vitnb.runfolder import (hand_on, hold, in_use, is_held, is_nested, leave_outer_run, mark_status, read_json, release, run_status, settle, sweep)
+from vitnb.files import BrokenFile
+from vitnb.runfolder import (hand_on, hold, in_use, is_held, is_nested, leave_outer_run, left_undone, mark_status, read_json, release, run_status, settle, sweep)
 
 
 def fork(work):
@@ -140,3 +141,15 @@ def test_a_run_inside_a_run_is_not_the_outer_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     leave_outer_run()
     assert not {"VITNB_RUN_DIR", "VITNB_TRIAL", "WORLD_SIZE", "VITNB_RUN_FOR"} & os.environ.keys()
+
+
+@pytest.mark.parametrize("text", ['{"event": "start", "epochs": 3', '{"event": "end"}\n[{"event": "start"}', '{"event": "end", "complete": false}\n', b"\xff\xfe\x00"])
+def test_a_damaged_record_of_events_is_named(tmp_path, text):
+    (tmp_path/"events.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BrokenFile, match="events.jsonl"): left_undone(tmp_path)
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="make room there.*[.]lock"): hold(tmp_path)

@@ -1,6 +1,7 @@
 "`run.log`: how a fit went, and at level debug what each step was"
 import logging
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +64,10 @@ def test_others_may_write_to_it_and_listen(tmp_path, caplog):
     logger.propagate = True
     with caplog.at_level(logging.INFO, "vitnb"): tiny_fit(tmp_path, epochs=1)
     assert any("epoch 1/1" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_leaves_a_gap_in_the_log_and_ends_no_training(tmp_path, capsys):
+    (tmp_path/"run.log").symlink_to("/dev/full")
+    assert len(tiny_fit(tmp_path, epochs=2).recorder.rows) == 2
+    assert capsys.readouterr().err.count("the log has a gap: [Errno 28] No space left on device; make room there") == 1

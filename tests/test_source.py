@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,16 @@ def test_an_error_while_building_leaves_nothing(tmp_path, monkeypatch):
     assert [p for p in (tmp_path/"cache").iterdir() if "full" in p.name and p.is_dir()] == []
     monkeypatch.setattr(source_module, "_write_split", real)
     build_cache(s)
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux says which file a descriptor is of")
+def test_a_full_disk_names_the_file_of_the_cache(tmp_path, monkeypatch):
+    s = load_set(paint(tmp_path/"noise"))
+    real = os.fsync
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("train.bin"): raise OSError(28, "No space left on device")
+        return real(descriptor)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="make room there.*train.bin"): build_cache(s)
 
 @needs_fork
 def test_a_killed_build_leaves_nothing_half_built(tmp_path):

@@ -205,6 +205,7 @@ from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *
 from vitnb.experiment.stored import *
 from vitnb.experiment.studies import *
+from vitnb.experiment.verdicts import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *

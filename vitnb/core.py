@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PEER_LOST', 'nearest', 'one_of', 'named_options', 'check_options', 'need', 'defined_again', 'Registry',
            'import_rooms', 'repo_root', 'Settings', 'settings', 'n_ranks', 'my_rank', 'is_main', 'pick_device',
-           'atomic_write', 'moved_names']
+           'writing', 'atomic_write', 'moved_names']
 
 # %% ../nbs/library/000_core.ipynb #3cff9328
 import configparser
 import difflib
+import errno
 import importlib
 import inspect
 import os
@@ -265,6 +266,28 @@ def pick_device(
                          "use device = auto or cpu, and no more processes than devices")
     return device
 
+# %% ../nbs/library/000_core.ipynb #a90b9ebe
+_ROOM = "make room there, or write elsewhere"
+_ALLOWED = "allow this user to write there, or write elsewhere"
+_REMEDIES = {errno.ENOSPC:_ROOM, errno.EDQUOT:_ROOM, errno.EFBIG:_ROOM, errno.EROFS:_ALLOWED, errno.EACCES:_ALLOWED,
+             errno.EPERM:_ALLOWED}
+
+@contextmanager
+def writing(
+    path:str|Path, # What is written
+    temporary:str|Path="", # A name of its own that it has until it is complete
+)->Iterator[None]: # Nothing
+    "Let an error of a write name the file, which a full disk does not, and say what to do"
+    try: yield
+    except ConnectionError: raise # of a network or a pipe
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = _REMEDIES.get(error.errno, "")
+        if remedy in reason and error.filename not in (None, str(temporary)): raise
+        said = f"{reason}; {remedy}" if remedy not in reason else reason
+        other = None if error.filename == str(temporary) else error.filename
+        raise OSError(error.errno or errno.EIO, said, str(other or path)) from error
+
 # %% ../nbs/library/000_core.ipynb #7624c9f1
 @contextmanager
 def atomic_write(
@@ -272,16 +295,14 @@ def atomic_write(
 )->Iterator[Path]: # A path beside it to write to
     "Write a file beside `path`, then rename it onto `path`; after any error `path` is as it was"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}.tmp")
-    try:
-        yield tmp
-        with tmp.open("rb+") as file: os.fsync(file.fileno())
-        os.replace(tmp, path)
-    except OSError as error: # a full disk does not say which file it had no room for
-        other = None if error.filename == str(tmp) else error.filename
-        raise OSError(error.errno, error.strerror or str(error), other or str(path)) from error
-    finally: tmp.unlink(missing_ok=True)
+    with writing(path, tmp):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            with tmp.open("rb+") as file: os.fsync(file.fileno())
+            os.replace(tmp, path)
+        finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/library/000_core.ipynb #9de1d69b
 def moved_names(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import Registry, is_main, nearest
-from .files import load_json
+from .files import at_home, load_json
 from .renamed import new_name, upgrade
 
 # %% ../nbs/library/040_parameters.ipynb #23f2fed2
@@ -146,7 +146,7 @@ def read_hyperparams(
     path:str|Path, # A JSON file with `best_params`, as a search writes it
 )->dict: # Names and values
     "Read what a search found best"
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not path.is_file():
         raise ValueError(f"hyperparams={str(path)!r} is not there; give the best_params.json that a search wrote")
     found = load_json(path, remedy="hyperparams is the best_params.json that a search wrote").get("best_params")

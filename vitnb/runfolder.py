@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import atomic_write, is_main, need
-from .files import load_json
+from .core import atomic_write, is_main, need, writing
+from .files import load_json, load_text, naming
 from .launch import LAUNCHER, is_living
 from .progress import in_kernel
 
@@ -70,13 +70,15 @@ def _inherited(folder):
 def _take(folder):
     "Lock a folder's file and write into it who did; None if another process has it"
     fcntl = need("fcntl")
-    descriptor = os.open(f"{folder}/.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = f"{folder}/.lock"
+    with writing(path): descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(dict(pid=os.getpid(), host=platform.node())).encode(), 0)
+    with writing(path):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(dict(pid=os.getpid(), host=platform.node())).encode(), 0)
     return descriptor
 
 def _is_orphaned(folder):
@@ -238,11 +240,14 @@ def left_undone(
     "Say what the last training of a run did not do"
     events = Path(run_dir)/"events.jsonl"
     if not events.is_file(): return ""
-    said = [line for line in events.read_text().splitlines() if re.search(r'"event": "(start|end)"', line)]
-    fits = [json.loads(line) for line in said]
-    if not fits or fits[-1]["event"] == "end" and fits[-1].get("complete", True): return ""
-    asked = next(fit["epochs"] for fit in reversed(fits) if fit["event"] == "start")
+    lines = load_text(events, _EVENTS).splitlines()
+    with naming(events, _EVENTS):
+        fits = [json.loads(line) for line in lines if re.search(r'"event": "(start|end)"', line)]
+        if not fits or fits[-1]["event"] == "end" and fits[-1].get("complete", True): return ""
+        asked = [fit["epochs"] for fit in fits if fit["event"] == "start"][-1]
     return f"training was stopped after {epochs_done(run_dir)} of {asked} epochs"
+
+_EVENTS = "the run's own record is damaged: look at it, or remove it, and run the last cell again"
 
 # %% ../nbs/library/034_runfolder.ipynb #9bb32d36
 _OF_A_RUN = ("VITNB_RUN_DIR", "VITNB_RUN_FOR", "VITNB_LOCK", "VITNB_RESUMED", "VITNB_TRIAL", "RANK", "WORLD_SIZE",

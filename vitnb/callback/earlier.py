@@ -11,11 +11,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core import writing
+
 # %% ../../nbs/library/455_callback.earlier.ipynb #263ec412
 def _link(path, other):
     "Give a file a second name; where the file system has none, a copy"
     try: os.link(path, other)
-    except OSError: shutil.copy2(path, other)
+    except OSError:
+        with writing(other): shutil.copy2(path, other)
 
 def set_aside(
     folder:str|Path, # Where an earlier fit wrote
@@ -28,7 +31,7 @@ def set_aside(
     number = 1
     while (folder/f"earlier-{number}").exists(): number += 1
     aside = folder/f"earlier-{number}"
-    aside.mkdir()
+    with writing(aside): aside.mkdir()
     for path in files: _link(path, aside/path.name)
     print(f"{folder} holds {len(files)} files of an earlier fit; they are kept in {aside.name}", flush=True)
     return aside

@@ -17,7 +17,7 @@ from fastai.learner import Recorder
 
 from .base import TrainCallback
 from .earlier import set_aside
-from ..core import atomic_write, is_main
+from ..core import atomic_write, is_main, writing
 from ..files import load_json
 
 # %% ../../nbs/library/473_callback.history.ipynb #651fb097
@@ -82,7 +82,7 @@ class EventLog(TrainCallback):
     ):
         "Append one event"
         line = json.dumps(dict(t=round(time.time(), 3), event=event, **facts))
-        with self.file.open("a") as file: file.write(line + "\n")
+        with writing(self.file), self.file.open("a") as file: file.write(line + "\n")
 
     def _write_steps(self, steps):
         loss = sum(step["loss"] for step in steps)/len(steps)

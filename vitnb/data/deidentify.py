@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableSequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import need
+from ..core import need, writing
 from .dicom import DICOM_TAGS
 from .image import UnreadableImage
 
@@ -81,6 +81,6 @@ def deidentify_file(
     except Exception as error: # a damaged element raises whatever the damage leads to
         raise UnreadableImage(path, f"it is damaged ({type(error).__name__}: {error})") from error
     copy = deidentified(dataset, lambda uid: new_uid(str(uid), secret))
-    copy.save_as(new, enforce_file_format=True)
+    with writing(new): copy.save_as(new, enforce_file_format=True)
     dropped = sum(element.tag not in copy for element in dataset)
     return Deidentified(Path(new), str(dataset.get("BurnedInAnnotation") or "not said"), dropped)

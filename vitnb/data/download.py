@@ -23,6 +23,7 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 
+from ..core import writing
 from .walk import is_system
 from ..progress import progress_bar
 
@@ -116,6 +117,22 @@ def _fetch_or_say(url, path, part, tag, **patience):
         raise ConnectionError(f"{path.name} could not be fetched from {url}: {why}. Try again later, or fetch it "
             f"elsewhere and put it at {path}") from error
 
+def _alone(path):
+    "The lock of a file or folder, in its folder, which is made"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+def _keep_if_right(url, path, part, tag, md5, sha256):
+    "Give what has arrived its name, if it is what was expected"
+    tag.unlink(missing_ok=True)
+    fault = _checksum_fault(part, md5, sha256)
+    if fault:
+        part.unlink()
+        raise ValueError(f"{url} did not send the file that was expected: {fault}. Try again, or fetch the file "
+            f"elsewhere and put it at {path}")
+    with part.open("rb+") as file: os.fsync(file.fileno())
+    os.replace(part, path)
+
 def download(
     url:str, # Where the file is
     path:str|Path, # Where it shall be
@@ -127,23 +144,15 @@ def download(
 )->Path: # `path`
     "Fetch `url` to `path`: resume after a break, check, and give the name to a complete file only"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    tag = path.with_name(path.name + ".tag")
-    with FileLock(path.with_name(f".{path.name}.lock")): # processes that want the same file wait for the first
+    with writing(path), _alone(path): # processes that want the same file wait for the first
         if path.is_file():
             fault = _checksum_fault(path, md5, sha256)
             if fault: raise ValueError(f"{path} is not the file that was expected: {fault}. Remove it and try again")
             return path
+        part = path.with_name(path.name + ".part")
+        tag = path.with_name(path.name + ".tag")
         _fetch_or_say(url, path, part, tag, tries=tries, timeout=timeout, wait=wait)
-        tag.unlink(missing_ok=True)
-        fault = _checksum_fault(part, md5, sha256)
-        if fault:
-            part.unlink()
-            raise ValueError(f"{url} did not send the file that was expected: {fault}. Try again, or fetch the file "
-                f"elsewhere and put it at {path}")
-        with part.open("rb+") as file: os.fsync(file.fileno())
-        os.replace(part, path)
+        _keep_if_right(url, path, part, tag, md5, sha256)
     return path
 
 # %% ../../nbs/library/102_data.download.ipynb #67c9da3a
@@ -265,13 +274,14 @@ def unpack(
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; rename it, or unpack {archive.name} elsewhere")
     if not archive.is_file(): raise FileNotFoundError(f"there is no archive {archive}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)).resolve()
     try: _unpack_into(archive, folder, temporary, unwrap)
     except _Refused: raise
     except (OSError, *_BROKEN) as error:
         if isinstance(error, OSError) and error.errno is not None: # of the disk; gzip and bz2 raise OSError too
-            raise OSError(error.errno, f"{archive}: {error.strerror}", str(error.filename or folder)) from error
+            with writing(folder): raise OSError(error.errno, f"{archive}: {error.strerror}", error.filename) from error
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{archive} is not a whole zip or tar file ({why}); copy or fetch it once more") from error
     finally: shutil.rmtree(temporary, ignore_errors=True)
@@ -283,8 +293,7 @@ def unpack_once(
     folder:Path, # Where its contents shall be
 )->Path: # `folder`
     "Unpack `archive` to `folder` unless that was done before"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with writing(folder), _alone(folder):
         if not folder.is_dir() or not any(folder.iterdir()): return unpack(archive, folder)
         note = folder/".archive"
         if not note.is_file() or note.read_bytes() != _fingerprint(archive).encode():

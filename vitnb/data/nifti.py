@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import need
+from ..core import need, writing
 from .image import UnreadableImage
 from .window import RawFilm, bit_range
 
@@ -116,5 +116,5 @@ def save_nifti(
     values = np.ascontiguousarray(np.asarray(image).T)[...,None]
     nifti = nibabel.Nifti1Image(values, np.diag([-spacing, -spacing, 1, 1]), dtype=values.dtype)
     if values.dtype.kind in "iu": nifti.header.set_slope_inter(1, 0)
-    nibabel.save(nifti, path)
+    with writing(path): nibabel.save(nifti, path)
     return Path(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 import vitnb.data.scan # gives `ImageSet` its `check`
-from ..core import atomic_write, settings
+from ..core import atomic_write, settings, writing
 from .geometry import Resize
 from .image import load_npy, widen
 from .sample import stack_images
@@ -207,18 +207,19 @@ def _write_split(image_set, split, size, folder, bar, kind, chunk=256):
             images = pool.map(decode, range(start, min(start+chunk, total)))
             for i,image in enumerate(images, start):
                 _check_alike(image, kind, image_set, split, i)
-                file.write(image.data)
+                with writing(file.name): file.write(image.data)
                 shapes.append(image.shape[1:])
             bar.update(len(images))
-        file.flush()
-        os.fsync(file.fileno())
+        with writing(file.name):
+            file.flush()
+            os.fsync(file.fileno())
     with atomic_write(folder/f"{split}.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.array(shapes, dtype=np.int32))
 
 def _build(image_set, size, folder, wanted):
     "Write a whole cache into the new `folder`"
     _check_disk(image_set, size, folder.parent)
-    folder.mkdir()
+    with writing(folder): folder.mkdir()
     first = image_set.read("train", 0)
     channels = first.shape[2]
     dtype = first.dtype.name
@@ -242,7 +243,7 @@ def build_cache(
     "Find the cache of `image_set` if it still holds, else build a new one"
     image_set.check() # first, for the files it leaves out change the fingerprint
     folder = Path(path or settings().cache_path)/f"{image_set.name}-{image_set.fingerprint[:8]}-{size or 'full'}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.parent.mkdir(parents=True, exist_ok=True)
     new = folder.with_name(f".{folder.name}.new")
     old = folder.with_name(f".{folder.name}.old")
     with FileLock(folder.with_name(f".{folder.name}.lock")):

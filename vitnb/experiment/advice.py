@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'REMEDIES', 'guide_row', 'advice_base', 'peak_lr', 'fitting_batch', 'split_batch', 'Advice', 'recommend',
-           'findings', 'symptoms', 'remedies']
+           'remedies']
 
 # %% ../../nbs/library/670_experiment.advice.ipynb #d591abf6
 import math
 from collections.abc import Sequence
 
-from ..core import Registry, one_of
+from ..core import Registry, moved_names, one_of
 from ..escape import in_page
 from .recipes import families
 
@@ -185,87 +185,6 @@ def _clip(base):
     "Choose the norm that gradients are clipped at"
     return base["clip"], "the guide's; after unscaling" if base["clip"] else "not needed by the recipe"
 
-# %% ../../nbs/library/670_experiment.advice.ipynb #6b646458
-def _column(name, rows): return [float(row[name]) for row in rows if row.get(name) is not None]
-
-def _rises(train):
-    "Say that the training loss has lost half of what it had gained"
-    low = min(train)
-    if len(train) < 3 or train[-1] <= low + max((train[0] - low)/2, .02*abs(low)): return ""
-    return f"training loss rose from {low:.3g} in epoch {train.index(low) + 1} to {train[-1]:.3g}"
-
-def _swings(train):
-    "Say that the training loss swings"
-    late = train[len(train)//3:]
-    steps = [abs(after - before) for before,after in zip(late, late[1:])]
-    if len(steps) < 4 or sum(steps) < 4*abs(late[-1] - late[0]): return ""
-    mean = sum(steps)/len(steps)
-    return f"training loss swings by {mean:.3g} from epoch to epoch" if mean > .05*abs(train[0]) else ""
-
-def _stays(train, accuracy, n_classes):
-    "Say that nothing was learnt"
-    if len(train) < 3: return ""
-    stood = train[-1] >= .95*train[0]
-    if accuracy and n_classes:
-        guesses = max(accuracy) < 1.5/n_classes and (stood or train[-1] >= .98*math.log(n_classes))
-        return f"accuracy {accuracy[-1]:.3g} stays at chance ({1/n_classes:.3g})" if guesses else ""
-    still = not accuracy and len(train) >= 5 and stood and max(train) - min(train) < .02*abs(train[0])
-    return f"training loss stands still at {train[-1]:.3g}" if still else ""
-
-# %% ../../nbs/library/670_experiment.advice.ipynb #a7c197ea
-def _overfits(train, valid, accuracy, train_accuracy):
-    "Say that training images are known by heart"
-    best = valid.index(min(valid))
-    third = max(1, len(valid)//3)
-    rises = best < len(valid) - third and valid[-1] > 1.05*valid[best]
-    if rises and train[-1] < train[best]:
-        return f"validation loss rose from {valid[best]:.3g} to {valid[-1]:.3g} while training loss fell"
-    gap = train_accuracy[-1] - accuracy[-1] if train_accuracy and accuracy else 0
-    if len(valid) >= 3 and gap > .15: return f"training accuracy is {gap:.2f} above that of validation"
-    return ""
-
-def _underfits(train, accuracy, n_classes):
-    "Say that little was learnt, and no more would be"
-    third = max(1, len(train)//3)
-    chance = 1/n_classes if n_classes else .1
-    flat = len(train) > third and train[-1] > .98*train[-1-third]
-    if not accuracy or accuracy[-1] >= 3*chance or not flat: return ""
-    return f"accuracy {accuracy[-1]:.3g} is low, and the training loss no longer falls"
-
-def _unfinished(valid):
-    "Say that the run ended too early"
-    third = max(1, len(valid)//3)
-    falls = len(valid) > third and valid[-1] < .95*valid[-1-third]
-    if not falls or valid[-1] > min(valid): return ""
-    return f"validation loss fell from {valid[-1-third]:.3g} to {valid[-1]:.3g} in the last third"
-
-# %% ../../nbs/library/670_experiment.advice.ipynb #7b60c574
-def findings(
-    rows:Sequence[dict], # One dict an epoch: train_loss, valid_loss, accuracy, train_accuracy
-    n_classes:int|None=None, # For what chance would give
-)->dict: # Symptom -> what shows it; empty if nothing does
-    "Find what the history of a run suffers from, and why one may think so"
-    if not rows: raise ValueError("no epochs to judge; pass learn.recorder.rows of a run that finished one")
-    lost = [row.get("epoch", i) for i,row in enumerate(rows, 1)
-            if not all(map(math.isfinite, [*_column("train_loss", [row]), *_column("valid_loss", [row])]))]
-    if lost: return dict(nan=f"the loss of epoch {lost[0]} is not finite")
-    judged = [row for row in rows if row.get("valid_loss") is not None] or rows # epochs that were validated
-    names = ("train_loss", "valid_loss", "accuracy", "train_accuracy")
-    train,valid,accuracy,train_accuracy = (_column(name, judged) for name in names)
-    every = _column("train_loss", rows)
-    diverging = _rises(every) or _swings(every) or _stays(every, accuracy, n_classes)
-    if diverging: return dict(diverging=diverging) # whatever else shows comes of it
-    found = dict(overfitting=valid and _overfits(train, valid, accuracy, train_accuracy),
-                 underfitting=_underfits(train, accuracy, n_classes), unfinished=_unfinished(valid))
-    return {symptom:why for symptom,why in found.items() if why}
-
-def symptoms(
-    rows:Sequence[dict], # As for `findings`
-    n_classes:int|None=None, # For what chance would give
-)->list: # Of "nan", "diverging", "overfitting", "underfitting", "unfinished"; empty if nothing shows
-    "Find what the history of a run suffers from"
-    return list(findings(rows, n_classes))
-
 # %% ../../nbs/library/670_experiment.advice.ipynb #4e0845a6
 REMEDIES = Registry("symptom")
 REMEDIES.update(
@@ -320,3 +239,6 @@ def remedies(
 )->list: # Pairs (what to change, how)
     "Say what to change, most likely first"
     return REMEDIES[symptom]
+
+# %% ../../nbs/library/670_experiment.advice.ipynb #ec09e6f6
+__getattr__ = moved_names(__name__, {"vitnb.experiment.verdicts": "findings symptoms"})

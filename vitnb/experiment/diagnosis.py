@@ -8,7 +8,8 @@ __all__ = ['batch_statistics', 'Diagnosis', 'diagnose']
 # %% ../../nbs/library/671_experiment.diagnosis.ipynb #940e05cc
 from dataclasses import dataclass
 
-from .advice import findings, remedies
+from .advice import remedies
+from .verdicts import findings
 
 # %% ../../nbs/library/671_experiment.diagnosis.ipynb #451eac72
 def batch_statistics(
@@ -63,4 +64,4 @@ def diagnose(
     if not rows: return Diagnosis({})
     task = None if learn.pretext is not None else learn.tasks.only
     n_classes = task.outputs if task and task.monitor == "accuracy" else None # what chance would give
-    return Diagnosis(findings(rows, n_classes), _describe_batch(learn.dls), len(rows))
+    return Diagnosis(findings(rows, n_classes, len(learn.dls.valid.dataset)), _describe_batch(learn.dls), len(rows))

@@ -22,7 +22,7 @@ from ..core import (Registry, atomic_write, import_rooms, is_main, moved_names, 
                         repo_root, settings)
 from ..environment import environment
 from ..escape import in_page
-from ..files import BrokenFile, load_json
+from ..files import BrokenFile, at_home, load_json
 from ..kernel import watch_cells, watch_parent
 from ..parameters import Askable, NOTHING, askable, flat, take_params
 from ..runfolder import (end_state, epochs_done, hold, in_use, is_held, leave_outer_run, left_undone, mark_status,
@@ -114,8 +114,8 @@ def main_folder()->Path:
 # %% ../../nbs/library/600_experiment.run.ipynb #48bf76e0
 def _named_folder(resume):
     "The folder that a person means: from here, or, in a notebook below the workspace, from there"
-    here = Path(resume).expanduser().resolve()
-    there = (repo_root()/Path(resume).expanduser()).resolve()
+    here = at_home(resume).resolve()
+    there = (repo_root()/at_home(resume)).resolve()
     return there if there.is_dir() and not here.is_dir() else here
 
 def as_before(
@@ -173,6 +173,10 @@ def run_folder(
     if resume == "auto": return find_run(name, params, tag, root) or new_run_dir(name, tag, root)
     if resume == "never": return new_run_dir(name, tag, root)
     if str(resume).endswith(".pth"):
+        path = at_home(resume).resolve()
+        if not any(path.parent.glob("*.pth")): # known without loading what reads it
+            raise ValueError(f"resume={str(resume)!r}: no checkpoint {path}, nor any other in its folder: give the "
+                             "folder of a run, or a .pth file of its checkpoints")
         from vitnb.learner.origin import begin_from
         return begin_from(resume, lambda: new_run_dir(name, tag, root))
     return _asked_folder(resume, params)
@@ -219,9 +223,15 @@ def _parent_ended():
     _note("interrupted", error="the process that ran the notebook has ended")
     os.kill(os.getpid(), signal.SIGTERM)
 
+def _leave(run):
+    "The kernel begins another run: nobody will say how this one stands, if it is still under way"
+    if read_json(run.dir/"status.json").get("status") != "running": return
+    _note("interrupted", error="its notebook began another run before this one had ended")
+
 def _follow(run):
     "Keep the status of a run true, whatever happens to this kernel"
     is_first = not _open
+    if not is_first and _open["run"].dir != run.dir: _leave(_open["run"])
     _open["run"] = run
     if not is_first or not watch_cells(_cell_begins, _cell_ended): return
     watch_parent(_parent_ended)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core import nearest, repo_root, settings
+from ..files import at_home
 from .choices import CHOICES, named_by
 from .names import NAMES, check_name
 
@@ -88,6 +89,18 @@ def _tag(value):
     if isinstance(value, str) and not re.search(r"[^\w.=+-]", value) and not value.startswith("."): return ""
     return "part of a folder name: letters, digits and . _ = + -, with no dot in front"
 
+def _word(value): return "" if isinstance(value, str) and value.strip() else "a name"
+
+def _seed(value): return whole(0, "42")(value) if not _is_whole(value) or value < 2**63 else "below 2**63, such as 42"
+
+def _pattern(value):
+    "The rule for a regular expression of the names of files"
+    example = 'a regular expression with a group called label, such as "(?P<label>[a-z]+)_"'
+    if not isinstance(value, str): return example
+    try: names = re.compile(value).groupindex
+    except re.error as error: return f"{example} ({error})"
+    return "" if names or not value else example
+
 _share = number(0, 1, below=True)
 _positive = number(above=True, like="1e-3")
 _from_zero = number(like="0.05")
@@ -97,7 +110,7 @@ _size = either(whole(1, "224"), each(whole(1, "224"), 2))
 def _by_rule(*rules): return {field:rule for fields,rule in rules for field in fields.split()}
 
 RULES = _by_rule( # field -> rule; those of other families stand in `field_rules`
-    ("seed split_seed overfit_batches patience early_stop keep_top_k lr_base_batch", whole(0)),
+    ("seed split_seed", _seed), ("overfit_batches patience early_stop keep_top_k lr_base_batch", whole(0)),
     ("checkpoint_every_n_epochs", whole(0)),
     ("pretrain_epochs freeze_epochs probe_every jitter n_show", whole(0)),
     ("epochs bs accumulate valid_every projection_dim window stride dpi", whole(1)),
@@ -115,22 +128,24 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("dry_run smoke cache nesterov class_weights anomaly restore_best channels_last compile", _flag),
     ("grad_checkpointing load_rgb norm_target use_groups averaged use_dfca warm_restart", _flag),
     ("more aug_kw model_kw loss_kw data_kw set_kw objective_kw task_weights scalar_names", _fields),
-    ("recipe data data_root arch optimizer schedule monitor early_stop_monitor tta resume hyperparams", _text),
+    ("arch optimizer schedule", _word),
+    ("recipe data data_root monitor early_stop_monitor tta resume hyperparams", _text),
     ("tag", _tag), ("mix_mode", one_name("batch pair elem")), ("sampling", one_name("uniform weighted balanced")),
     ("precision", one_name("auto fp32 bf16 fp16")), ("use", one_name("ema last best")),
     ("spectral_pos", one_name("auto index wavelength")), ("mask_mode", one_name("random spectral tube")),
     ("figure_format", one_name("png svg pdf")), ("masking", one_name("none zero attention")),
     ("head_norm", one_name("none batch layer")), ("pretrained", either(_flag, _text)),
     ("strength", number(.5, 1, like="0.7")), ("note experiment wandb_project wandb_entity", _text), ("tags", _fields),
-    ("image group split weight encoding pattern reader", _text), ("white", _positive), ("classes", each(_text)))
+    ("pattern", _pattern),
+    ("image group split weight encoding reader", _text), ("white", _positive), ("classes", each(_text)))
 
 field_rules = {} # family -> {field: rule}, for fields of its own
 
 # %% ../../nbs/library/657_experiment.values.ipynb #32d59f87
 def _places(path, root, workspace):
     "Where a path may lie"
-    path = Path(path).expanduser()
-    starts = [workspace/Path(root).expanduser()] if root else [settings(workspace).data_path, workspace]
+    path = at_home(path)
+    starts = [workspace/at_home(root)] if root else [settings(workspace).data_path, workspace]
     if not (workspace/"settings.ini").is_file(): starts.append(Path.cwd()) # where the kernel runs
     return list(dict.fromkeys(start/path for start in starts)) # an absolute path is itself, wherever it starts
 
@@ -155,16 +170,29 @@ def check_data(
 )->None:
     "Refuse data that is neither a known set nor there"
     workspace = workspace or repo_root()
-    if root and not (workspace/Path(root).expanduser()).exists():
-        raise ValueError(f"data_root={root!r} is not there: no {workspace/Path(root).expanduser()}")
+    if root and not (workspace/at_home(root)).exists():
+        raise ValueError(f"data_root={root!r} is not there: no {workspace/at_home(root)}")
     if data in _BY_HAND: _check_by_hand(data, root, workspace)
     if data in NAMES["data"]: return
     places = _places(data, root, workspace)
-    if any(place.exists() for place in places): return
+    if any(place.is_dir() or place.is_file() for place in places): return # no device, and no socket
     raise ValueError(f"data={data!r} is no set and not there: {nearest(Path(data).name, NAMES['data'])}; "
                      f"looked for {', '.join(map(str, places))}")
 
 # %% ../../nbs/library/657_experiment.values.ipynb #554825de
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors") # endings of files
+
+def _check_weights(pretrained, workspace):
+    "Refuse a file of weights, or a folder of a run, that is not there"
+    if not isinstance(pretrained, str): return
+    path = at_home(pretrained.partition("::")[0])
+    if not path.is_absolute() and path.suffix not in _WEIGHTS and len(path.parts) < 2: return # it may be a name
+    if pretrained.startswith(("timm/", "hf-hub:", "hf_hub:", "http")): return
+    places = list(dict.fromkeys([Path.cwd()/path, workspace/path]))
+    if not any(place.exists() for place in places):
+        raise ValueError(f"pretrained={pretrained!r} is not there: no {' or '.join(map(str, places))}; give a file of "
+                         "weights, the folder of a run, or True for published ones")
+
 def check_recipe_data(
     r:Mapping, # A recipe, whole
     recipe:str, # Its name, for the message
@@ -174,7 +202,9 @@ def check_recipe_data(
     "Refuse a recipe without data, and data that is not there"
     data = r.get("data", "")
     if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
-    if not isinstance(data, str) or not data: return
+    _check_weights(r.get("pretrained"), workspace or repo_root())
+    if not isinstance(data, str) or "data" not in r: return
+    if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down
     if not may_be_own: check_data(data, r.get("data_root"), workspace)
 

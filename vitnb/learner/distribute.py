@@ -33,6 +33,7 @@ from ..callback.limit import TrainingStopped
 from ..callback.live import LiveFigure
 from ..callback.record import epoch_line
 from ..callback.tracker import Tracker
+from ..callback.writer import checkpoint_writing, save_checkpoint
 from ..core import PEER_LOST, is_main, moved_names, my_rank, n_ranks, pick_device
 from ..data.loader import ImageLoader
 from ..device import set_rng_state
@@ -64,7 +65,10 @@ _pickle = SimpleNamespace( # the form in which torch.save and torch.load take a 
     Pickler=_Pickler, Unpickler=cloudpickle.pickle.Unpickler, load=cloudpickle.load, loads=cloudpickle.loads,
     __name__="vitnb")
 
-def _pack(learn, fit_kw, folder): torch.save(dict(learn=learn, fit_kw=fit_kw), folder/"job", pickle_module=_pickle)
+def _pack(learn, fit_kw, folder):
+    "Write the job"
+    with checkpoint_writing(folder/"job"):
+        torch.save(dict(learn=learn, fit_kw=fit_kw), folder/"job", pickle_module=_pickle)
 
 def _unpack(folder):
     "The Learner of the job, on this process's device"
@@ -90,7 +94,7 @@ def _fit(folder):
     if not is_main(): return
     with learn.added_cbs(fit_kw["cbs"]): state = learn.training_state() # with what the callbacks of this fit know
     state |= dict(epochs_done=learn.epochs_done, stopped=stopped, metric_names=list(learn.recorder.metric_names))
-    torch.save(state, folder/"result.pth")
+    save_checkpoint(state, folder/"result.pth")
 
 def work(
     folder:str, # Where `fit_distributed` put the job

@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..core import atomic_write, need, one_of
+from ..files import at_home
 from ..hub import plain_names
-from .inputs import find_inputs
+from .inputs import check_inputs, find_inputs
 from .trained import LoadedRun, load_run
 
 # %% ../../nbs/library/518_learner.export.ipynb #b33bb7b8
@@ -155,7 +156,7 @@ def _write(run, path, inputs):
 
 def _files(path):
     "The files to write: the one that is named, or both in a folder"
-    path = Path(path).expanduser()
+    path = at_home(path)
     if path.suffix: return [path.with_name(path.stem + one_of(path.suffix.lower(), _WRITERS, "ending of an export"))]
     return [path/f"model{ending}" for ending in _WRITERS]
 
@@ -168,6 +169,7 @@ def export_run(
     "Write a model for other programs, and say by how much it differs from the original"
     files = _files(path)
     if any(file.suffix == ".onnx" for file in files): _check_onnx()
+    if sample is not None: check_inputs(sample)
     if not isinstance(run, LoadedRun): run = load_run(run, "cpu", use=use)
     print(run.says, flush=True)
     run.model.cpu()

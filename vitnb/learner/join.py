@@ -18,31 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from ..core import my_rank, n_ranks, settings
-from ..launch import meet_on_loopback
+from ..launch import check_accelerate, meet_on_loopback
 from .loop import VitLearner
 from .resume import Resume # noqa: F401, lets a Learner give and take states
 
 # %% ../../nbs/library/525_learner.join.ipynb #2c7c9aae
-_decided_here = dict( # variable of accelerate -> (value that is no request, what to do instead)
-    ACCELERATE_MIXED_PRECISION=(
-        "no", "the Learner decides its precision: set mixed_precision: no there and precision='bf16' here"),
-    ACCELERATE_GRADIENT_ACCUMULATION_STEPS=(
-        "1", "the Learner accumulates by its callback: leave it out there and give accumulate=k here"),
-    ACCELERATE_DYNAMO_BACKEND=(
-        "no", "torch.compile inside a distributed model is not tested here: set dynamo_backend: no"),
-    ACCELERATE_USE_DEEPSPEED=(
-        "false", "DeepSpeed owns the optimiser and its steps, which the Learner must for exact resume: "
-                 "use distributed_type: MULTI_GPU"),
-    ACCELERATE_USE_FSDP=(
-        "false", "FSDP keeps a slice of each tensor in each process; checkpoints, averages, clipping and exact "
-                 "resume need whole ones, so that it could not be exact: use distributed_type: MULTI_GPU (DDP)"))
-
-def _check_config():
-    "Refuse what accelerate's configuration asks for and would not happen"
-    for name, (usual, why) in _decided_here.items():
-        value = os.environ.get(name, usual).lower()
-        if value not in (usual, ""): raise ValueError(f"accelerate's configuration says {name}={value}: {why}")
-
 def _not_met(e, timeout):
     "Say what went wrong when the processes were to meet"
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -64,7 +44,7 @@ def join_ranks(
     **ddp_kw, # Arguments of `DistributedDataParallel`
 )->Accelerator: # accelerate's view of this process
     "Meet the other processes of the launch"
-    _check_config()
+    check_accelerate()
     if timeout is None: timeout = settings().rank_timeout
     # torch reorders sums after the first step unless it looks for unused parameters
     ddp_kw = dict(broadcast_buffers=False, find_unused_parameters=n_ranks() > 2) | ddp_kw

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..callback.checkpoint import load_checkpoint
-from ..core import atomic_write
+from ..core import atomic_write, writing
 
 # %% ../../nbs/library/511_learner.origin.ipynb #3c71bbae
 def _state_of(checkpoint):
@@ -59,10 +59,11 @@ def begin_from(
     checkpoint = Path(checkpoint).expanduser().resolve()
     folder = Path(make_folder())
     own = folder/"checkpoints"
-    own.mkdir(parents=True)
-    _copy_best(held, checkpoint, own)
-    shutil.copy2(checkpoint, own)
-    if run: _copy_phases(run, folder)
+    with writing(own):
+        own.mkdir(parents=True)
+        _copy_best(held, checkpoint, own)
+        shutil.copy2(checkpoint, own)
+        if run: _copy_phases(run, folder)
     origin = dict(checkpoint=str(checkpoint), run=run and str(run), epoch=held["epoch"], step=held["global_step"])
     with atomic_write(folder/"origin.json") as file: file.write_text(json.dumps(origin, indent=1) + "\n")
     print(f"begins behind epoch {held['epoch']} of {run or checkpoint}; "

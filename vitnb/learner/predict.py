@@ -21,10 +21,11 @@ from ..core import moved_names, one_of, pick_device
 from ..data.evaluate import eval_reader
 from ..data.image import UnreadableImage
 from ..data.sample import Batch
-from .inputs import find_inputs
+from .inputs import check_inputs, find_inputs
 from .loop import VitLearner
 from .precision import as_float
 from .trained import LoadedRun, load_run
+from .trained import find_checkpoint as checkpoint_of
 from .views import TTA
 from ..models.protocol import evaluating
 from ..progress import progress_bar
@@ -71,7 +72,8 @@ def _samples(reader, names, items, unreadable):
     for n,(name,item) in enumerate(zip(names, items)):
         try: sample = reader.read([item])
         except (UnreadableImage, OSError, ValueError) as error:
-            unreadable[name] = getattr(error, "reason", "") or str(error)
+            is_there = not isinstance(error, FileNotFoundError)
+            unreadable[name] = getattr(error, "reason", "") or (str(error) if is_there else "there is no such file")
             continue
         yield n, sample
 
@@ -229,6 +231,10 @@ def predict(
     column:str|None=None, # Column of a csv that has the paths, where it is not called image, file or path
 )->Predictions: # `id`, `prediction`, `probabilities` of each; `task/prediction` ... where there are several tasks
     "Predict new images from the run folder alone"
+    if bs < 1: raise ValueError(f"bs={bs!r} must be a whole number from 1, such as 64")
+    if not isinstance(items, (str, Path, np.ndarray)): items = list(items)
+    if isinstance(run, (str, Path)): checkpoint_of(run) # what can be said at once is said before anything is loaded
+    check_inputs(items, column)
     run = _loaded(run, device, use)
     model = _model_of(run, tta)
     names,values = find_inputs(items, run.config["reader"]["name"] if run.reader else "", column)
