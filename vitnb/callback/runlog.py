@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .base import TrainCallback
 from .limit import TrainingStopped
 from .record import epoch_line
+from .remaining import left_of, news_of
 from ..core import is_main, settings
 from ..device import synchronize
 from ..progress import fmt_time
@@ -82,9 +83,12 @@ class RunLog(TrainCallback):
         if self.learn.opt_steps and not self.begun: logger.info(f"going on behind step {self.learn.opt_steps}")
         self.begun = True
 
+    def after_batch(self):
+        if self.handler and news_of(self.learn): logger.info(news_of(self.learn))
+
     def after_epoch(self):
         rows = self.recorder.rows
-        if rows: logger.info(epoch_line(rows[-1], len(rows) + self.n_epoch - self.epoch - 1))
+        if rows: logger.info(epoch_line(rows[-1], len(rows) + self.n_epoch - self.epoch - 1, left_of(self.learn)))
 
     def after_cancel_fit(self):
         error = sys.exc_info()[1]
