@@ -23,14 +23,16 @@ def plot_study(
     score:str="score", # Name of the score, for the axis
 )->object: # A matplotlib figure
     "Draw a study"
-    plt = need("matplotlib.pyplot") # here, for the command line loads this room and seldom draws
+    from vitnb.figures import epoch_axis # here, for the command line loads this room and seldom draws
+    plt = need("matplotlib.pyplot")
     draw = getattr(need("optuna.visualization.matplotlib", "search"), _PLOTS[one_of(what, _PLOTS, "picture")])
     options = dict(target_name=score) if what != "curves" else {}
     with plt.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore") # Optuna calls these plots experimental, and few trials few
         axes = draw(study, **options)
         if what == "curves":
-            axes.set(xlabel="epoch", ylabel=score)
+            axes.set(xlabel="epoch", ylabel=score, title="Scores of trials while they ran")
+            epoch_axis(axes)
             axes.get_legend().remove() # a line for each trial
         fig = np.ravel(axes)[0].figure
         fig.set_size_inches(7, 3.5)
