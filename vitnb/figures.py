@@ -196,7 +196,7 @@ def _step_line(ax, steps, per_epoch, key, **kw):
     if len(epochs) == 1: kw |= dict(marker=".")
     ax.plot(epochs, numbers(key), **kw)
 
-# %% ../nbs/library/390_figures.ipynb #460c445b
+# %% ../nbs/library/390_figures.ipynb #992c41ba
 def _metric_panel(ax, rows, names, columns):
     "Metrics of one meaning"
     _lines(ax, rows, names, columns)
@@ -206,7 +206,7 @@ def _metric_panel(ax, rows, names, columns):
     title = what[0].upper() + what[1:]
     ax.set(title=title + f" ({in_figure(unit)})"*bool(unit), ylabel=in_figure(unit) or what)
     shown = [value for line in ax.lines for value in line.get_ydata() if value is not None]
-    if not unit and shown and max(shown) <= 1: ax.set_ylim(top=min(1.02, ax.get_ylim()[1] + .02)) # no room above shares
+    if not unit and shown and max(shown) <= 1: ax.set_ylim(top=min(1.02, ax.get_ylim()[1])) # no room above shares
 
 def _loss_panel(ax, rows, steps, per_epoch, loss_name):
     "Losses of epochs over those of steps; over more than a decade on a log axis"

@@ -118,6 +118,7 @@ class LiveView(TrainCallback):
         "Open the figure at the first epoch, when the rows of a resumed run are there"
         if self.active or not is_main(): return
         self.active = True
+        self.total = len(self.recorder.rows) + self.n_epoch - self.epoch
         if self.plot: self.fig = LiveFigure(self.curves, self.file, self.share)
         if in_kernel() and not headless(): self.open_page()
 
@@ -135,7 +136,10 @@ class LiveView(TrainCallback):
     def after_fit(self):
         if not self.active: return
         if self.fig and self.recorder.rows: self.fig.update(force=True)
-        if self.bar is not None: self.say(f"{len(self.recorder.rows)} epochs done")
+        if self.bar is None: return
+        done = len(self.recorder.rows)
+        of = f" of {self.total}" if done < self.total else ""
+        self.say(f"{done}{of} epochs done")
 
 # %% ../../nbs/library/490_callback.live.ipynb #945514e3
 @patch
@@ -152,7 +156,7 @@ def curves(self:LiveView)->Figure: # As training stands
 def open_page(self:LiveView):
     "Make a place for the figure, above the log, and a line that counts batches"
     from IPython.display import display
-    if self.fig and not self.recorder.rows: self.fig.update(force=True) # empty as yet
+    if self.fig: self.fig.update(force=True) # empty as yet, or with the epochs of a run that goes on
     self.bar = display({"text/plain":"starting …"}, raw=True, display_id=True)
     self.drawn = 0.
 

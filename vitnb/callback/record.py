@@ -256,7 +256,7 @@ def epoch_line(
     left:str="", # How long the rest takes, from `left_of`
 )->str: # Such as "epoch  3/30  train_loss 0.2143  valid_loss 0.1811  accuracy 0.9513  4.2 s, 1:53 left"
     "Write a row of the history as one line of a log"
-    skip = ("epoch", "step", "lr", "seconds", "train_accuracy") # these are in the history; a line should not wrap
+    skip = ("epoch", "step", "lr", "seconds", "train_accuracy", "grad_norm") # in the history; a line should not wrap
     values = "  ".join(f"{name} {v:.4f}" for name,v in row.items() if name not in skip and v is not None)
     return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {values}  {fmt_time(row['seconds'])}" + f", {left}"*bool(left)
 
