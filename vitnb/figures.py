@@ -26,7 +26,8 @@ from .escape import in_figure
 # %% ../nbs/library/390_figures.ipynb #bdfa0fba
 COLORS_OF_LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 RIGHT,WRONG = "#0072B2","#D55E00" # blue and orange
-STYLE = {"axes.prop_cycle":cycler(color=COLORS_OF_LINES), "figure.dpi":100, "font.size":10, "axes.titlesize":11, "axes.spines.top":False, "axes.spines.right":False,
+STYLE = {"axes.prop_cycle":cycler(color=COLORS_OF_LINES), "figure.dpi":100, "font.size":10, "axes.titlesize":11,
+         "axes.spines.top":False, "axes.spines.right":False,
          "axes.grid":True, "grid.alpha":.25, "legend.frameon":False, "figure.constrained_layout.use":True}
 
 def new_figure(
@@ -140,8 +141,8 @@ def say_empty(
     ax.set_yticks([])
 
 # %% ../nbs/library/390_figures.ipynb #fa8f3e59
-_WORDS = dict(auroc="AUROC", csi="CSI", ema="averaged", f1="F1", knn="kNN", mae="MAE", mse="MSE", psnr="PSNR", rmse="RMSE",
-              sam="spectral angle", ssim="SSIM", top5="top-5 accuracy")
+_WORDS = dict(auroc="AUROC", csi="CSI", ema="averaged", f1="F1", knn="kNN", mae="MAE", mse="MSE", psnr="PSNR",
+              rmse="RMSE", sam="spectral angle", ssim="SSIM", top5="top-5 accuracy")
 
 def in_words(
     name:str, # Of a column, such as "sam_degrees"

@@ -186,6 +186,7 @@ def _draw_rank(ax, rows, width):
     other.grid(False)
     ax.set_title("Effective rank ↑ and spread ↑", fontsize=9)
 
+# %% ../../nbs/library/434_callback.health.ipynb #97598eea
 def plot_health(
     rows:Sequence, # Epochs of the history
     collapse_value:float, # The loss of features that are all the same

@@ -79,8 +79,6 @@ def write_image(
     with atomic_write(path) as temporary: temporary.write_bytes(image)
 
 # %% ../../nbs/library/490_callback.live.ipynb #483d2592
-_NO_METRIC = ("epoch", "train_loss", "valid_loss", "time", *TRAINING_COLUMNS) # with a panel of their own, or none
-
 def is_worth_keeping(
     done:int, # Epochs so far
     kept:int, # Of the last frame that was kept
@@ -89,6 +87,9 @@ def is_worth_keeping(
 )->bool: # The last one always is
     "Decide whether a frame is kept"
     return done == n_epoch or done - kept >= math.ceil(n_epoch/keep)
+
+# %% ../../nbs/library/490_callback.live.ipynb #791fb1f7
+_NO_METRIC = ("epoch", "train_loss", "valid_loss", "time", *TRAINING_COLUMNS) # with a panel of their own, or none
 
 class LiveView(TrainCallback):
     "Draw curves in place and count batches for eyes"
@@ -133,15 +134,17 @@ class LiveView(TrainCallback):
     def after_epoch(self):
         if self.active and self.fig: self.fig.update(force=self.fig.frames < 2)
 
-    def after_fit(self):
-        if not self.active: return
-        if self.fig and self.recorder.rows: self.fig.update(force=True)
-        if self.bar is None: return
-        done = len(self.recorder.rows)
-        of = f" of {self.total}" if done < self.total else ""
-        self.say(f"{done}{of} epochs done")
-
 # %% ../../nbs/library/490_callback.live.ipynb #945514e3
+@patch
+def after_fit(self:LiveView):
+    "Draw the last frame, and say how much was done"
+    if not self.active: return
+    if self.fig and self.recorder.rows: self.fig.update(force=True)
+    if self.bar is None: return
+    done = len(self.recorder.rows)
+    of = f" of {self.total}" if done < self.total else ""
+    self.say(f"{done}{of} epochs done")
+
 @patch
 def curves(self:LiveView)->Figure: # As training stands
     "Draw loss, metrics and learning rate"

@@ -258,7 +258,8 @@ def epoch_line(
     "Write a row of the history as one line of a log"
     skip = ("epoch", "step", "lr", "seconds", "train_accuracy", "grad_norm") # in the history; a line should not wrap
     values = "  ".join(f"{name} {v:.4f}" for name,v in row.items() if name not in skip and v is not None)
-    return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {values}  {fmt_time(row['seconds'])}" + f", {left}"*bool(left)
+    took = ", ".join(filter(None, (fmt_time(row["seconds"]), left)))
+    return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {values}  {took}"
 
 # %% ../../nbs/library/471_callback.record.ipynb #f0c03a68
 @patch
