@@ -58,3 +58,18 @@ def test_terms_of_the_loss_are_drawn_where_they_are_positive(view):
     ax = fig.axes[-1]
     assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines] == [([1, 2], [.5, .2]), ([1], [.6])]
     assert ax.get_yscale() == "log"
+
+
+def test_a_band_in_which_nothing_is_masked_is_a_gap_and_no_error_of_zero(view):
+    nm = np.linspace(400, 700, 5)
+    (ax,) = plot_band_errors(nm, dict(model=[1., None, 2., float("nan"), 3.])).axes
+    assert np.isnan(ax.lines[0].get_ydata()[[1, 3]]).all() and ax.lines[0].get_marker() == "o"
+    (ax,) = plot_band_errors(nm, dict(model=[None]*5)).axes
+    assert [t.get_text() for t in ax.texts] == ["no band was masked"]
+
+
+def test_one_epoch_of_terms_is_seen_and_validation_told_from_training(view):
+    rows = [dict(epoch=1, train_mse=.5, valid_mse=.6)]
+    ax = plot_masked(view, rows, ("mse",)).axes[-1]
+    train,valid = ax.lines
+    assert train.get_markersize() >= 6 and valid.get_mfc() == "white" != train.get_mfc() and "log scale" in ax.get_ylabel()

@@ -138,6 +138,7 @@ from vitnb.callback.stop import *
 from vitnb.callback.earlier import *
 from vitnb.callback.writer import *
 from vitnb.callback.checkpoint import *
+from vitnb.callback.remaining import *
 from vitnb.callback.steps import *
 from vitnb.callback.limit import *
 from vitnb.callback.record import *

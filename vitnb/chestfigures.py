@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .escape import in_figure
-from .figures import new_figure
+from .figures import WRONG, new_figure
 from .metrics.calibration import calibration_error, reliability, scale_probs
 from .metrics.chest import BAND_LIMITS, GRADES
 from .metrics.selective import class_curves
@@ -37,15 +37,17 @@ def show_scored_films(
     scores:Tensor|np.ndarray, # 0 to 3; others are written "?", (N,6)
     titles:Sequence, # One each
     cols:int=6, # Films a row
+    title:str="", # Of the figure
 )->Figure: # The films
     "Show films with the score of each zone"
     films = np.asarray(films)
     fig, axs = new_figure(-(-len(films)//cols), min(cols, len(films)), 1.9, 2.1)
     for ax in axs.flat: ax.axis("off")
-    for ax, film, own, title in zip(axs.flat, films, np.asarray(scores), titles, strict=False):
+    for ax, film, own, above in zip(axs.flat, films, np.asarray(scores), titles, strict=False):
         ax.imshow(film, cmap="gray", vmin=0, vmax=1)
         _draw_scores(ax, own, *film.shape)
-        ax.set_title(in_figure(title), fontsize=8)
+        ax.set_title(in_figure(above), fontsize=8)
+    if title: fig.suptitle(in_figure(title), fontsize=10)
     return fig
 
 # %% ../nbs/library/396_chestfigures.ipynb #963fb372
@@ -72,8 +74,9 @@ def plot_zone_confusion(
     for zone, name in enumerate(zones): _table_ax(axs[zone//2,zone % 2], tables[f"zone_{zone + 1}"], short, name)
     _table_ax(axs[0,2], tables["overall"], short, "all zones")
     for ax in axs[1:,2]: ax.axis("off")
-    fig.supxlabel("said", fontsize=9)
-    fig.supylabel("true", fontsize=9)
+    fig.supxlabel("grade said", fontsize=9)
+    fig.supylabel("true grade", fontsize=9)
+    fig.suptitle("Films of each true grade, and what was said (?: not graded)", fontsize=10)
     return fig
 
 # %% ../nbs/library/396_chestfigures.ipynb #a4c3caf4
@@ -98,11 +101,11 @@ def plot_index(
 def _bland_altman(ax, mean, apart):
     "Differences over means, with their mean and limits of agreement"
     ax.scatter(mean, apart, s=14, alpha=.6)
-    ax.set(xlabel="mean of both", ylabel="said minus true", title="Bland–Altman", xlim=(-.1, 3.1))
+    ax.set(xlabel="mean of both", ylabel="said minus true", title="Bland–Altman (mean, 95 % limits)", xlim=(-.1, 3.1))
     if len(apart) < 2: return
     spread = 1.96*apart.std(ddof=1)
     for value, style in ((apart.mean(), "-"), (apart.mean() - spread, "--"), (apart.mean() + spread, "--")):
-        ax.axhline(value, color="tab:red", ls=style, lw=1)
+        ax.axhline(value, color=WRONG, ls=style, lw=1)
         ax.annotate(f"{value:+.2f}", (3.08, value), ha="right", va="bottom", fontsize=8)
 
 # %% ../nbs/library/396_chestfigures.ipynb #4512a60e
@@ -150,10 +153,11 @@ def _reliability_ax(ax, probs, true, title):
     table = reliability(probs.max(1), probs.argmax(1) == true)
     there = table["n"] > 0
     ax.plot([0, 1], [0, 1], color="0.7", lw=1)
-    ax.plot(table["confidence"][there], table["accuracy"][there], "o-", ms=4, lw=1.2)
+    ax.plot(table["confidence"][there], table["accuracy"][there], "o-", ms=4, lw=1.2, label="accuracy of a bin")
     bins = len(table["n"])
     share = .3*table["n"]/max(table["n"].max(), 1)
-    ax.bar((np.arange(bins) + .5)/bins, share, 1/bins, color="0.85", zorder=0)
+    ax.bar((np.arange(bins) + .5)/bins, share, 1/bins, color="0.85", zorder=0, label="how many answers")
+    ax.legend(fontsize=8, loc="upper left")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
     ax.set_title(f"{in_figure(title)}, calibration error {calibration_error(probs, true):.3f}", fontsize=9)
 
@@ -177,6 +181,6 @@ def plot_risks(
     fig, (axs,) = new_figure(1, len(curves), 4, 3.)
     for ax, (name, curve) in zip(axs, curves.items()):
         ax.plot(curve["coverage"], curve["risk"], lw=1.3)
-        ax.set(xlabel="share that is answered", ylabel=name, xlim=(0, 1.02), title=f"mean {curve['area']:.3f}")
+        ax.set(xlabel="share that is answered", ylabel=name, xlim=(0, 1.02), title=f"Mean {curve['area']:.3f}")
         ax.set_ylim(bottom=0)
     return fig

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
 from .core import Registry
 from .escape import in_figure
-from .figures import STYLE, new_figure
+from .figures import COLORS_OF_LINES, RIGHT, STYLE, WRONG, new_figure, short_label
 from .task import Task
 
 # %% ../nbs/library/392_drawings.ipynb #73a25de1
@@ -53,7 +54,7 @@ def _stretch(values):
 
 # %% ../nbs/library/392_drawings.ipynb #185b834b
 drawings = Registry("drawing")
-COLORS = dict(right="tab:green", wrong="tab:red", unknown="0.45")
+COLORS = dict(right=RIGHT, wrong=WRONG, unknown="0.45")
 
 def _image_ax(ax, image):
     "An image without axes"
@@ -73,11 +74,6 @@ def _verdict(said, true):
     if true < 0: return "unknown"
     return "right" if said == true else "wrong"
 
-def _short(name, most=14):
-    "A name that fits"
-    name = str(name)
-    return in_figure(name if len(name) <= most else name[:most-1] + "…")
-
 # %% ../nbs/library/392_drawings.ipynb #2e111c42
 @drawings.register("class")
 def draw_classes(
@@ -93,10 +89,10 @@ def draw_classes(
     for p,t in zip(probs, true.tolist()):
         said = int(p.argmax())
         verdict = _verdict(said, t)
-        truth = dict(right="", wrong=f"\nis {_short(task.names[t])}", unknown="\ntruth unknown")[verdict]
-        titles.append(f"{_short(task.names[said])} {p[said]:.0%}{truth}")
+        truth = dict(right="", wrong=f"\nis {short_label(task.names[t])}", unknown="\ntruth unknown")[verdict]
+        titles.append(f"{short_label(task.names[said])} {p[said]:.0%}{truth}")
         colors.append(COLORS[verdict])
-    return _grid(displayed(images[:n]), titles, colors, "Predictions (green: right, red: wrong with the truth below)")
+    return _grid(displayed(images[:n]), titles, colors, "Predictions (blue: right, orange: wrong with the truth below)")
 
 def _grid(images, titles, colors, title, cols=4):
     "Images of any size with titles"
@@ -128,7 +124,7 @@ def _bars_ax(ax, names, probs, true):
     for row,there in enumerate(true):
         if there: ax.text(1.03, row, "●" if there > 0 else "?", ha="left", va="center", fontsize=9)
     ax.set(xlim=(0, 1.12), xticks=(0, .5, 1), yticks=rows)
-    ax.set_yticklabels([_short(o, 22) for o in names], fontsize=8)
+    ax.set_yticklabels([short_label(o, 22) for o in names], fontsize=8)
     ax.tick_params(axis="x", labelsize=7)
     ax.invert_yaxis()
     ax.grid(False)
@@ -151,7 +147,7 @@ def draw_labels(
         _image_ax(left, image)
         chosen = np.sort(np.argsort(-(prob + (there > 0)), kind="stable")[:most])
         _bars_ax(right, [task.names[i] for i in chosen], prob[chosen], there[chosen])
-    fig.suptitle("Probability of each label (green: right, red: wrong, grey: truth unknown; ● there)", fontsize=10)
+    fig.suptitle("Probability of each label (blue: right, orange: wrong, grey: truth unknown; ● there)", fontsize=10)
     return fig
 
 # %% ../nbs/library/392_drawings.ipynb #db6178a1
@@ -170,7 +166,7 @@ def _levels_ax(ax, task, probs, said, true):
     room = .5 + max(0, 3 - len(probs))/2 # one zone alone would fill the height
     ax.set(xticks=range(levels + 1), yticks=range(len(probs)), ylim=(len(probs) - 1 + room, -room))
     ax.set_xticklabels([*map(str, range(levels)), "?"], fontsize=8)
-    ax.set_yticklabels([_short(o, 22) for o in task.names or ("level",)], fontsize=8)
+    ax.set_yticklabels([short_label(o, 22) for o in task.names or ("level",)], fontsize=8)
     ax.grid(False)
 
 @drawings.register("ordinal")
@@ -192,7 +188,7 @@ def draw_levels(
         left.axis("on")
         _image_ax(left, image)
         _levels_ax(right, task, *row)
-    legend = "○ truth, ● prediction: green right, red wrong, grey truth unknown"
+    legend = "○ truth, ● prediction: blue right, orange wrong, grey truth unknown"
     fig.suptitle(f"Level of each zone, shaded by its probability ({legend})", fontsize=10)
     return fig
 
@@ -200,16 +196,16 @@ def draw_levels(
 def class_colors(
     n:int, # Classes
 )->np.ndarray: # RGB of each, (n,3)
-    "Choose colours that tell classes apart"
-    if n <= 10: return np.array(plt.get_cmap("tab10").colors[:n])
-    if n <= 20: return np.array(plt.get_cmap("tab20").colors[:n])
-    return plt.get_cmap("turbo")(np.linspace(0, 1, n))[:,:3]
+    "Choose colours that tell classes apart, also without red or green: those of lines, then lighter, then darker ones"
+    base = np.array([to_rgb(color) for color in COLORS_OF_LINES])
+    rounds = np.concatenate([base, .5*base + .5, .5*base])
+    return rounds[:n] if n <= 20 else plt.get_cmap("viridis")(np.linspace(0, 1, n))[:,:3]
 
 UNKNOWN = (.94, .94, .94) # colour of pixels without a class
 
 def _map_legend(fig, names, colors, used):
     "A patch for each class that is shown"
-    patches = [Patch(facecolor=colors[i], label=_short(names[i])) for i in used if i >= 0]
+    patches = [Patch(facecolor=colors[i], label=short_label(names[i])) for i in used if i >= 0]
     if -1 in used: patches.append(Patch(facecolor=UNKNOWN, edgecolor="0.6", label="unknown"))
     fig.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)), fontsize=9)
 
@@ -236,7 +232,7 @@ def draw_maps(
 def _value_text(task, said, true):
     "What was said and what is true, a line a value"
     unit = f" {task.unit}" if task.unit else ""
-    names = [f"{_short(name)} " for name in task.names] or [""]
+    names = [f"{short_label(name)} " for name in task.names] or [""]
     truths = ["unknown" if math.isnan(truth) else f"{truth:.3g}" for truth in true]
     return "\n".join(f"{name}{answer:.3g}{unit} (true {truth})" for name,answer,truth in zip(names, said, truths))
 

@@ -12,11 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from .escape import in_figure
-from .figures import STYLE, epoch_axis, new_figure
+from .figures import COLORS_OF_LINES, STYLE, epoch_axis, in_words, log_axis, marked, new_figure, say_empty
 
 # %% ../nbs/library/394_spectra.ipynb #abb5d009
 def _brightest(shown):
@@ -42,18 +41,22 @@ def plot_band_errors(
     ylabel:str="MSE", # What the errors are
     ax:object|None=None, # Axes to draw on; a new figure if None
     unit:str="wavelength (nm)", # What the bands are numbered by
+    title:str="", # Title of the axes
 )->Figure: # The figure
-    "Draw the error of each band over its wavelength"
+    "Draw the error of each band over its wavelength; a band without one is a gap"
     fig = None
     if ax is None: fig,((ax,),) = new_figure(1, 1, 5.5, 2.6)
-    for name,error in errors.items(): ax.plot(nm, error, "o-", ms=3, lw=1.2, label=in_figure(name))
-    ax.set(xlabel=in_figure(unit), ylabel=in_figure(ylabel))
+    for name,error in errors.items():
+        error = np.asarray(error, dtype=float) # of None, NaN
+        ax.plot(nm, error, **marked(error), label=in_figure(name))
+    ax.set(xlabel=in_figure(unit), ylabel=in_figure(ylabel), title=in_figure(title))
     ax.set_ylim(bottom=0)
+    say_empty(ax, "no band was masked")
     if len(errors) > 1: ax.legend(fontsize=8)
     return fig or ax.figure
 
 # %% ../nbs/library/394_spectra.ipynb #a0431315
-POINTS = ("tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple") # colours of chosen pixels
+POINTS = ("#0072B2", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9") # colours of chosen pixels
 
 def _spectra_ax(ax, nm, true, reconstructed, colors):
     "Input (line) and output (dashes) at some pixels"
@@ -62,6 +65,7 @@ def _spectra_ax(ax, nm, true, reconstructed, colors):
         ax.plot(nm, output, color=color, lw=1.5, ls="--")
     top = float(np.nanmax(true))
     ax.set(ylim=(0, max(1.3*top, 1e-6)))
+    ax.set_ylabel("reflectance", fontsize=9)
     ax.tick_params(labelsize=8)
 
 def _show_cube(ax, image):
@@ -82,33 +86,33 @@ def _masked_row(axs, view, index):
 
 def _title_row(axs, share):
     "Titles above the first sample"
-    titles = "true", f"masked, {share:.0%}", "reconstruction", "reflectance: input —, output - -"
+    titles = "true", f"masked, {share:.0%}", "reconstruction", "spectra: input —, output - -"
     if len(axs) > len(titles): titles = "companion image", *titles
     for ax,title in zip(axs, titles): ax.set_title(title, fontsize=10)
 
 # %% ../nbs/library/394_spectra.ipynb #181647b7
 def _terms_ax(ax, rows, terms):
     "Terms of the loss over epochs, training lines, validation dashes"
-    for term,color in zip(terms, ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown")):
-        for part,style,label in (("train", "-", term), ("valid", "--", None)):
+    for term,color in zip(terms, COLORS_OF_LINES):
+        for part,style,label in (("train", "-", in_words(term)), ("valid", "--", None)):
             points = [(row["epoch"], row[f"{part}_{term}"]) for row in rows if (row.get(f"{part}_{term}") or 0) > 0]
-            marker = "o" if len(points) == 1 else None
-            if points: ax.plot(*zip(*points), color=color, ls=style, lw=1.3, marker=marker, ms=3, label=label)
-    if ax.lines: # without a positive value there is nothing for a log axis
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.legend(fontsize=8, ncols=2)
+            look = marked(points, color=color, ls=style, lw=1.3, label=label)
+            if part == "valid": look["mfc"] = "white" # dashes are not seen in one point
+            if points: ax.plot(*zip(*points), **look)
     ax.set_ylabel("unweighted")
     epoch_axis(ax)
+    if not ax.lines: return say_empty(ax) # without a positive value there is nothing for a log axis
+    log_axis(ax)
+    ax.legend(fontsize=8, ncols=2)
 
 def _below(figure, view, rows, terms):
     "Error by band, and the terms of the loss where there are any"
     left,*right = figure.subplots(1, 1 + bool(rows and terms), squeeze=False)[0]
-    plot_band_errors(view["nm"], {"masked voxels":view["band_mse"]}, "MSE", left, view["unit"])
-    left.set_title("Error by band, reflectance", fontsize=10)
+    plot_band_errors(view["nm"], {"masked voxels":view["band_mse"]}, "MSE of reflectance", left, view["unit"])
+    left.set_title("Error of masked voxels, by band", fontsize=10)
     for ax in right:
         _terms_ax(ax, rows, terms)
-        ax.set_title("Terms of the loss (dashed: validation)", fontsize=10)
+        ax.set_title("Terms of the loss (dashed, hollow: validation)", fontsize=10)
 
 def plot_masked(
     view:dict, # true, masked, reconstruction, perhaps companion `(n,3,H,W)`; points `(k,2)`; nm; spectra of both

@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from fastai.learner import Metric, Recorder
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .base import TrainCallback
 from ..core import Registry, is_main
 from ..escape import in_figure
-from ..figures import new_figure
+from ..figures import COLORS_OF_LINES, WRONG, epoch_axis, in_words, marked, new_figure, say_empty
 
 # %% ../../nbs/library/434_callback.health.ipynb #05ff15b3
 WIDEST = 1024 # coordinates that are looked at: of thousands of prototypes the first ones say enough
@@ -164,7 +163,7 @@ class CollapseAlarm(TrainCallback):
 def _curve(ax, rows, name, **kw):
     "One column over epochs"
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-    if points: ax.plot(*zip(*points), marker="o", ms=3, label=name.replace("_", " "), **kw)
+    if points: ax.plot(*zip(*points), **marked(points, label=in_words(name), **kw))
 
 def _similarities(ax, z):
     "Cosines of the first views of some images with the second views"
@@ -176,14 +175,18 @@ def _similarities(ax, z):
 
 def _draw_rank(ax, rows, width):
     "Effective rank on the left axis, spread on the right one"
-    _curve(ax, rows, "effective_rank", color="tab:green")
+    left,right = COLORS_OF_LINES[2], COLORS_OF_LINES[4] # green and pink, which are told apart without red too
+    _curve(ax, rows, "effective_rank", color=left)
+    ax.set_ylabel("effective rank", color=left)
     other = ax.twinx()
-    _curve(other, rows, "spread", color="tab:purple")
-    other.axhline(1/math.sqrt(min(width, WIDEST)), color="tab:purple", ls="--", lw=1) # of random directions
+    _curve(other, rows, "spread", color=right)
+    other.set_ylabel("spread (dashed: random)", color=right)
+    other.axhline(1/math.sqrt(min(width, WIDEST)), color=right, ls="--", lw=1) # of random directions
     other.set_ylim(bottom=0)
     other.grid(False)
-    ax.set_title("Effective rank ↑ (green), spread ↑ (purple)", fontsize=9)
+    ax.set_title("Effective rank ↑ and spread ↑", fontsize=9)
 
+# %% ../../nbs/library/434_callback.health.ipynb #97598eea
 def plot_health(
     rows:Sequence, # Epochs of the history
     collapse_value:float, # The loss of features that are all the same
@@ -195,14 +198,16 @@ def plot_health(
     fig,axs = new_figure(1, 4, 3.4, 2.9)
     loss,sphere,rank,similar = axs[0]
     for name in ("train_loss", "valid_loss"): _curve(loss, rows, name)
-    loss.axhline(collapse_value, color="tab:red", ls="--", lw=1, label="collapsed")
+    loss.axhline(collapse_value, color=WRONG, ls="--", lw=1, label="collapsed")
     loss.set_title("Loss", fontsize=9)
+    loss.set_ylabel("loss")
     for name in ("alignment", "uniformity"): _curve(sphere, rows, name)
     sphere.set_title("On the sphere ↓", fontsize=9)
+    sphere.set_ylabel("alignment, uniformity")
     _draw_rank(rank, rows, width)
     for ax in (loss, sphere, rank):
-        ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        epoch_axis(ax)
+        say_empty(ax)
     for ax in (loss, sphere):
         if ax.lines: ax.legend(fontsize=8)
     _similarities(similar, z)

@@ -17,6 +17,7 @@ from fastai.learner import Recorder
 
 from .base import TrainCallback
 from .earlier import set_aside
+from .remaining import left_of, news_of, seconds_of
 from ..core import atomic_write, is_main, writing
 from ..files import load_json
 
@@ -97,8 +98,18 @@ class EventLog(TrainCallback):
         self.recorder.listeners.append(self._write_steps)
         self.write("start", epochs=self.n_epoch, done=self.learn.epochs_done)
 
+    def after_batch(self):
+        if self._is_open and news_of(self.learn): self._write_left()
+
     def after_epoch(self):
-        if self._is_open: self.write("epoch", **self.recorder.rows[-1])
+        if not self._is_open: return
+        self._write_left()
+        self.write("epoch", **self.recorder.rows[-1])
+
+    def _write_left(self):
+        "How long the rest of the fit takes, in seconds and in words"
+        text = left_of(self.learn)
+        if text: self.write("left", text=text, seconds=round(seconds_of(self.learn), 1))
 
     def after_cancel_fit(self):
         "Note whether the fit was ended in order, as early stopping does, or was stopped"

@@ -260,9 +260,9 @@ def _evaluate(model, cubes, order):
 def _spectra(cubes, points): return torch.stack([cubes[:,:,row,column] for row,column in points], 1).cpu() # n,k,C
 
 def _band_errors(true, filled, counted):
-    "Mean squared error of each band over what is counted"
+    "Mean squared error of each band over what is counted; NaN where nothing is, which is no error of 0"
     errors = torch.where(counted, (filled - true).square(), 0.).sum((0, 2, 3))
-    return (errors/counted.expand_as(true).sum((0, 2, 3)).clamp_min(1)).cpu()
+    return (errors/counted.expand_as(true).sum((0, 2, 3))).cpu()
 
 def _band_axis(wavelengths, bands):
     "Positions of bands on the axis of a figure, and their unit"

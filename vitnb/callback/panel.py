@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .base import TrainCallback
 from .contrastive import Contrastive
-from .live import LiveFigure, LiveView, write_image
+from .live import LiveFigure, LiveView, is_worth_keeping
 from .tracker import track_figure
 from ..core import is_main
 
@@ -23,13 +23,15 @@ class HealthLive(TrainCallback):
     def __init__(self,
         folder:str|Path|None=None, # Where the newest frame goes, such as `run.figures`; None: it is shown only
         n:int=16, # Validation images whose similarity is shown
-        share:float=.005, # Largest share of the time that drawing may take; the first and the last frame always come
+        share:float=.005, # Share of the time that drawing may take, but for frames that are five seconds old
         title:str="", # Title of the figure
+        keep:int=20, # Frames that trackers get, at most
     ):
         self.folder = Path(folder) if folder else None
         self.n = n
         self.share = share
         self.title = title
+        self.keep = keep
         self.live = None
 
     def before_fit(self):
@@ -38,7 +40,9 @@ class HealthLive(TrainCallback):
                          "build it with pretext='contrastive', or leave HealthLive out")
 
     def before_train(self):
-        if self.live is None and is_main(): self.live = LiveFigure(self.draw, share=self.share)
+        if self.live is not None or not is_main(): return
+        self.live = LiveFigure(self.draw, self.folder and self.folder/"health.png", self.share)
+        self.kept = self.epoch
 
     def draw(self):
         "The figure as the model stands"
@@ -47,13 +51,14 @@ class HealthLive(TrainCallback):
 
     def after_epoch(self):
         if self.live is None: return
-        last = self.epoch + 1 == self.n_epoch
-        if self.live.update(force=last or not self.live.frames): self.store()
+        done = self.epoch + 1
+        is_drawn = self.live.update(force=done == self.n_epoch or not self.live.frames)
+        if is_drawn and is_worth_keeping(done, self.kept, self.n_epoch, self.keep): self.store()
 
     def store(self):
-        "Keep the frame as a file and in the trackers; the time counts as drawing"
+        "Keep the frame in the trackers; the time counts as drawing"
         start = time.time()
-        if self.folder: write_image(self.live.image, self.folder/"health.png")
+        self.kept = self.epoch + 1
         track_figure(self.learn, "health", self.figure)
         self.live.spent += time.time() - start
 

@@ -17,6 +17,7 @@ from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
 from fastcore.foundation import L
 
+from .remaining import left_of
 from .steps import Curve, Steps
 from ..device import fetch
 from ..metrics.base import metric_columns
@@ -252,11 +253,13 @@ def after_validate(self:StepRecorder):
 def epoch_line(
     row:dict, # A row of the history
     total:int, # Epochs in all
-)->str: # Such as "epoch  3/30  train_loss 0.2143  valid_loss 0.1811  accuracy 0.9513  4.2 s"
+    left:str="", # How long the rest takes, from `left_of`
+)->str: # Such as "epoch  3/30  train_loss 0.2143  valid_loss 0.1811  accuracy 0.9513  4.2 s, 1:53 left"
     "Write a row of the history as one line of a log"
-    skip = ("epoch", "step", "lr", "seconds", "train_accuracy") # these are in the history; a line should not wrap
+    skip = ("epoch", "step", "lr", "seconds", "train_accuracy", "grad_norm") # in the history; a line should not wrap
     values = "  ".join(f"{name} {v:.4f}" for name,v in row.items() if name not in skip and v is not None)
-    return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {values}  {fmt_time(row['seconds'])}"
+    took = ", ".join(filter(None, (fmt_time(row["seconds"]), left)))
+    return f"epoch {row['epoch']:>{len(str(total))}}/{total}  {values}  {took}"
 
 # %% ../../nbs/library/471_callback.record.ipynb #f0c03a68
 @patch
@@ -274,7 +277,7 @@ def after_epoch(self:StepRecorder):
     self.iters.append(len(self.losses))
     self.rows.append(self._closed_row())
     shown = {name:self.rows[-1].get(name) for name in ("epoch", *self.metric_names[1:], "seconds")}
-    self.logger(epoch_line(shown, len(self.rows) + self.n_epoch - self.epoch - 1))
+    self.logger(epoch_line(shown, len(self.rows) + self.n_epoch - self.epoch - 1, left_of(learn)))
 
 @patch
 def _closed_row(self:StepRecorder):

@@ -14,11 +14,13 @@ from pathlib import Path
 from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Recorder
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .base import TrainCallback
 from .limit import TrainingStopped
 from .record import epoch_line
+from .remaining import left_of, news_of
 from ..core import is_main, settings, writing
 from ..device import synchronize
 from ..progress import fmt_time
@@ -101,21 +103,27 @@ class RunLog(TrainCallback):
         if self.learn.opt_steps and not self.begun: logger.info(f"going on behind step {self.learn.opt_steps}")
         self.begun = True
 
+    def after_batch(self):
+        if self.handler and news_of(self.learn): logger.info(news_of(self.learn))
+
     def after_epoch(self):
         rows = self.recorder.rows
-        if rows: logger.info(epoch_line(rows[-1], len(rows) + self.n_epoch - self.epoch - 1))
+        if rows: logger.info(epoch_line(rows[-1], len(rows) + self.n_epoch - self.epoch - 1, left_of(self.learn)))
 
-    def after_cancel_fit(self):
-        error = sys.exc_info()[1]
-        orderly = isinstance(error, (CancelFitException, TrainingStopped))
-        logger.log(logging.WARNING if orderly else logging.ERROR, f"{type(error).__name__}: {error}".rstrip(": "))
+# %% ../../nbs/library/481_callback.runlog.ipynb #44382775
+@patch
+def after_cancel_fit(self:RunLog):
+    error = sys.exc_info()[1]
+    orderly = isinstance(error, (CancelFitException, TrainingStopped))
+    logger.log(logging.WARNING if orderly else logging.ERROR, f"{type(error).__name__}: {error}".rstrip(": "))
 
-    def after_fit(self):
-        if self.handler is None: return
-        logger.info(f"end of the fit after {fmt_time(time.time() - self.start)}, {self.learn.opt_steps} steps")
-        logger.removeHandler(self.handler)
-        self.handler.close()
-        self.handler = None
+@patch
+def after_fit(self:RunLog):
+    if self.handler is None: return
+    logger.info(f"end of the fit after {fmt_time(time.time() - self.start)}, {self.learn.opt_steps} steps")
+    logger.removeHandler(self.handler)
+    self.handler.close()
+    self.handler = None
 
 # %% ../../nbs/library/481_callback.runlog.ipynb #eec91fb6
 def _step_line(learn, norm, seconds, waited):

@@ -23,7 +23,8 @@ def plot_study(
     score:str="score", # Name of the score, for the axis
 )->object: # A matplotlib figure
     "Draw a study"
-    plt = need("matplotlib.pyplot") # here, for the command line loads this room and seldom draws
+    from vitnb.figures import epoch_axis # here, for the command line loads this room and seldom draws
+    plt = need("matplotlib.pyplot")
     MaxNLocator = need("matplotlib.ticker").MaxNLocator
     draw = getattr(need("optuna.visualization.matplotlib", "search"), _PLOTS[one_of(what, _PLOTS, "picture")])
     options = dict(target_name=score) if what != "curves" else {}
@@ -31,9 +32,10 @@ def plot_study(
         warnings.simplefilter("ignore") # Optuna calls these plots experimental, and few trials few
         axes = draw(study, **options)
         if what == "curves":
-            axes.set(xlabel="epoch", ylabel=score)
+            axes.set(xlabel="epoch", ylabel=score, title="Scores of trials while they ran")
+            epoch_axis(axes)
             axes.get_legend().remove() # a line for each trial
-        if what != "importance": axes.xaxis.set_major_locator(MaxNLocator(integer=True)) # trials, epochs
+        if what == "history": axes.xaxis.set_major_locator(MaxNLocator(integer=True)) # trials
         fig = np.ravel(axes)[0].figure
         fig.set_size_inches(7, 3.5)
     plt.close(fig) # a notebook shows the figure that its cell ends in, once

@@ -15,8 +15,8 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from ..core import Registry
-from ..escape import in_figure, shortened
-from ..figures import new_figure
+from ..escape import in_figure
+from ..figures import new_figure, short_label
 
 # %% ../../nbs/library/722_explore.embedding.ipynb #5e00be08
 plane_maps = Registry("map of features") # name: function of (features, seed) that gives points (N,2)
@@ -55,7 +55,7 @@ def plot_features(
     for ax,name in zip(axs[0], how):
         points = map_features(features, name, seed)
         for label in np.unique(labels):
-            text = in_figure(shortened(names[label], 24)) if len(names) else None
+            text = short_label(names[label], 24) if len(names) else None
             ax.plot(*points[labels == label].T, "o", ms=3.5, alpha=.7, label=text)
         ax.set(title=dict(pca="Principal components", tsne="t-SNE").get(name, name), xticks=[], yticks=[])
         ax.grid(False)

@@ -115,6 +115,7 @@ class _Follower:
         self.file = folder/"events.jsonl"
         self.position = 0 # what of the file has been read
         self.epochs = epochs
+        self.left = "" # how long the rest takes
         self.rows = list(learn.recorder.rows)
         self.steps = learn.recorder.steps.until(math.inf) # a copy
         live = learn.progress
@@ -142,9 +143,11 @@ class _Follower:
     def take(self, entry):
         "Keep one event"
         if entry["event"] == "steps": self.steps.append(dict(step=entry["last"], lr=entry["lr"], loss=entry["loss"]))
+        if entry["event"] == "left": self.left = entry["text"]
         if entry["event"] != "epoch": return
         self.rows.append({name:value for name, value in entry.items() if name not in ("t", "event")})
-        self.learn.logger(epoch_line(self.rows[-1], self.epochs))
+        self.learn.logger(epoch_line(self.rows[-1], self.epochs, self.left))
+        self.left = ""
         if self.fig: self.fig.update()
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #4518d584

@@ -35,6 +35,7 @@ from ..callback.live import LiveView
 from ..callback.pretext import Prepare, Pretext
 from ..callback.rate import ScheduleLR, steps_per_epoch
 from ..callback.record import StepRecorder, declared
+from ..callback.remaining import Remaining
 from ..callback.threads import Threads
 from ..core import n_ranks, settings
 from ..data.sample import Batch
@@ -103,7 +104,7 @@ def _compile_args(compile):
 
 def _own_callbacks(pretext):
     "The callbacks that every Learner has"
-    own = [TrainEvalCallback(), FrozenNorms(), StepRecorder(), LiveView(), Unscale(), Threads()]
+    own = [TrainEvalCallback(), FrozenNorms(), Remaining(), StepRecorder(), LiveView(), Unscale(), Threads()]
     if pretext is not None: own.append(Prepare())
     return own
 
