@@ -211,6 +211,10 @@ from vitnb.experiment.studyfigures import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.commands import *
 from vitnb.experiment.results import *
+from vitnb.experiment.folders import *
+from vitnb.experiment.compare import *
+from vitnb.experiment.comparefigures import *
+from vitnb.experiment.comparing import *
 from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *
