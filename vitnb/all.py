@@ -220,6 +220,9 @@ from vitnb.experiment.configured import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.sweeper import *
 from vitnb.experiment.sweeping import *
+from vitnb.experiment.evaluated import *
+from vitnb.experiment.card import *
+from vitnb.experiment.carding import *
 from vitnb.explore.widgets import *
 from vitnb.explore.gradcam import *
 from vitnb.explore.embedding import *
