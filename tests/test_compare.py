@@ -37,7 +37,7 @@ def test_a_failed_run_keeps_its_place_and_its_epochs(outputs):
     write_run(outputs/"train_a/broken", params=dict(lr=.3, seed=0, bs=8), status=dict(status="failed", error="ValueError: no"),
               history=[dict(epoch=1, accuracy=.5), dict(epoch=2, accuracy=.6)], columns=dict(accuracy=dict(better="max")))
     frame = compare(root=outputs, score="test_accuracy").frame().set_index("run")
-    assert frame.status["broken"] == "failed" and frame.epochs["broken"] == 2 and frame.index[-1] == "broken"
+    assert frame.status["broken"] == "failed" and frame.epochs_done["broken"] == 2 and frame.index[-1] == "broken"
     assert compare(root=outputs, score="accuracy").frame().set_index("run").accuracy["broken"] == .6
 
 
@@ -54,6 +54,13 @@ def test_what_is_written_is_read_back(outputs, tmp_path):
     lines = table.save(tmp_path/"t.md").read_text().splitlines()
     assert len(lines) == 8 and len({line.count("|") for line in lines}) == 1 and "0.932 (0.912 to 0.952)" in lines[2]
     with pytest.raises(ValueError, match="neither"): table.save(tmp_path/"t.txt")
+
+
+def test_a_parameter_is_not_lost_to_a_column_of_that_name(tmp_path):
+    for n in range(2): scored(tmp_path/"a"/str(n), .9, epochs=n, status=n, test_accuracy=n)
+    frame = compare(root=tmp_path).frame()
+    assert frame["epochs"].tolist() == frame["params.status"].tolist() == frame["params.test_accuracy"].tolist() == [0, 1]
+    assert frame.status.tolist() == ["finished"]*2 and frame.epochs_done.tolist() == [3, 3] and frame.test_accuracy.tolist() == [.9, .9]
 
 
 def test_other_data_is_said(outputs):

@@ -3300,6 +3300,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare.Comparison._check_score': ( 'library/experiment.compare.html#comparison._check_score',
                                                                                                 'vitnb/experiment/compare.py'),
+                                          'vitnb.experiment.compare.Comparison._column': ( 'library/experiment.compare.html#comparison._column',
+                                                                                           'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare.Comparison._ordered': ( 'library/experiment.compare.html#comparison._ordered',
                                                                                             'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare.Comparison._put_first': ( 'library/experiment.compare.html#comparison._put_first',

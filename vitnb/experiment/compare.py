@@ -124,11 +124,18 @@ def _put_first(self:Comparison, run):
     self.runs = [run, *(other for other in self.runs if other is not run)]
     self.names = names_of(self.runs)
 
-# %% ../../nbs/library/685_experiment.compare.ipynb #f0187330
+# %% ../../nbs/library/685_experiment.compare.ipynb #9a3e2356
+_FIXED = ("run", "status", "epochs_done", "seconds", "device", "folder", "time") # columns of every table
+
+@patch
+def _column(self:Comparison, param):
+    "What the column of a parameter is called: as itself, where nothing else is"
+    return f"params.{param}" if param in (*_FIXED, *self.scores) else param
+
 @patch
 def _row(self:Comparison, name, run):
     "A run as numbers"
-    row = dict(run=name, **{param:run.params.get(param) for param in self.params})
+    row = dict(run=name, **{self._column(param):run.params.get(param) for param in self.params})
     for score in self.scores:
         row[score] = self.value(run, score)
         low,high = interval(run, score)
@@ -136,7 +143,7 @@ def _row(self:Comparison, name, run):
         if self.baseline is None: continue
         base = self.value(self.baseline, score)
         row[f"{score}_difference"] = None if None in (base, row[score]) else row[score] - base
-    row |= dict(status=run.state, epochs=len(run.history) or None, seconds=run.status.get("seconds"))
+    row |= dict(status=run.state, epochs_done=len(run.history) or None, seconds=run.status.get("seconds"))
     return row | dict(device=_device(run), folder=str(run.path))
 
 def _device(run): return run.environment.get("gpu") or run.environment.get("device")
@@ -156,7 +163,7 @@ def notes(self:Comparison)->list: # Sentences
     lines = lines if len(data) > 1 else []
     return lines + [f"passed over: {path}: {why}" for path,why in self.ignored.items()]
 
-# %% ../../nbs/library/685_experiment.compare.ipynb #021e6822
+# %% ../../nbs/library/685_experiment.compare.ipynb #2acf7548
 _ARROWS = {"max":" ↑", "min":" ↓", "":""}
 
 def _number(value): return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -181,10 +188,11 @@ def _cell(self:Comparison, row, score):
 def _text(self:Comparison, name, run):
     "A run as text, by column"
     row = self._row(name, run)
-    cells = dict(run=name, **{param:"" if row[param] is None else _number(row[param]) for param in self.params})
+    params = {param:row[param] for param in map(self._column, self.params)}
+    cells = dict(run=name, **{param:"" if value is None else _number(value) for param,value in params.items()})
     cells |= {score + _ARROWS[self.direction(score)]:self._cell(row, score) for score in self.scores}
     marked = f"{row['status']} *" if run.path in self.ignored else row["status"]
-    return cells | dict(status=marked, epochs=_number(row["epochs"] or ""), time=_clock(row["seconds"]),
+    return cells | dict(status=marked, epochs_done=_number(row["epochs_done"] or ""), time=_clock(row["seconds"]),
                         device=str(row["device"] or ""))
 
 @patch
