@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from card_helpers import trained # noqa: F401, a fixture
 
-from vitnb.experiment import evaluated
 from vitnb.experiment.card import checklist, drift, other_versions, read_card, verify_card, write_card
+from vitnb.learner import rebuilt
 
 GUIDE = ["Trained for sufficient epochs", "Validated on separate test set", "Documented hyperparameters", "Saved best checkpoint", "Tested inference speed",
          "Verified model size", "Checked for overfitting", "Evaluated on diverse data", "Documented known limitations"]
@@ -22,7 +22,7 @@ EXPORTS = {"safetensors":0., "onnx":6e-7, "torch.export":0.}
 def exported():
     "What test_evaluated.py does for real takes seconds"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluated, "export_facts", lambda run: dict(EXPORTS))
+        patch.setattr(rebuilt, "export_facts", lambda run: dict(EXPORTS))
         yield
 
 

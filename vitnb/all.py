@@ -186,6 +186,7 @@ from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.fits import *
+from vitnb.learner.rebuilt import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *
 from vitnb.experiment.notebook import *

@@ -160,7 +160,7 @@ def retry_failed(self:Sweep)->int: # How many
     for one in again: self._note(one, state="waiting", why="", tries=0)
     return len(again)
 
-# %% ../../nbs/library/692_experiment.sweep.ipynb #4567ac7f
+# %% ../../nbs/library/692_experiment.sweep.ipynb #6a7b77d4
 @patch
 def _open_study(self:Sweep):
     "Open Optuna's study, and fail the trials of which nothing was placed"
@@ -203,7 +203,7 @@ def ticket(self:Sweep,
     return {TRIAL:json.dumps(dict(storage=self.storage, study=self.name, number=one.trial, score=search.score,
                                   better=search.better, pruner=search.pruner))}
 
-# %% ../../nbs/library/692_experiment.sweep.ipynb #e81a9593
+# %% ../../nbs/library/692_experiment.sweep.ipynb #d4038d82
 @patch
 def value(self:Sweep,
     one:Configuration, # That is finished
@@ -236,7 +236,7 @@ def place(self:Sweep,
     if not run: run = new_run_dir(self.plan.search.name, tag, self.outputs).relative_to(self.outputs).as_posix()
     return self._note(one, state="placed", tag=tag, run=run, tries=one.tries + 1, slot=slot)
 
-# %% ../../nbs/library/692_experiment.sweep.ipynb #b73b9e5e
+# %% ../../nbs/library/692_experiment.sweep.ipynb #30974336
 @patch
 def params_of(self:Sweep,
     one:Configuration, # Of this sweep
@@ -261,7 +261,7 @@ def ended(self:Sweep,
     if one.state in ENDED and self.study is not None and not self.fault: self._tell(one)
     return one
 
-# %% ../../nbs/library/692_experiment.sweep.ipynb #cca5a958
+# %% ../../nbs/library/692_experiment.sweep.ipynb #08042e9e
 @patch
 def compare(self:Sweep)->Comparison: # With the best first, where a score is there
     "Put the runs side by side"
@@ -274,7 +274,7 @@ def compare(self:Sweep)->Comparison: # With the best first, where a score is the
     score = self.plan.search.score
     return Comparison(Runs(records, ignored), score if score in known else "", self.plan.search.better)
 
-# %% ../../nbs/library/692_experiment.sweep.ipynb #9ef22829
+# %% ../../nbs/library/692_experiment.sweep.ipynb #ee42da6e
 @patch
 def counts(self:Sweep)->dict: # state -> how many
     "Count the configurations by how they stand"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['sweep_of', 'cmd_sweep', 'add_sweep']
 
-# %% ../../nbs/library/694_experiment.sweeping.ipynb #cd6dfaec
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #f91f3e11
 import argparse
 from pathlib import Path
 
 from ..core import nearest, need, repo_root
 from .asking import read_params_file
 from .commands import create_wandb_sweep
-from .configurations import METHODS, make_sweep, read_sweep, sweeps
+from .configurations import SWEEP_METHODS, make_sweep, read_sweep, sweeps
 from .execute import workspace_of
 from .guard import guarded
 from .notebook import notebook_askable, notebook_params, read_notebook
@@ -108,7 +108,7 @@ def cmd_sweep(
     said = "interrupted; the same command goes on"
     return guarded("sweep", _wandb if args.wandb else _local, args, _CODES, said)
 
-# %% ../../nbs/library/694_experiment.sweeping.ipynb #f66171e0
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #39e109d4
 def _add_plan(command):
     "What is swept"
     command.add_argument("what", help=f"a notebook, a .yaml or .json file, or one of {', '.join(sweeps)}; "
@@ -117,7 +117,7 @@ def _add_plan(command):
     command.add_argument("--score", help="column of the history, or score of result.json, that is judged")
     command.add_argument("--better", choices=["min", "max"], help="which end of the score is the good one")
     command.add_argument("--pick", choices=["best", "last"], help="which epoch of a column counts (default: best)")
-    command.add_argument("--method", choices=METHODS, help="default: grid where all are values, else random")
+    command.add_argument("--method", choices=SWEEP_METHODS, help="default: grid where all are values, else random")
     command.add_argument("--runs", type=int, metavar="N", help="configurations; with --wandb: runs of this agent")
     command.add_argument("--run-name", help="of each run, such as lr{lr}_wd{weight_decay} or trial_{i}")
     command.add_argument("--seed", type=int, help="of what is drawn (default: 42)")
