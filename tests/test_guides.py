@@ -11,7 +11,7 @@ from vitnb.callback import history
 from vitnb.callback.schedule import schedules
 from vitnb.core import Settings
 from vitnb.data.augment import augments
-from vitnb.experiment import cli, commands
+from vitnb.experiment import cli, commands, sweeping
 from vitnb.experiment.recipes import FIELDS, learner_args, recipes, resolve, run_args
 from vitnb.experiment.run import Run
 from vitnb.models.protocol import list_models, models
@@ -61,7 +61,7 @@ def there(row):
     if "common" in row: return row["common"] in FIELDS
     if "setting" in row: return row["setting"] in {f.name for f in dataclasses.fields(Settings)}
     if "parameter" in row: return row["parameter"] in RUN_FIELDS
-    if "option" in row: return f'"{row["option"]}"' in inspect.getsource(cli) + inspect.getsource(commands)
+    if "option" in row: return f'"{row["option"]}"' in inspect.getsource(cli) + inspect.getsource(commands) + inspect.getsource(sweeping)
     if "folder" in row: return hasattr(Run, row["folder"])
     if "history" in row: return row["history"] in inspect.getsource(history)
     if "schedule" in row: return row["schedule"] in schedules

@@ -9,7 +9,7 @@ from vitnb.core import Settings
 from vitnb.experiment.recipes import families
 from vitnb.experiment.run import Run, changed_params, family_params
 from vitnb.parameters import parse_params
-from vitnb.runwords import parse_tags, run_words, wandb_project
+from vitnb.runwords import parse_tags, run_title, run_words, wandb_project
 
 WORDS = dict(experiment="mae_large", tags=dict(version="v2"), wandb_project="retina", wandb_entity="me")
 
@@ -71,3 +71,19 @@ def test_wandb_is_given_project_entity_and_tags(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(RuntimeError, match="enough"): make().fit(1, cbs=make_tracker("wandb", tmp_path, ""))
     assert (asked["project"], asked["entity"], sorted(asked["tags"])) == ("retina", "me", ["arch=swin_micro", "version=v2"])
+
+
+def test_a_run_is_called_by_what_differs():
+    assert run_title("20260101-120000", {}) == "20260101-120000"
+    assert run_title("f", dict(lr=.01, seed=2, tag="t", resume="never", note="n")) == "f lr=0.01 seed=2"
+    assert len(run_title("f", dict(model_kw="x"*500))) == 120
+
+
+def test_what_a_run_was_given_is_kept_for_its_name(tmp_path, monkeypatch):
+    "Cells as papermill leaves them: the parameters, then what was injected"
+    from vitnb.callback.tracker import Tracker
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path))
+    cells = ["tag = ''\nlr = .1\nseed = 1", "# Parameters\nlr = 0.2\n"]
+    run = Run("train_a", dict(In=cells, tag="", lr=.2, seed=1))
+    assert json.loads((run.dir/"status.json").read_text())["given"] == dict(lr=.2)
+    assert Tracker(run.dir).title == f"{run.dir.name} lr=0.2"

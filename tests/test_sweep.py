@@ -1,95 +1,108 @@
-"Sweeps of Weights & Biases, without it"
+"A sweep's folder: the journal, what is done and what is left, whatever a kill leaves"
 import json
-import sys
 
 import pytest
-from search_helpers import SPACE, workspace # noqa: F401, a fixture
+from search_helpers import workspace # noqa: F401, a fixture
+from sweep_helpers import Pretend, plan_of
 
-from vitnb.experiment.cli import main
-from vitnb.experiment.run import read_json
-from vitnb.experiment.search import study_rows
-from vitnb.experiment.space import check_space
-from vitnb.experiment.study import open_study
-
-pytest.importorskip("optuna")
+from vitnb.experiment.sweep import Configuration, Sweep, read_journal
+from vitnb.experiment.sweeper import run_sweep
 
 
-class FakeRun:
-    "A run of a sweep, as far as it is used"
-    def __init__(self, config): self.config,self.id,self.logged,self.summary,self.failed = config,f"r{id(config)%997}",[],{},None
-    def log(self, values): self.logged.append(values)
-    def __enter__(self): return self
-    def __exit__(self, kind, *_): self.failed = kind is not None
+def run(plan, executor, **how): return run_sweep(plan, executor=executor, say=lambda line: None, **how)
+def states(sweep): return [one.state for _,one in sorted(sweep.rows.items())]
 
 
-class FakeServer:
-    "What wandb.sweep, agent and init do: keep a sweep by its id, draw settings of it"
-    def __init__(self): self.sweeps,self.runs,self.current = {},[],None
-
-    def sweep(self, config, project=None, entity=None):
-        self.sweeps["abc123"] = config
-        return "abc123"
-
-    def agent(self, sweep, function, entity=None, project=None, count=None):
-        self.asked = entity, project
-        for i in range(count):
-            drawn = {k:p["values"][i % len(p["values"])] if "values" in p else p.get("value", p.get("min")) for k,p in self.sweeps[sweep]["parameters"].items()}
-            self.current = FakeRun(drawn)
-            self.runs.append(self.current)
-            function()
-
-    def init(self): return self.current
+def test_every_configuration_is_run_once_and_the_best_is_written(workspace):
+    executor = Pretend()
+    sweep = run(plan_of(workspace), executor, workers=2)
+    assert [params["x"] for params in executor.begun] == [0., 1., 2.] and states(sweep) == ["finished"]*3
+    assert json.loads((sweep.folder/"best_params.json").read_text())["best_params"] == dict(x=2.) and sweep.best().tag == "x2.0"
+    assert [run.params["tag"] for run in sweep.compare().runs] == ["x2.0", "x1.0", "x0.0"], "the best first"
+    assert run(plan_of(workspace), executor).counts() == dict(finished=3) and len(executor.begun) == 3, "begun again there is nothing to do"
 
 
-@pytest.fixture
-def server(monkeypatch):
-    fake = FakeServer()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    return fake
+def test_what_failed_is_kept_and_counted_and_run_again_on_request(workspace):
+    "One raises, one is lost with its worker: the lost one is run again by itself"
+    lost = iter(["lost", "finished"])
+    executor = Pretend(lambda x: "failed" if x == 0 else next(lost) if x == 1 else "finished")
+    sweep = run(plan_of(workspace), executor)
+    assert states(sweep) == ["failed", "finished", "finished"] and [params["x"] for params in executor.begun] == [0., 1., 1., 2.]
+    assert "failed" in (sweep.folder/"table.csv").read_text()
+    again = Pretend()
+    assert states(run(plan_of(workspace), again)) == ["failed", "finished", "finished"] and not again.begun
+    assert states(run(plan_of(workspace), again, retry_failed=True)) == ["finished"]*3 and len(again.begun) == 1
 
 
-def test_a_sweep_is_created_and_joined_by_its_id(workspace, server, capfd):
-    "The plan travels in it; what does not act beside the rest is left out; each trial is a run folder"
-    (workspace/"space.json").write_text(json.dumps(SPACE))
-    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--entity", "me", "-p", "epochs", "1"]) == 0
-    assert "vitnb sweep-agent me/train_demo/abc123" in capfd.readouterr().out
-    config = server.sweeps["abc123"]
-    assert config["method"] == "bayes" and config["metric"] == dict(name="near", goal="maximize")
-    assert config["early_terminate"] == dict(type="hyperband", min_iter=5, eta=3)
-    assert config["parameters"]["x"] == dict(distribution="uniform", min=0., max=4.) and config["parameters"]["kind"] == dict(values=["a", "b"])
-    assert main(["sweep-agent", "me/train_demo/abc123", "--count", "2"]) == 0
-    assert server.asked == ("me", "train_demo") and [run.failed for run in server.runs] == [False, False]
-    asked = [read_json(workspace/"out"/run.summary["run"]/"params.json") for run in server.runs]
-    assert [a["kind"] for a in asked] == ["a", "b"] and [run.summary["near"] for run in server.runs] == [-2., -2.]
+def test_a_configuration_that_kills_its_worker_again_and_again_fails(workspace):
+    executor = Pretend(lambda x: "lost" if x == 1 else "finished")
+    sweep = run(plan_of(workspace), executor)
+    assert states(sweep) == ["finished", "failed", "finished"] and sweep.rows[1].why.startswith("killed 3 times")
 
 
-@pytest.mark.parametrize("entry,wanted", [
-    (dict(low=1e-5, high=.1, log=True), dict(distribution="log_uniform_values", min=1e-5, max=.1)),
-    (dict(low=5, high=20), dict(distribution="int_uniform", min=5, max=20)), ([16, 32], dict(values=[16, 32])),
-    (dict(low=.1, high=.9, step=.2), dict(distribution="q_uniform", q=.2, min=.1, max=.9))])
-def test_each_kind_of_entry_in_wandbs_words(workspace, entry, wanted):
-    from vitnb.experiment.study import SearchPlan
+def test_a_score_that_the_runs_do_not_write_loses_no_run(workspace):
+    executor = Pretend(lambda x: "mute")
+    with pytest.raises(ValueError, match="has no score 'near'.*the runs are kept"): run(plan_of(workspace), executor)
+    with pytest.raises(ValueError, match="has no score 'near'"): run(plan_of(workspace), executor)
+    assert len(executor.begun) == 1, "nothing more is begun"
+    with Sweep(plan_of(workspace)) as sweep:
+        assert states(sweep) == ["finished", "waiting", "waiting"]
+        (sweep.run_dir(sweep.rows[0])/"result.json").write_text(json.dumps(dict(f1=.5)))
+    from vitnb.experiment.configurations import make_sweep
+    other = make_sweep(workspace/"train_demo.ipynb", dict(x=[0., 1., 2.]), "f1", "max")
+    with Sweep(other) as sweep: assert sweep.best().number == 0
+
+
+def test_two_sweeps_on_one_folder_and_another_plan_are_refused(workspace):
+    with Sweep(plan_of(workspace)):
+        import vitnb.runfolder as runfolder
+        descriptor = runfolder._held.pop(runfolder._key(workspace/"out/sweeps/train_demo")) # as another process sees it
+        with pytest.raises(ValueError, match="is under way.*name of its own"): Sweep(plan_of(workspace)).__enter__()
+        runfolder._held[runfolder._key(workspace/"out/sweeps/train_demo")] = descriptor
+    with pytest.raises(ValueError, match="another plan.*space.x"): run(plan_of(workspace, dict(x=[0., 3.])), Pretend())
+    (workspace/"train_demo.ipynb").write_text((workspace/"train_demo.ipynb").read_text().replace("best at 2", "best at 3"))
+    with pytest.raises(ValueError, match="was edited since"): run(plan_of(workspace), Pretend())
+
+
+def test_a_random_sweep_grows(workspace):
+    space = dict(x=dict(low=0., high=4.))
+    executor = Pretend()
+    run(plan_of(workspace, space, runs=2), executor)
+    run(plan_of(workspace, space, runs=5), executor)
+    assert len({params["x"] for params in executor.begun}) == 5 == len(executor.begun)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 250, 333, 500, 777])
+def test_a_journal_that_is_cut_anywhere_loses_no_run(workspace, cut):
+    "The run folder is the truth: with the journal cut at any byte nothing that it still names is run twice"
+    executor = Pretend()
+    sweep = run(plan_of(workspace), executor)
+    journal = sweep.folder/"runs.jsonl"
+    text = journal.read_bytes()
+    journal.write_bytes(text[:cut % (len(text) + 1)])
+    known = {one.number for one in read_journal(journal).values() if one.run}
+    again = run(plan_of(workspace), executor)
+    assert states(again) == ["finished"]*3 and len(executor.begun) == 3 + 3 - len(known)
+    assert all(isinstance(one, Configuration) for one in read_journal(journal).values())
+
+
+def test_tpe_is_told_once_and_goes_on(workspace):
+    "Pruned and failed trials count; a trial that was asked for and never placed is none"
+    optuna = pytest.importorskip("optuna")
+    plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=6, startup=3)
+    executor = Pretend(lambda x: "failed" if x > 3.5 else "finished")
+    half = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=3, startup=3)
+    first = run(half, executor)
+    first.study.ask()
+    sweep = run(plan, executor)
+    trials = sweep.study.get_trials()
+    assert len(executor.begun) == 6 and sum(trial.state.name == "COMPLETE" for trial in trials) == sweep.counts()["finished"]
+    for one in sweep.rows.values():
+        if one.state == "finished": assert trials[one.trial].value == pytest.approx(-(one.params["x"] - 2)**2) and trials[one.trial].params == one.params
+    assert not [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+def test_what_a_sweep_of_wandb_was_called_is_still_there():
     from vitnb.experiment.sweep import sweep_config
-    assert sweep_config(SearchPlan("n.ipynb", check_space(dict(p=entry)), "s", "min"))["parameters"]["p"] == wanted
-
-
-def test_a_server_that_cannot_be_reached_names_the_way_without_it(workspace, server, capfd):
-    def refuse(*_, **__): raise ConnectionError("no route to host")
-    server.sweep = refuse
-    (workspace/"space.json").write_text(json.dumps(SPACE))
-    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max"]) == 2
-    err = capfd.readouterr().err
-    assert "no route to host" in err and "WANDB_MODE=offline" in err and "vitnb search" in err
-
-
-def test_offline_a_sweep_is_a_study_of_this_machine(workspace, monkeypatch, capfd):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    (workspace/"space.json").write_text(json.dumps(SPACE))
-    assert main(["sweep", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--sweep-name", "mine", "-p", "epochs", "1"]) == 0
-    assert "W&B is offline" in capfd.readouterr().out
-    assert main(["sweep-agent", "mine", "--count", "1"]) == 0
-    assert [row["state"] for row in study_rows(open_study("mine", root=workspace))] == ["complete"]
-    assert main(["sweep-agent", "mine"]) == 2 and "--count" in capfd.readouterr().err
-    assert main(["sweep-agent", "other", "--count", "1"]) == 2 and "no study 'other'" in capfd.readouterr().err
+    from vitnb.experiment.wandbsweep import sweep_config as moved
+    assert sweep_config is moved

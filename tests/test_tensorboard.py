@@ -1,4 +1,6 @@
 "TensorBoard's files"
+import json
+
 import pytest
 from fastai.callback.core import Callback
 from tracker_stores import make, read_tensorboard
@@ -27,3 +29,18 @@ def test_a_learner_pickled_in_training_carries_no_listener(tmp_path):
             if self.training: seen.append((len(self.recorder.listeners), self.recorder.__getstate__()["listeners"]))
     make().fit(1, cbs=[TensorBoard(tmp_path), Pickle()])
     assert seen[0] == (1, [])
+
+
+def test_the_table_of_runs_has_parameters_and_a_name_that_says_what_differs(tmp_path):
+    "As TensorBoard's own hparams plugin reads it; a resumed run does not write it twice"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+    run_dir = tmp_path/"20260101-120000"
+    run_dir.mkdir()
+    (run_dir/"params.json").write_text(json.dumps(dict(lr=.1, arch="swin", betas=[.9, .99], clip=None)))
+    (run_dir/"status.json").write_text(json.dumps(dict(status="running", given=dict(lr=.1, resume="never"))))
+    make().fit(1, cbs=make_tracker("tensorboard", run_dir, ""))
+    metadata = EventAccumulator(str(run_dir/"tensorboard")).Reload().SummaryMetadata("_hparams_/session_start_info")
+    start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+    assert start.group_name == "20260101-120000 lr=0.1" and start.hparams["lr"].number_value == .1
+    assert start.hparams["arch"].string_value == "swin" and start.hparams["betas"].string_value == "[0.9, 0.99]"

@@ -36,7 +36,7 @@ class MLflow(Tracker):
         run_dir:str|Path, # The run's folder
         uri:str|None=None, # Tracking URI; the SQLite file `mlflow.db` in the setting `outputs_path` if None or ""
         experiment:str|None=None, # Name of the experiment; the run's, or that of the folder above `run_dir`, if None
-        run_name:str|None=None, # Name of the run; that of `run_dir` if None
+        run_name:str|None=None, # Name of the run; `run_dir`'s, and what differs, if None
         params:dict|None=None, # As for `Tracker`
         tags:dict|None=None, # As for `Tracker`
         files:Sequence[str]=TRACKED_FILES, # As for `Tracker`; stored as artifacts
@@ -48,7 +48,7 @@ class MLflow(Tracker):
         self.uri = f"sqlite:///{_sqlite(uri).as_posix()}" if _sqlite(uri) else uri
         folder = self.run_dir.resolve()
         self.experiment = experiment or self.words["experiment"] or folder.parent.name
-        self.run_name = run_name or folder.name
+        self.run_name = run_name or self.title
         self._client = None
         self._id = None
 

@@ -43,6 +43,13 @@ class TensorBoard(Tracker):
         for title,facts in dict(parameters=params, tags=self.tags).items():
             lines = ["|name|value|", "|---|---|", *(f"|{name}|{value}|" for name,value in facts.items())]
             if facts: self._writer.add_text(title, "\n".join(lines), 0)
+        self._writer.file_writer.add_summary(self._hparams(params))
+
+    def _hparams(self, params):
+        "What TensorBoard's table of runs shows: a name that says what differs, and parameters by which it filters"
+        simple = (bool, int, float, str)
+        shown = {name:value if isinstance(value, simple) else str(value) for name,value in params.items()}
+        return need("tensorboard.plugins.hparams.summary_v2").hparams_pb(shown, trial_id=self.title)
 
     def put(self, points):
         for step,values in points:

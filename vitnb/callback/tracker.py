@@ -24,7 +24,7 @@ from .system import system_points
 from ..core import Registry, atomic_write, is_main, settings
 from ..files import load_json
 from ..parameters import flat
-from ..runwords import run_words
+from ..runwords import run_title, run_words
 
 # %% ../../nbs/library/475_callback.tracker.ipynb #e4aa09b5
 TRACKED_FILES = ("params.json", "environment.json", "history.csv", "figures/*.png", "checkpoints/best_model.pth")
@@ -44,6 +44,7 @@ class Tracker(TrainCallback):
         self.params = params
         self.words = run_words(_own_params(self.run_dir), settings()) # under which names it is filed
         self.tags = {**self.words["tags"], **(tags or {})}
+        self.title = run_title(self.run_dir.resolve().name, _given(self.run_dir)) # says what differs
         self.files = tuple(files)
         self.lock = None # held while a record is open
         self.last_steps = {} # of each scalar in the store
@@ -137,6 +138,11 @@ def _read_json(path): return load_json(path) if path.is_file() else {}
 def _own_params(run_dir):
     "Parameters of the run; those of a phase stand in the folder above it"
     return _read_json(run_dir/"params.json") or _read_json(run_dir.resolve().parent/"params.json")
+
+def _given(run_dir):
+    "What the run was given otherwise than its notebook says"
+    status = _read_json(run_dir/"status.json") or _read_json(run_dir.resolve().parent/"status.json")
+    return status.get("given") or {}
 
 @patch
 def _record(self:Tracker):

@@ -28,7 +28,7 @@ class WandB(Tracker):
         uri:str|None=None, # Address of a server; W&B's own setting if None or ""
         project:str|None=None, # Name of the project; as `wandb_project` says if None
         entity:str|None=None, # Person or team; as `wandb_entity` says if None
-        run_name:str|None=None, # Name of the run; that of `run_dir` if None
+        run_name:str|None=None, # Name of the run; `run_dir`'s, and what differs, if None
         params:dict|None=None, # As for `Tracker`; the run's config
         tags:dict|None=None, # As for `Tracker`
         files:Sequence[str]=TRACKED_FILES, # As for `Tracker`
@@ -39,7 +39,7 @@ class WandB(Tracker):
         self.uri = uri or None
         self.project = project or wandb_project(self.words, folder.parent.name)
         self.entity = entity or self.words["wandb_entity"] or None
-        self.run_name = run_name or folder.name
+        self.run_name = run_name or self.title
         self._handle = None
         self._id = None
         self._next = 0 # W&B's own step

@@ -24,7 +24,7 @@ from ..environment import environment
 from ..escape import in_page
 from ..files import BrokenFile, at_home, load_json
 from ..kernel import watch_cells, watch_parent
-from ..parameters import Askable, NOTHING, askable, flat, take_params
+from ..parameters import Askable, NOTHING, askable, check_injected, flat, take_params
 from ..runfolder import (end_state, epochs_done, hold, in_use, is_held, leave_outer_run, left_undone, mark_status,
                              plain, read_json, settle, write_json)
 from ..runwords import FREE_FIELDS, run_words
@@ -264,7 +264,8 @@ class Run:
         write_json(self.dir/"params.json", self.params)
         write_json(self.dir/"environment.json", env)
         self._keep_search()
-        facts = dict(tag=tag, pid=os.getpid(), host=platform.node(), resumed=self.resumed)
+        given = check_injected(params.get("In", []), family_params(family)) # trackers name a run by what differs
+        facts = dict(tag=tag, pid=os.getpid(), host=platform.node(), resumed=self.resumed, given=given)
         mark_status(self.dir, "running", name=name, changes=self.changes, **facts)
         _follow(self)
 

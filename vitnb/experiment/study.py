@@ -115,11 +115,12 @@ def make_plan(
 def study_folder(
     name:str, # Name of the study
     root:str|Path|None=None, # The workspace; the one at hand if None
+    kind:str="search", # "search" or "sweeps"
 )->Path: # `outputs/search/<name>`, made if it is not there
     "Find the folder of a study"
     if not re.fullmatch(r"\w[\w.=+-]*", name):
-        raise ValueError(f"study={name!r} becomes part of folder names: use letters, digits and . _ = + -")
-    folder = settings(root).outputs_path/"search"/name
+        raise ValueError(f"the name {name!r} becomes part of folder names: use letters, digits and . _ = + -")
+    folder = settings(root).outputs_path/kind/name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

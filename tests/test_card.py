@@ -1,0 +1,102 @@
+"A card states what was found, fills the guide's checklist, and notices drift"
+import copy
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from card_helpers import trained # noqa: F401, a fixture
+
+from vitnb.experiment.card import checklist, drift, other_versions, read_card, verify_card, write_card
+from vitnb.learner import rebuilt
+
+GUIDE = ["Trained for sufficient epochs", "Validated on separate test set", "Documented hyperparameters", "Saved best checkpoint", "Tested inference speed",
+         "Verified model size", "Checked for overfitting", "Evaluated on diverse data", "Documented known limitations"]
+
+
+EXPORTS = {"safetensors":0., "onnx":6e-7, "torch.export":0.}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported():
+    "What test_evaluated.py does for real takes seconds"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuilt, "export_facts", lambda run: dict(EXPORTS))
+        yield
+
+
+@pytest.fixture(scope="module")
+def card(trained, exported, tmp_path_factory):
+    return write_card(trained[0], tmp_path_factory.mktemp("cards")/"card.ipynb", limitations="digits only")
+
+
+def test_a_card_is_a_notebook_with_every_section(card, trained):
+    nb = nbformat.read(card, 4)
+    nbformat.validate(nb)
+    text = "\n".join(cell.source for cell in nb.cells)
+    for title in ("Fingerprints", "Scores", "Calibration", "Samples", "Exports", "Production checklist", "Verify"): assert f"## {title}" in text
+    assert [line for line in re.findall(r"- \[[x ]\] ([^(:]+?)(?: \(\*\*not done\*\*\))?:", text)] == GUIDE
+    assert text.count("**not done**") == text.count("- [ ]") >= 1 and "digits only" in text
+    assert [cell.outputs[0].data["image/png"][:5] for cell in nb.cells if cell.cell_type == "code" and cell.outputs] == ["iVBOR"]
+    assert "result.json has test_accuracy 0.5000" in text, "a result that is not found again is told"
+    assert sorted(path.name for path in trained[0].iterdir() if path.suffix == ".ipynb") == []
+
+
+def test_a_card_holds_until_something_drifts(card, trained, tmp_path):
+    "The same run holds, wherever it lies; other weights do not, and are named with the scores"
+    import torch
+    folder = tmp_path/"moved"
+    shutil.copytree(trained[0], folder)
+    assert verify_card(card, folder)[0] == []
+    path = folder/"checkpoints/last_model.pth"
+    state = torch.load(path, weights_only=True)
+    state["model_state_dict"]["head.fc.weight"] *= -1
+    torch.save(state, path)
+    Path(f"{path}.crc32").unlink(missing_ok=True)
+    found = " ".join(verify_card(card, folder)[0])
+    assert "weights:" in found and "scores.test_accuracy:" in found and "data." not in found
+
+
+def test_every_kind_of_drift_is_seen(card):
+    facts,_ = read_card(card)
+    def after(change):
+        new = copy.deepcopy(facts)
+        change(new)
+        return [line.split(":")[0] for line in drift(facts, new)]
+    assert after(lambda new: None) == []
+    assert after(lambda new: new["data"].update(fingerprint="x")) == ["data.fingerprint"]
+    assert after(lambda new: new["split"].update(fingerprint="x")) == ["split.fingerprint"]
+    assert after(lambda new: new["scores"].update(test_accuracy=facts["scores"]["test_accuracy"] + .01)) == ["scores.test_accuracy"]
+    assert after(lambda new: new["scores"].pop("test_f1_macro")) == ["scores.test_f1_macro"]
+    assert after(lambda new: new["export"].update(safetensors=.1)) == ["export.safetensors"]
+    assert after(lambda new: new["export"].update(safetensors="not done: gone")) == ["export.safetensors"]
+    assert after(lambda new: new["size"].update(ms_image_bs1=99.)) == [], "time is no drift"
+    new = copy.deepcopy(facts)
+    new["environment"]["now"]["torch"] = "9"
+    assert other_versions(facts, new) == [f"torch: {facts['environment']['now']['torch']} -> 9"] and drift(facts, new) == []
+
+
+def test_the_checklist_marks_what_was_not_done(card):
+    facts,_ = read_card(card)
+    good = copy.deepcopy(facts)
+    good["training"] = dict(epochs=20, asked=20, state="finished", symptoms={})
+    assert all(done for _,done,_ in checklist(good, dict(lr=1), "only digits", "also USPS: 0.9"))
+    bad = copy.deepcopy(good)
+    bad["training"]["symptoms"] = dict(unfinished="the loss still falls")
+    bad["split"]["shared"] = 3
+    bad["scores"]["train_accuracy"] = None
+    done = {line:(is_done, how) for line,is_done,how in checklist(bad, {})}
+    assert list(done) == GUIDE and [line for line in GUIDE if not done[line][0]] == [GUIDE[n] for n in (0, 1, 2, 6, 7, 8)]
+    assert done[GUIDE[0]][1] == "the loss still falls" and "3 samples" in done[GUIDE[1]][1]
+
+
+def test_what_is_no_card_says_so(tmp_path, card, trained):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path/"plain.ipynb")
+    with pytest.raises(ValueError, match="is no card"): read_card(tmp_path/"plain.ipynb")
+    with pytest.raises(ValueError, match="is no card"): verify_card(tmp_path/"plain.ipynb", trained[0])
+    with pytest.raises(ValueError, match="end in .ipynb"): write_card(trained[0], tmp_path/"card.md")
+    nb = nbformat.read(card, 4)
+    nb.cells[1].source = "run = '/nowhere'"
+    nbformat.write(nb, tmp_path/"lost.ipynb")
+    with pytest.raises(ValueError, match="which is not there"): read_card(tmp_path/"lost.ipynb")

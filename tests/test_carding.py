@@ -1,0 +1,21 @@
+"`vitnb card` and `vitnb verify`, as a shell meets them"
+import pytest
+
+from vitnb.experiment import carding
+from vitnb.experiment.cli import main
+
+
+@pytest.mark.parametrize("found,code,says", [(([], []), 0, "holds"), ((["scores.a: then, now"], ["torch: 1 -> 2"]), 1, "no longer holds")])
+def test_the_exit_code_says_whether_it_holds(monkeypatch, capfd, found, code, says):
+    asked = []
+    monkeypatch.setattr(carding, "verify_card", lambda *args: asked.append(args) or found)
+    assert main(["verify", "c.ipynb", "--tolerance", "0.01"]) == code and asked[0][2] == .01
+    out = capfd.readouterr().out
+    assert says in out and all(line in out for line in [*found[0], *found[1]])
+
+
+@pytest.mark.parametrize("args,says", [(["card", "nowhere"], "nowhere"), (["verify", "nowhere.ipynb"], "no notebook")])
+def test_a_wrong_call_is_one_line_and_exit_2(capfd, args, says):
+    assert main(args) == 2
+    err = capfd.readouterr().err
+    assert says in err and "Traceback" not in err

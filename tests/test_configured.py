@@ -1,0 +1,60 @@
+"One configuration: run once, ended in time, and its end is told apart"
+import json
+import os
+import time
+
+import pytest
+from search_helpers import workspace # noqa: F401, a fixture
+
+from vitnb.experiment.configured import run_configuration, slot_variables, time_limit
+
+
+def folder_of(workspace, name="r"):
+    (workspace/"out/train_demo"/name).mkdir(parents=True)
+    return workspace/"out/train_demo"/name
+
+
+def carry_out(workspace, folder, minutes=None, variables=None, **params):
+    return run_configuration(str(workspace/"train_demo.ipynb"), params, str(folder), minutes, variables)
+
+
+def test_it_is_run_once_and_its_environment_is_its_own(workspace):
+    nb = json.loads((workspace/"train_demo.ipynb").read_text())
+    nb["cells"][1]["source"] += "\n(folder/'env.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'] + os.environ['OMP_NUM_THREADS'])"
+    (workspace/"train_demo.ipynb").write_text(json.dumps(nb))
+    folder = folder_of(workspace)
+    variables = dict(CUDA_VISIBLE_DEVICES="1", OMP_NUM_THREADS="3")
+    assert carry_out(workspace, folder, None, variables, x=1.) == dict(state="finished", why="")
+    assert (folder/"env.txt").read_text() == "13" and "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert carry_out(workspace, folder, None, variables, x=1.)["state"] == "finished" and (folder/"began.txt").read_text() == "0\n"
+
+
+def test_an_error_is_the_runs_and_a_limit_ends_it(workspace):
+    "The notebook has no training to ask, so it is ended"
+    found = carry_out(workspace, folder_of(workspace, "a"), x=9.)
+    assert found["state"] == "failed" and "x=9.0 is too far" in found["why"]
+    start = time.monotonic()
+    found = carry_out(workspace, folder_of(workspace, "b"), .08, nap=30.)
+    assert found["state"] == "timeout" and "0.08 minutes" in found["why"] and time.monotonic() - start < 30
+
+
+def test_a_limit_asks_first(tmp_path, monkeypatch):
+    "What has a pid gets a SIGTERM; no limit is no thread"
+    asked = []
+    monkeypatch.setattr(os, "kill", lambda pid, signum: asked.append((pid, signum)))
+    (tmp_path/"status.json").write_text(json.dumps(dict(pid=4242)))
+    with time_limit(tmp_path, .001) as over:
+        while not asked: time.sleep(.01)
+    assert over and asked[0][0] == 4242
+    with time_limit(tmp_path, None) as over: pass
+    assert not over
+
+
+@pytest.mark.parametrize("workers,devices,wanted", [(2, None, [None, None]), (3, ["0", "1"], ["0", "1", "0"]), (1, [3], ["3"])])
+def test_slots_take_turns_with_devices_and_share_the_threads(monkeypatch, workers, devices, wanted):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = slot_variables(workers, devices)
+    assert [one.get("CUDA_VISIBLE_DEVICES") for one in found] == wanted
+    assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, os.cpu_count()//workers))}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert "OMP_NUM_THREADS" not in slot_variables(workers, devices)[0], "what a person has set stays"

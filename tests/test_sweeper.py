@@ -1,0 +1,94 @@
+"Runs side by side, killed and begun again, on processes of this machine and on a cluster"
+import json
+import os
+import signal
+import time
+
+import pytest
+from search_helpers import wait_for, workspace # noqa: F401, a fixture
+from sweep_helpers import began, kill_family, plan_of, start_sweep
+
+from vitnb.experiment.sweep import read_journal
+from vitnb.experiment.sweeper import GivenExecutor, run_sweep
+
+
+def test_killed_at_any_moment_every_configuration_is_done_exactly_once(workspace):
+    "The sweep and a worker are killed in the middle of runs; epochs that were done are not done again"
+    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1., 2., 9.])), "--score", "near", "--better", "max", "--workers", 2, "-p", "nap", ".3"]
+    first = start_sweep(workspace, *args)
+    wait_for(lambda: any(path.stat().st_size > 40 for path in (workspace/"out/train_demo").glob("*/history.json")), 60)
+    kill_family(first)
+    second = start_sweep(workspace, *args)
+    out,_ = second.communicate(timeout=120)
+    assert second.returncode == 0, out
+    rows = read_journal(workspace/"out/sweeps/train_demo/runs.jsonl")
+    assert [rows[n].state for n in range(4)] == ["finished", "finished", "finished", "failed"] and "x2.0" in out
+    found = began(workspace)
+    assert sorted(found) == ["x0.0", "x1.0", "x2.0"] and all(starts == sorted(set(starts)) for starts in found.values()), found
+    for path in (workspace/"out/train_demo").glob("*/history.json"): assert [row["epoch"] for row in json.loads(path.read_text())] == [1, 2, 3, 4]
+    assert len(list((workspace/"out/train_demo").iterdir())) == 4, "no configuration has two folders"
+
+
+def test_a_worker_that_is_killed_costs_only_its_own_run_a_new_try(workspace):
+    plan = plan_of(workspace, dict(x=[0., 1.]), params=dict(nap=.4))
+    lines,killed = [],[]
+    def kill_one():
+        import psutil
+        for child in psutil.Process().children():
+            busy = [path for path in (workspace/"out/train_demo").glob("*/history.json")]
+            if busy and any("spawn_main" in part for part in child.cmdline()) and not killed:
+                killed.append(child.pid)
+                child.kill()
+    import threading
+    done = threading.Event()
+    def watch():
+        while not done.wait(.05) and not killed: kill_one()
+    threading.Thread(target=watch, daemon=True).start()
+    sweep = run_sweep(plan, workers=1, say=lines.append)
+    done.set()
+    assert killed and sweep.counts() == dict(finished=2) and [line.split(":")[1].split()[0] for line in lines].count("killed") == 1
+    assert all(starts == sorted(set(starts)) for starts in began(workspace).values())
+
+
+def test_a_signal_stops_in_order_and_the_same_command_goes_on(workspace):
+    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1.])), "--score", "near", "--better", "max", "-p", "nap", ".3"]
+    first = start_sweep(workspace, *args)
+    wait_for(lambda: list((workspace/"out/train_demo").glob("*/history.json")), 60)
+    first.send_signal(signal.SIGTERM)
+    out,_ = first.communicate(timeout=60)
+    assert first.returncode == 128 + signal.SIGTERM and "waiting" in out
+    second = start_sweep(workspace, *args[:-1], ".3")
+    out,_ = second.communicate(timeout=60)
+    assert second.returncode == 0 and "2 finished" in out
+
+
+@pytest.mark.parametrize("wrong", [0, True, 1.5])
+def test_workers_are_a_number(workspace, wrong):
+    with pytest.raises(ValueError, match="workers="): run_sweep(plan_of(workspace), workers=wrong)
+
+
+def test_a_client_is_asked_for_its_executor():
+    class Client:
+        def get_executor(self, pure): return ("executor", pure)
+    assert GivenExecutor(Client()).executor == ("executor", False) and GivenExecutor("own").executor == "own"
+
+
+def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspace):
+    "A real scheduler of dask and two workers, one of them killed in the middle of a run"
+    distributed = pytest.importorskip("dask.distributed")
+    plan = plan_of(workspace, dict(x=[0., 1., 2.]), params=dict(nap=.4))
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        pids = list(client.run(os.getpid).values())
+        killed = []
+        def kill():
+            busy = wait_for(lambda: list((workspace/"out/train_demo").glob("*/history.json")), 60)
+            killed.append(busy)
+            os.kill(pids[0], signal.SIGKILL)
+        import threading
+        thread = threading.Thread(target=kill)
+        thread.start()
+        sweep = run_sweep(plan, workers=2, executor=client, say=lambda line: None)
+        thread.join()
+    assert killed and sweep.counts() == dict(finished=3)
+    starts = sorted(began(workspace).values())
+    assert sum(len(one) for one in starts) <= 4 and all(one == sorted(set(one)) for one in starts), starts
