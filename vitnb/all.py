@@ -189,6 +189,12 @@ from vitnb.learner.fits import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *
 from vitnb.experiment.notebook import *
+from vitnb.experiment.terminal import *
+from vitnb.experiment.salvage import *
+from vitnb.experiment.journal import *
+from vitnb.experiment.pictures import *
+from vitnb.experiment.channels import *
+from vitnb.experiment.engine import *
 from vitnb.experiment.execute import *
 from vitnb.experiment.show import *
 from vitnb.experiment.readme import *

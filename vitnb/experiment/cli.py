@@ -21,6 +21,7 @@ from pathlib import Path
 from ..core import atomic_write, is_main, moved_names, my_rank, n_ranks, pick_device, settings
 from .asking import (accelerate_lines, marked_values, names_are_ours, notebook_help, read_params_file,
                                      unmarked)
+from .channels import pass_on
 from .execute import (as_given_before, check_kernel, environ, error_line, make_run_dir, other_error,
                                       rank_error, run_notebook, watch_others, workspace_of)
 from .notebook import notebook_askable, notebook_params, read_notebook
@@ -31,7 +32,7 @@ from ..kernel import on_signals
 from ..launch import Ranks, count_processes, device_environment, free_port, idle_devices, meet_on_loopback
 from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
-from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
+from ..runfolder import end_state, hand_on, leave_outer_run, mark_status, read_json, release
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #70615d7c
 def _kernel_pid(run_dir):
@@ -53,7 +54,7 @@ def _stoppable(run_dir):
         if pid is None: raise KeyboardInterrupt
         if not is_main(): return # rank 0 decides, in its training all ask each other
         complain(f"{signal.Signals(signum).name}: asking the run to save and stop; once more to end it at once")
-        os.kill(pid, signum)
+        pass_on(pid, signum)
     return on_signals(react, ignored)
 
 # %% ../../nbs/library/640_experiment.cli.ipynb #e08072f9
@@ -86,12 +87,17 @@ def _stop_code(error):
     found = re.search(r"\(exit code (\d+)\)", str(error.evalue))
     return int(found[1]) if found else None
 
+def _exit_code(error):
+    "What a cell that called `sys.exit` gave; 1 for any other error"
+    found = getattr(error, "ename", "") == "SystemExit" and re.fullmatch(r"\d+", str(error.evalue))
+    return int(found[0]) % 256 or 1 if found else 1
+
 def _outcome(error, signals):
     "Exit code and name of the end that an error was"
     stopped = _stop_code(error)
     if stopped: return stopped, "stopped"
-    if signals: return 128 + signals[0], "ended by a signal"
-    return 1, "failed"
+    if signals: return 128 + signals[0], end_state(error) if end_state(error) == "interrupted" else "ended by a signal"
+    return _exit_code(error), "failed"
 
 def _attempt(args, params, run_dir):
     "Run the notebook and turn what happened into an exit code"

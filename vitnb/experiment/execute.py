@@ -11,14 +11,16 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, need, repo_root, settings
+from .channels import kernel_manager
+from .engine import Engine
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import as_before, run_folder
 from ..launch import end_tree
@@ -115,23 +117,6 @@ def _kernel_environment(path, run_dir):
     if (root/"settings.ini").is_file(): env["VITNB_WORKSPACE"] = str(root)
     return env
 
-def _this_python():
-    "How the kernel of this Python is started, whatever is installed under its name"
-    from jupyter_client.kernelspec import KernelSpec
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    return KernelSpec(argv=argv, display_name="this Python", language="python")
-
-def _manager(run_dir, kernel):
-    "What starts the kernel, so that it inherits the lock of the run folder"
-    from jupyter_client import AsyncKernelManager
-    _,descriptors = hand_on(run_dir)
-    class Manager(AsyncKernelManager):
-        "Passes the lock on"
-        async def start_kernel(self, **kw): return await super().start_kernel(pass_fds=descriptors, **kw)
-    class ThisPython(Manager):
-        kernel_spec = _this_python()
-    return ThisPython if kernel is None else Manager
-
 # %% ../../nbs/library/620_experiment.execute.ipynb #da4bb35a
 def _is_news(record):
     "Whether a line of papermill's log is news: of names beyond the cell it says that it does not know them, but we do"
@@ -144,21 +129,11 @@ def _outputs(run_dir):
     else:
         with open(run_dir/f"rank{my_rank()}.log", "w", buffering=1) as log: yield dict(stdout_file=log, stderr_file=log)
 
-_LONGEST = 90 # of a folder of sockets: the system allows a little over 100 letters for the whole path
-
-@contextmanager
-def _channels():
-    "How the kernel is spoken to: by sockets in a folder of this user's; without them over the network, encrypted"
-    from traitlets.config import Config
-    with tempfile.TemporaryDirectory(prefix="vitnb") as folder:
-        if os.name == "posix" and len(folder) < _LONGEST:
-            options = dict(transport="ipc", connection_file=f"{folder}/kernel.json")
-        else: options = dict(transport_encryption="auto")
-        yield Config(KernelManager=options)
-
 def _execute(path, output, params, run_dir, kernel=None):
-    "Run papermill, with what the notebook prints on our standard output"
+    "Run papermill with our engine, with what the notebook prints on our standard output"
     import papermill
+    from papermill.engines import papermill_engines
+    papermill_engines.register("vitnb", Engine)
     def literally(path): return str(path).replace("{", "{{").replace("}", "}}") # papermill fills in braces in a path
     quiet = ["--log-level=ERROR"] # of the kernel's own start-up messages, not of the notebook
     log = logging.getLogger("papermill")
@@ -168,10 +143,14 @@ def _execute(path, output, params, run_dir, kernel=None):
         log.addFilter(_is_news)
         stack.callback(log.removeFilter, _is_news)
         target = literally(output) if is_main() else None
-        files["config"] = stack.enter_context(_channels())
         stack.enter_context(_tuples_stay())
         papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet,
-                                   kernel_manager_class=_manager(run_dir, kernel), **_kernel_names(kernel), **files)
+                                   engine_name="vitnb", run_dir=run_dir, on_kernel=partial(_note_kernel, run_dir),
+                                   kernel_manager_class=kernel_manager(run_dir, kernel), **_kernel_names(kernel), **files)
+
+def _note_kernel(run_dir, pid):
+    "Note which process runs the cells, for whoever has a signal for it"
+    mark_status(run_dir, "running", pid=pid, started=read_json(run_dir/"status.json").get("started"))
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #2bae6400
 def error_line(
