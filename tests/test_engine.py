@@ -129,7 +129,8 @@ def test_killed_the_notebook_is_whole_and_the_kernel_ends(tmp_path):
     "Also where orphans come to a process that is not init"
     source = notebook(tmp_path/"in.ipynb", "n = 1", "print('finished')", SLOW)
     process,kernel = start(source, tmp_path/"out.ipynb")
-    assert not [c for c in psutil.Process(kernel).net_connections("tcp") if c.status == "LISTEN"], "nobody else can listen"
+    command = psutil.Process(kernel).cmdline()
+    assert json.loads(Path(command[command.index("-f") + 1]).read_text())["transport"] == "ipc", "nobody else can listen"
     process.kill()
     process.wait()
     end = time.monotonic() + 6

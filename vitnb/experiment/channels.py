@@ -16,12 +16,12 @@ from pathlib import Path
 
 from ..runfolder import hand_on
 
-# %% ../../nbs/library/615_experiment.channels.ipynb #79fefa38
+# %% ../../nbs/library/615_experiment.channels.ipynb #a8577530
 _LONGEST = 90 # of a folder of sockets: the system allows a little over 100 letters for the whole path
 
 @contextmanager
 def kernel_channels()->Iterator: # Options for a kernel's manager
-    "Choose how the kernel is spoken to: by sockets in a folder of this user's; without them over the network, encrypted"
+    "Choose how the kernel is spoken to: by sockets of this user's; without them over the network, encrypted"
     from traitlets.config import Config
     with tempfile.TemporaryDirectory(prefix="vitnb") as folder:
         if os.name == "posix" and len(folder) < _LONGEST:
@@ -47,7 +47,8 @@ def kernel_manager(
         async def start_kernel(self, **kw): return await super().start_kernel(pass_fds=descriptors, **kw)
     class ThisPython(Manager):
         kernel_spec = _this_python()
-    return ThisPython if kernel is None else Manager
+    if kernel is None: return ThisPython
+    return Manager
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #02538e6e
 def _catches(pid, number):

@@ -87,7 +87,7 @@ def text(self:Journal)->bytes: # JSON
     cells = b",\n".join(json_line(cell) for cell in self.nb["cells"])
     return b'{"cells":[\n' + cells + b"\n" + notebook_tail(self.nb) + b"\n"
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #194b6d21
+# %% ../../nbs/library/613_experiment.journal.ipynb #515a4ca2
 @patch
 def begin(self:Journal, cell:dict):
     "Append the beginning of a cell"
@@ -129,7 +129,7 @@ def _close_stream(self:Journal):
     self._write(STREAM_FOOT)
     self.stream = None
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #c94c6662
+# %% ../../nbs/library/613_experiment.journal.ipynb #88a89598
 @patch
 def stale(self:Journal):
     "Note that the running cell shows something else than its lines say"
@@ -160,6 +160,7 @@ def end(self:Journal):
     self.briefs.append(json_line({**self.cell, "outputs":[_brief(output, _SHORT) for output in self.cell["outputs"]]}))
     self.cell = None
 
+# %% ../../nbs/library/613_experiment.journal.ipynb #fc98748d
 @patch
 def finish(self:Journal):
     "Let the journal become the notebook"
@@ -184,7 +185,7 @@ def _replace(self:Journal):
     with atomic_write(self.output) as tmp: tmp.write_bytes(self.text())
     self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #205867c3
+# %% ../../nbs/library/613_experiment.journal.ipynb #0b89f39e
 _SHORT = 2_000 # letters that an output of an ended cell may have in a view of a large notebook
 _LONG = 50_000 # and one of the running cell
 
@@ -214,7 +215,8 @@ def view(self:Journal)->bytes: # JSON of a whole notebook
     "Write down the notebook as a reader may see it now; shorter where it is large"
     is_small = self.size < self._left()
     done = [json_line(cell) for cell in self.nb["cells"][:len(self.briefs)]] if is_small else self.briefs
-    running = [self._shown(sys.maxsize if is_small else _LONG)] if self.cell is not None else []
+    most = sys.maxsize if is_small else _LONG
+    running = [] if self.cell is None else [self._shown(most)]
     later = [json_line(cell) for cell in self.nb["cells"][len(done) + len(running):]]
     return b'{"cells":[\n' + b",\n".join([*done, *running, *later]) + b"\n" + notebook_tail(self.nb) + b"\n"
 
@@ -223,7 +225,7 @@ def _left(self:Journal):
     "Bytes that may be written beside what grows"
     return _FREE + _RATE*(time.monotonic() - self.start) - self.spent
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #1b605d96
+# %% ../../nbs/library/613_experiment.journal.ipynb #5b4e842e
 @patch
 def refresh(self:Journal):
     "Let the notebook's own file say what there is, if there is news and it is time"
