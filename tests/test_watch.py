@@ -9,7 +9,7 @@ from command_helpers import workspace
 from hypothesis import given, strategies as st
 
 from vitnb.experiment import cli
-from vitnb.experiment.watch import RunView, Runs, cells_of, runs_html, sparkline
+from vitnb.experiment.watch import RunView, Runs, run_line, runs_html, sparkline
 
 def write(folder, *events, tail=""):
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def test_how_long_it_will_take(tmp_path):
 def test_a_stream_that_somebody_has_edited(tmp_path, raw):
     (tmp_path/"events.jsonl").write_bytes(raw)
     view = RunView(tmp_path).read()
-    assert len(cells_of(view)) == 8 and runs_html([view])
+    assert len(run_line(view)) == 8 and runs_html([view])
 
 
 def test_a_stream_that_was_begun_anew(tmp_path):

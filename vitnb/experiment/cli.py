@@ -264,7 +264,7 @@ def _add_run(commands):
     run.add_argument("--port", type=int, help="where the processes meet (default: any free port)")
     run.set_defaults(call=lambda args: cmd_run(args) if args.notebook else _without_notebook(run, args))
 
-# %% ../../nbs/library/640_experiment.cli.ipynb #1a48efeb
+# %% ../../nbs/library/640_experiment.cli.ipynb #1e93825f
 def parser()->argparse.ArgumentParser: # The command line of `vitnb`
     "Make the parser of what `vitnb` understands"
     load_families() # and with them the commands of other rooms

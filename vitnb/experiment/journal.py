@@ -87,9 +87,11 @@ def text(self:Journal)->bytes: # JSON
     cells = b",\n".join(json_line(cell) for cell in self.nb["cells"])
     return b'{"cells":[\n' + cells + b"\n" + notebook_tail(self.nb) + b"\n"
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #515a4ca2
+# %% ../../nbs/library/613_experiment.journal.ipynb #fae71d28
 @patch
-def begin(self:Journal, cell:dict):
+def begin(self:Journal,
+    cell:dict, # Of the notebook
+):
     "Append the beginning of a cell"
     self.changed = True
     self.offset = self.size
@@ -100,7 +102,9 @@ def begin(self:Journal, cell:dict):
     self._write(first + (json_line(cell) if self.cell is None else cell_head(cell)))
 
 @patch
-def add(self:Journal, output:dict):
+def add(self:Journal,
+    output:dict, # Of the notebook; the text of a stream in parts
+):
     "Append an output of the running cell"
     self.changed = True
     if self.is_stale: return
@@ -113,7 +117,10 @@ def add(self:Journal, output:dict):
         self.outputs += 1
 
 @patch
-def add_text(self:Journal, name:str, text:str):
+def add_text(self:Journal,
+    name:str, # Of the stream: "stdout" or "stderr"
+    text:str, # Whole lines, or the last one
+):
     "Append lines that the running cell has printed"
     self.changed = True
     if self.is_stale: return

@@ -109,9 +109,12 @@ class Plan:
 
     def _state(self, names): return {str(path):file_sums(path) for path in self._files(names)[0]}
 
-# %% ../../nbs/library/619_experiment.products.ipynb #5a149bf8
+# %% ../../nbs/library/619_experiment.products.ipynb #160bddf4
 @patch
-def kept(self:Plan, index:int, cell:Mapping)->list|None: # Outputs; None: the cell runs
+def kept(self:Plan,
+    index:int, # Position in the notebook, for what is said
+    cell:Mapping, # That is about to run
+)->list|None: # Outputs; None: the cell runs
     "Decide on a cell that is about to run"
     if not _is_own(cell): return None
     self.position += 1
@@ -145,7 +148,10 @@ def _reason(self:Plan, cell, names):
     return f"cells below use {min(needed)}, which it makes" if needed else ""
 
 @patch
-def done(self:Plan, index:int, cell:Mapping):
+def done(self:Plan,
+    index:int, # Position in the notebook, for what is said
+    cell:Mapping, # That has run
+):
     "Write down what a cell has produced"
     names = products_of(cell)
     if not _is_own(cell) or not names: return

@@ -6,7 +6,7 @@
 __all__ = ['failed_cell', 'notebook_of', 'copy_run', 'run_cells', 'lab', 'kernel_of', 'cmd_reopen', 'cmd_recover', 'add_reopen',
            'add_recover']
 
-# %% ../../nbs/library/684_experiment.reopen.ipynb #7023b209
+# %% ../../nbs/library/684_experiment.reopen.ipynb #1c7fc657
 import argparse
 import json
 import os
@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,14 +101,14 @@ def _await_server(url, token, server, seconds=90):
         except (urllib.error.URLError, ConnectionError): time.sleep(.2)
     raise RuntimeError("JupyterLab did not start; try: jupyter lab")
 
-# %% ../../nbs/library/684_experiment.reopen.ipynb #12f81c19
+# %% ../../nbs/library/684_experiment.reopen.ipynb #3615e15d
 def _as_root(): return ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [] # as in a container
 
 @contextmanager
 def lab(
     path:Path, # A notebook in a run folder
-):
-    "Have a JupyterLab for one notebook; gives its address and what it asks for"
+)->Iterator[tuple]: # Its address, what it asks for, and the process
+    "Have a JupyterLab for one notebook"
     token = secrets.token_hex(16)
     port = free_port()
     told = dict(VITNB_RUN_DIR=str(path.parent), VITNB_RESUMED="1")
