@@ -35,7 +35,7 @@ def test_a_run_that_grows_is_read_to_its_end(tmp_path):
 def test_how_long_it_will_take(tmp_path):
     view = RunView(write(tmp_path/"r", start(-20), epoch(-10, 1), epoch(0, 2))).read()
     assert view.left() == pytest.approx(20, abs=2)
-    said = RunView(write(tmp_path/"s", start(-20), epoch(0, 1, eta=77.))).read()
+    said = RunView(write(tmp_path/"s", start(-20), dict(t=time.time(), event="left", text="1:17", seconds=77.))).read()
     assert said.left() == pytest.approx(77, abs=2), "what the run itself says"
     resumed = RunView(write(tmp_path/"t", start(-900), epoch(-890, 1), epoch(-880, 2), start(-10, 6, 1), epoch(0, 2))).read()
     assert resumed.epochs() == (2, 6) and resumed.left() == pytest.approx(40, abs=2)

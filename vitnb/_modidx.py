@@ -3424,6 +3424,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal.Journal.stale': ( 'library/experiment.journal.html#journal.stale',
                                                                                       'vitnb/experiment/journal.py'),
+                                          'vitnb.experiment.journal.Journal.sync': ( 'library/experiment.journal.html#journal.sync',
+                                                                                     'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal.Journal.text': ( 'library/experiment.journal.html#journal.text',
                                                                                      'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal.Journal.view': ( 'library/experiment.journal.html#journal.view',

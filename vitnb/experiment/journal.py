@@ -21,7 +21,7 @@ from .salvage import (STREAM_FOOT, STREAM_HEAD, cell_foot, cell_head, comma, com
                                       json_line, notebook_tail, quick_write, take_journal)
 from ..parameters import complain
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #fe739217
+# %% ../../nbs/library/613_experiment.journal.ipynb #b9405131
 _FREE = 2_000_000 # bytes that views and rewritten cells may take beside what grows
 _RATE = 100_000 # and more of them with each second
 
@@ -34,6 +34,7 @@ class Journal:
         self.output = Path(output)
         self.path = journal_of(output)
         self.nb = nb
+        self.sync_lock = threading.Lock() # around waiting for the disk
         self.lock = threading.RLock() # around every change of `nb`, so that a view sees a whole one
         self.pending = dict # -> name of a stream: what of it may still change
         self.start = time.monotonic()
@@ -167,14 +168,17 @@ def end(self:Journal):
     self.briefs.append(json_line({**self.cell, "outputs":[_brief(output, _SHORT) for output in self.cell["outputs"]]}))
     self.cell = None
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #fc98748d
+# %% ../../nbs/library/613_experiment.journal.ipynb #dd657c94
 @patch
 def finish(self:Journal):
     "Let the journal become the notebook"
     try:
         if not self.is_amended and not self.is_stale: self._write_rest()
         if self.is_amended or self.is_stale: self._replace()
-    finally: os.close(self.descriptor)
+    finally:
+        with self.sync_lock:
+            os.close(self.descriptor)
+            self.descriptor = None
 
 @patch
 def _write_rest(self:Journal):
@@ -232,7 +236,7 @@ def _left(self:Journal):
     "Bytes that may be written beside what grows"
     return _FREE + _RATE*(time.monotonic() - self.start) - self.spent
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #5b4e842e
+# %% ../../nbs/library/613_experiment.journal.ipynb #6a7b6843
 @patch
 def refresh(self:Journal):
     "Let the notebook's own file say what there is, if there is news and it is time"
@@ -247,6 +251,12 @@ def refresh(self:Journal):
     self.spent += len(raw)
     self.next_view = time.monotonic() + max(1, 50*(time.monotonic() - start))
 
+@patch
+def sync(self:Journal):
+    "Wait until the disk has what was written"
+    with self.sync_lock:
+        if self.descriptor is not None: os.fsync(self.descriptor)
+
 @contextmanager
 def viewing(
     journal:Journal, # Of a notebook that runs
@@ -255,9 +265,14 @@ def viewing(
     done = threading.Event()
     def look():
         while not done.wait(.5): journal.refresh()
-    thread = threading.Thread(target=look, name="view", daemon=True)
-    thread.start()
+    def sync(): # beside the run, so that little is left to wait for in the end
+        size = 0
+        while not done.wait(.5):
+            if journal.size != size: journal.sync()
+            size = journal.size
+    threads = [threading.Thread(target=task, daemon=True) for task in (look, sync)]
+    for thread in threads: thread.start()
     try: yield
     finally:
         done.set()
-        thread.join()
+        for thread in threads: thread.join()

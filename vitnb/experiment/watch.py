@@ -49,8 +49,8 @@ def _read_new(path, offset):
     end = raw.rfind(b"\n") + 1
     return raw[:end].splitlines(), offset + end
 
-# %% ../../nbs/library/686_experiment.watch.ipynb #88a18cde
-_NO_METRIC = ("epoch", "step", "lr", "seconds", "grad_norm", "skipped_steps", "memory_mib", "t", "event", "eta", "left")
+# %% ../../nbs/library/686_experiment.watch.ipynb #85f05526
+_NO_METRIC = ("epoch", "step", "lr", "seconds", "grad_norm", "skipped_steps", "memory_mib", "t", "event")
 
 class RunView:
     "A run as its events tell it"
@@ -67,6 +67,7 @@ class RunView:
         self.is_over = False
         self.is_complete = True
         self.last = None # when something happened
+        self.said_left = None # when, and how many seconds the run said are left
 
     def read(self)->"RunView": # Itself
         "Read what has happened since"
@@ -74,7 +75,7 @@ class RunView:
         for line in lines: self._take(line)
         return self
 
-# %% ../../nbs/library/686_experiment.watch.ipynb #9c636164
+# %% ../../nbs/library/686_experiment.watch.ipynb #a749476b
 @patch
 def _take(self:RunView, line):
     "Take one event"
@@ -89,8 +90,10 @@ def _take(self:RunView, line):
         self.start = event
         self.rows = self.rows[:_count(event.get("done"))] # the rest is trained again
         self.is_over = False
+        self.said_left = None
     if kind == "steps": self.losses.append(event.get("loss"))
     if kind == "epoch": self._take_epoch(event)
+    if kind == "left": self.said_left = (event["t"], event.get("seconds"))
     if kind == "picture": self.picture = event.get("path")
     if kind == "end":
         self.is_over = True
@@ -113,11 +116,11 @@ def epochs(self:RunView)->tuple: # Done, and in all; None where that is not know
 def left(self:RunView)->float|None: # Seconds
     "Say how long the run will take, as it does itself, or from the time that its epochs took"
     done,total = self.epochs()
-    if self.is_over or not self.rows or total is None or total <= done: return None
-    said = self.rows[-1].get("eta")
-    if isinstance(said, (int, float)): return max(0, said - (time.time() - self.rows[-1]["t"]))
+    if self.is_over or total is None or total <= done: return None
+    when,seconds = self.said_left or (0, None)
+    if isinstance(seconds, (int, float)): return max(0, seconds - (time.time() - when))
     trained = done - _count(self.start.get("done"))
-    if trained < 1: return None
+    if trained < 1: return None # an older run, whose events do not say it, before its first epoch
     each = (self.rows[-1]["t"] - self.start["t"])/trained
     return max(0, each*(total - done) - (time.time() - self.rows[-1]["t"]))
 
