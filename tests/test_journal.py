@@ -146,3 +146,8 @@ def test_half_a_character_is_written(tmp_path):
     journal.end()
     journal.finish()
     assert json.loads(output.read_bytes())["cells"][1]["outputs"][0]["text"] == ["\ud800 é\n"]
+
+
+def test_a_text_weighs_the_same_in_parts_and_joined():
+    parts = dict(output_type="stream", name="stdout", text=["ab\n", "c"])
+    assert room._weight(parts) == room._weight({**parts, "text":"ab\nc"}) == 4

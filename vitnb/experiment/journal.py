@@ -196,13 +196,14 @@ def _replace(self:Journal):
     with atomic_write(self.output) as tmp: tmp.write_bytes(self.text())
     self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/library/613_experiment.journal.ipynb #0b89f39e
+# %% ../../nbs/library/613_experiment.journal.ipynb #ce80a938
 _SHORT = 2_000 # letters that an output of an ended cell may have in a view of a large notebook
 _LONG = 50_000 # and one of the running cell
 
 def _weight(output):
     "About how many letters an output takes"
     parts = output.get("text") or list(output.get("data", {}).values())
+    if isinstance(parts, str): return len(parts)
     return sum(len(part) if isinstance(part, str) else len(str(part)) for part in parts)
 
 def _brief(output, most):
