@@ -9,7 +9,6 @@ __all__ = ['cmd_run', 'parser', 'main']
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -21,8 +20,9 @@ from pathlib import Path
 from ..core import is_main, moved_names, my_rank, n_ranks, pick_device, settings
 from .asking import (heard_accelerate, marked_values, names_are_ours, notebook_help, read_params_file,
                                      unmarked)
-from .execute import (as_given_before, check_kernel, check_output, environ, error_line, make_run_dir,
-                                      other_error, rank_error, run_notebook, watch_others, workspace_of)
+from .endings import outcome_of, report, stoppable, tell
+from .execute import (as_given_before, check_kernel, check_output, environ, make_run_dir, run_notebook,
+                                      watch_others, workspace_of)
 from .guard import outlived
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import commands, goes_on, load_families
@@ -34,82 +34,23 @@ from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release
 
-# %% ../../nbs/library/640_experiment.cli.ipynb #70615d7c
-def _kernel_pid(run_dir):
-    "The process that trains, if it has said so and lives"
-    pid = read_json(run_dir/"status.json").get("pid")
-    if not pid: return None
-    try: os.kill(pid, 0)
-    except OSError: return None
-    return pid
-
-def _stoppable(run_dir):
-    "Pass a signal on to the training"
-    def ignored(since):
-        if n_ranks() == 1: return False
-        if other_error(run_dir): return True # all end already
-        return since is not None and since < 2 # the launcher repeats what the terminal sent
-    def react(signum):
-        pid = _kernel_pid(run_dir)
-        if pid is None: raise KeyboardInterrupt
-        if not is_main(): return # rank 0 decides, in its training all ask each other
-        complain(f"{signal.Signals(signum).name}: asking the run to save and stop; once more to end it at once")
-        os.kill(pid, signum)
-    return on_signals(react, ignored)
-
-# %% ../../nbs/library/640_experiment.cli.ipynb #e08072f9
-def _report(run_dir, start):
-    "Print the last lines of a good run: how long, and the scores"
-    print(f"finished in {fmt_time(time.time() - start)}: {run_dir}")
-    for name,score in read_json(run_dir/"result.json").items():
-        print(f"  {name} = {score:.6g}" if isinstance(score, float) else f"  {name} = {score}")
-
-def _await_main(run_dir, seconds=60):
-    "Let rank 0 end first: a launcher ends all when one has ended"
-    end = time.monotonic() + seconds
-    def running(): return read_json(run_dir/"status.json").get("status") == "running"
-    while running() and time.monotonic() < end: time.sleep(.1)
-
-def _tell(run_dir, error, outcome):
-    "Show an error; of several processes the one that caused it does, the others name that one"
-    in_one_line = outcome == "stopped" or not hasattr(error, "ename")
-    text = error_line(error) if in_one_line else str(error)
-    if n_ranks() == 1: return complain(text)
-    if outcome == "stopped" and not is_main(): return _await_main(run_dir)
-    is_own = rank_error(run_dir).exists() or outcome == "stopped"
-    other = None if is_own else other_error(run_dir)
-    complain(f"rank {my_rank()} ended because of {other}" if other else f"rank {my_rank()}: {text}")
-
 # %% ../../nbs/library/640_experiment.cli.ipynb #785f3614
-def _stop_code(error):
-    "Exit code of an orderly stop: what `TrainingStopped` says of itself; None for any other error"
-    if getattr(error, "ename", "") != "TrainingStopped": return None
-    found = re.search(r"\(exit code (\d+)\)", str(error.evalue))
-    return int(found[1]) if found else None
-
-def _outcome(error, signals):
-    "Exit code and name of the end that an error was"
-    stopped = _stop_code(error)
-    if stopped: return stopped, "stopped"
-    if signals: return 128 + signals[0], "ended by a signal"
-    return 1, "failed"
-
 def _attempt(args, params, run_dir):
     "Run the notebook and turn what happened into an exit code"
     start = time.time()
     output = args.output or run_dir/Path(args.notebook).name
     try:
-        with _stoppable(run_dir) as signals, watch_others(run_dir):
-            run_notebook(args.notebook, params, run_dir, output, args.kernel)
+        with stoppable(run_dir) as signals, watch_others(run_dir):
+            run_notebook(args.notebook, params, run_dir, output, args.kernel, args.resume)
     except KeyboardInterrupt: code,outcome = 128 + (signals or [signal.SIGINT])[0],"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
-        code,outcome = _outcome(e, signals)
-        _tell(run_dir, e, outcome)
+        code,outcome = outcome_of(e, signals)
+        tell(run_dir, e, outcome)
         if signals and outcome != "stopped":
             name = signal.Signals(signals[0]).name
             mark_status(run_dir, "interrupted", error=f"{name} received before a state could be saved")
     else:
-        if is_main(): _report(run_dir, start)
+        if is_main(): report(run_dir, start)
         return 0
     where = f"notebook up to there: {output}" if is_main() else f"output up to there: {run_dir/f'rank{my_rank()}.log'}"
     complain(f"{outcome} after {fmt_time(time.time() - start)}; the {where}")
@@ -170,6 +111,7 @@ def _rank_command(args, pairs):
     if args.output: command += ["--output", str(args.output)]
     if args.file: command += ["-f", str(args.file)]
     if args.kernel: command += ["--kernel", args.kernel]
+    if args.resume: command.append("--resume")
     return command
 
 def _end_of(ranks, codes, run_dir):
@@ -243,7 +185,7 @@ def _prepare(args, pairs):
         text = show_run(nb, shown, params, family)
         return lambda: print(text) or 0
     n = _processes(args, params)
-    def make(): return make_run_dir(args.notebook, shown, params)
+    def make(): return make_run_dir(args.notebook, shown, params, "auto" if args.resume else None)
     under_launcher = n_ranks() > 1 and "VITNB_RESUMED" not in os.environ
     run_dir = _meet(make) if under_launcher else make()
     return partial(_go, args, pairs, params, run_dir, n)
@@ -267,6 +209,9 @@ def cmd_run(
     overruled = heard_accelerate()
     pairs = list(args.param)
     if args.tag is not None: pairs.append(["tag", args.tag])
+    if args.resume and any(name == "resume" for name,_ in pairs):
+        complain("vitnb run: --resume and -p resume are given; give one of them")
+        return 2
     with ExitStack() as stack:
         try:
             stack.enter_context(environ(**device_environment(args.devices), **overruled))
@@ -296,6 +241,8 @@ def _add_run(commands):
                      help="a parameter, shown in the notebook or a field of its recipe; may be repeated")
     run.add_argument("--tag", help="short for -p tag TAG: added to the name of the run folder")
     run.add_argument("--output", type=Path, help="where the executed notebook goes (default: the run folder)")
+    run.add_argument("--resume", action="store_true", help="go on with the unfinished run of the same parameters; "
+                     "cells tagged products:FILE whose files are as they were are skipped")
     run.add_argument("--show", action="store_true", help="print the resolved recipe, and run nothing")
     run.add_argument("--processes", metavar="N",
                      help="train with N processes on this machine, one to a device; auto: on all devices")

@@ -4,23 +4,29 @@
 
 # %% auto #0
 __all__ = ['environ', 'workspace_of', 'as_given_before', 'run_name', 'make_run_dir', 'check_kernel', 'check_output', 'error_line',
-           'rank_error', 'other_error', 'watch_others', 'run_notebook']
+           'rank_error', 'other_error', 'watch_others', 'run_notebook', 'attempts', 'keep_earlier']
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #f6879f52
+import glob
 import logging
 import os
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, need, repo_root, settings, writing
+from .channels import kernel_manager
+from .engine import Engine
 from .notebook import notebook_askable, notebook_params, read_notebook
+from .plainrun import note_end, note_start
+from .products import Plan, code_cells
 from .run import as_before, run_folder
+from .salvage import complete_all
 from ..launch import LAUNCHER, end_tree
 from ..parameters import Askable, check_given
 from ..runfolder import end_state, hand_on, hold, in_use, is_held, mark_status, read_json, release
@@ -63,11 +69,13 @@ def make_run_dir(
     path:str|Path, # The notebook
     shown:dict, # Names and defaults of its parameters cell
     given:dict, # What it is asked for
+    resume:str|None=None, # As for `Run`; as the notebook's parameters say if None
 )->Path: # Of its unfinished run, if that can be resumed, or a new one; this process holds it
     "Choose the folder for a run of a notebook"
     params = shown | given
     root = settings(workspace_of(path)).outputs_path
-    folder = run_folder(run_name(path), params, params.get("tag") or "", params.get("resume", "never"), root)
+    resume = resume or params.get("resume", "never")
+    folder = run_folder(run_name(path), params, params.get("tag") or "", resume, root)
     if is_main() and not hold(folder): raise ValueError(in_use(folder))
     return folder
 
@@ -115,23 +123,6 @@ def _kernel_environment(path, run_dir):
     if (root/"settings.ini").is_file(): env["VITNB_WORKSPACE"] = str(root)
     return env
 
-def _this_python():
-    "How the kernel of this Python is started, whatever is installed under its name"
-    from jupyter_client.kernelspec import KernelSpec
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    return KernelSpec(argv=argv, display_name="this Python", language="python")
-
-def _manager(run_dir, kernel):
-    "What starts the kernel, so that it inherits the lock of the run folder"
-    from jupyter_client import AsyncKernelManager
-    _,descriptors = hand_on(run_dir)
-    class Manager(AsyncKernelManager):
-        "Passes the lock on"
-        async def start_kernel(self, **kw): return await super().start_kernel(pass_fds=descriptors, **kw)
-    class ThisPython(Manager):
-        kernel_spec = _this_python()
-    return ThisPython if kernel is None else Manager
-
 # %% ../../nbs/library/620_experiment.execute.ipynb #da4bb35a
 def _is_news(record):
     "Whether a line of papermill's log is news: of names beyond the cell it says that it does not know them, but we do"
@@ -144,23 +135,14 @@ def _outputs(run_dir):
     else:
         with open(run_dir/f"rank{my_rank()}.log", "w", buffering=1) as log: yield dict(stdout_file=log, stderr_file=log)
 
-_LONGEST = 90 # of a folder of sockets: the system allows a little over 100 letters for the whole path
-
-@contextmanager
-def _channels():
-    "How the kernel is spoken to: by sockets in a folder of this user's; without them over the network, encrypted"
-    from traitlets.config import Config
-    with tempfile.TemporaryDirectory(prefix="vitnb") as folder:
-        if os.name == "posix" and len(folder) < _LONGEST:
-            options = dict(transport="ipc", connection_file=f"{folder}/kernel.json")
-        else: options = dict(transport_encryption="auto")
-        yield Config(KernelManager=options)
-
-def _execute(path, output, params, run_dir, kernel=None):
-    "Run papermill, with what the notebook prints on our standard output"
+def _execute(path, output, params, run_dir, kernel=None, plan=None):
+    "Run papermill with our engine, with what the notebook prints on our standard output"
     import papermill
+    from papermill.engines import papermill_engines
+    papermill_engines.register("vitnb", Engine)
     def literally(path): return str(path).replace("{", "{{").replace("}", "}}") # papermill fills in braces in a path
     quiet = ["--log-level=ERROR"] # of the kernel's own start-up messages, not of the notebook
+    ours = dict(engine_name="vitnb", run_dir=run_dir, on_kernel=partial(_note_kernel, run_dir), plan=plan)
     log = logging.getLogger("papermill")
     with ExitStack() as stack:
         stack.enter_context(environ(**_kernel_environment(path, run_dir)))
@@ -168,11 +150,15 @@ def _execute(path, output, params, run_dir, kernel=None):
         log.addFilter(_is_news)
         stack.callback(log.removeFilter, _is_news)
         target = literally(output) if is_main() else None
-        files["config"] = stack.enter_context(_channels())
         stack.enter_context(_tuples_stay())
+        ours |= dict(kernel_manager_class=kernel_manager(run_dir, kernel), **_kernel_names(kernel))
         stack.enter_context(writing(output))
-        papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet,
-                                   kernel_manager_class=_manager(run_dir, kernel), **_kernel_names(kernel), **files)
+        papermill.execute_notebook(literally(path), target, params, progress_bar=False, extra_arguments=quiet, **ours,
+                                   **files)
+
+def _note_kernel(run_dir, pid):
+    "Note which process runs the cells, for whoever has a signal for it"
+    mark_status(run_dir, "running", pid=pid, started=read_json(run_dir/"status.json").get("started"))
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #2bae6400
 def check_output(
@@ -245,6 +231,7 @@ def run_notebook(
     run_dir:str|Path|None=None, # The run's folder; a new one if None
     output:str|Path|None=None, # Where the executed notebook goes; into the run folder if None
     kernel:str|None=None, # Name of a kernel, as `jupyter kernelspec list` has it; this Python's if None
+    resume:bool=False, # Keep what cells tagged `products:` have written, where nothing has changed
 )->Path: # The run folder
     "Run a notebook in a kernel of its own; an error in it is raised here, after the notebook was saved"
     nb = read_notebook(path)
@@ -252,10 +239,16 @@ def run_notebook(
     shown = notebook_params(nb)
     family = notebook_askable(nb, params or ())
     params = as_given_before(check_given(params or {}, shown, family), shown, family)
-    run_dir = Path(run_dir or make_run_dir(path, shown, params)).resolve()
+    run_dir = Path(run_dir or make_run_dir(path, shown, params, "auto" if resume else None)).resolve()
     output = Path(output or run_dir/path.name).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _held(run_dir): _run_held(path, output, params, run_dir, kernel)
+    with _held(run_dir):
+        if is_main(): complete_all(run_dir.parent)
+        earlier = _earlier_outputs(output, run_dir) if resume else None
+        plan = Plan(run_dir, nb, {**shown, **params}, Path.cwd(), earlier, _tell_plan)
+        if is_main(): keep_earlier(output, run_dir)
+        note_start(run_dir, path, nb, {**shown, **params}, workspace_of(path))
+        _run_held(path, output, params, run_dir, kernel, plan)
     return run_dir
 
 @contextmanager
@@ -267,13 +260,45 @@ def _held(run_dir):
     finally:
         if not before: release(run_dir)
 
-def _run_held(path, output, params, run_dir, kernel):
+def _run_held(path, output, params, run_dir, kernel, plan):
     "Run the notebook, and write down how it stands"
     mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir), pid=None) # the kernel's
-    try: _execute(path, output, params, run_dir, kernel)
+    try: _execute(path, output, params, run_dir, kernel, plan)
     except BaseException as e:
         state = end_state(e)
         cause = None if state == "stopped" else _cause(run_dir, e) # all ranks stop together
         mark_status(run_dir, state, error=(cause or error_line(e))[:2000])
         raise
-    if read_json(run_dir/"status.json").get("status") != "stopped": mark_status(run_dir, "finished")
+    if read_json(run_dir/"status.json").get("status") == "stopped": return
+    mark_status(run_dir, "finished")
+    note_end(run_dir)
+
+# %% ../../nbs/library/620_experiment.execute.ipynb #756997f8
+def _tell_plan(line):
+    "Say what is skipped and what is not; of several ranks the first does"
+    if is_main(): print(line, flush=True)
+
+def _earlier_outputs(output, run_dir):
+    "What each code cell gave when the notebook ran before, in this file or in the newest attempt"
+    path = max([output, *attempts(output, run_dir)], key=lambda path: path.stat().st_mtime if path.is_file() else 0)
+    try: nb = read_notebook(path)
+    except ValueError: return [] # taken away, or edited by hand: cells are kept all the same, without what they showed
+    from nbformat import from_dict
+    return [from_dict(cell.get("outputs", [])) for cell in code_cells(nb)]
+
+def attempts(
+    output:Path, # An executed notebook
+    run_dir:Path, # Its run folder
+)->list: # Those of earlier attempts
+    "List the notebooks that a run has left before it went on"
+    return sorted((run_dir/"attempts").glob(f"{glob.escape(output.stem)}-*.ipynb"))
+
+def keep_earlier(
+    output:Path, # An executed notebook
+    run_dir:Path, # Its run folder
+)->None:
+    "Keep the notebook of an earlier attempt under a second name"
+    if not output.is_file() or output.parent != run_dir: return
+    kept = run_dir/"attempts"/f"{output.stem}-{len(attempts(output, run_dir)) + 1}.ipynb"
+    kept.parent.mkdir(exist_ok=True)
+    os.replace(output, kept)

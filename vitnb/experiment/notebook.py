@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from ..core import nearest, repo_root
 from ..files import BrokenFile, load_json
+from .plainrun import is_plain, loose_params
 from .run import load_families
 from ..parameters import NOTHING, Askable, askable, literal_params
 
@@ -85,7 +86,8 @@ def notebook_params(
 )->dict: # Names and defaults of the cell tagged `parameters`; empty without such a cell
     "Read what a notebook shows that it can be asked"
     tagged = _tagged(nb)
-    return literal_params(tagged[0]) if tagged else {}
+    if not tagged: return {}
+    return loose_params(tagged[0]) if is_plain(nb) else literal_params(tagged[0])
 
 # %% ../../nbs/library/610_experiment.notebook.ipynb #aad07cd0
 def _opened(nb):
