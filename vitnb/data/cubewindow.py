@@ -47,8 +47,11 @@ def check_patch(
         raise ValueError(f"windows of {size[0]}×{size[1]} pixels are no whole number of patches of {side}; "
                          f"use window={max(side, size[0]//side*side)} or another patch_size")
     if cube_set.bands % group:
-        raise ValueError(f"{cube_set.bands} bands are no whole number of {group}; use another patch_size, or "
-                         f"keep_bands(range({cube_set.bands//group*group}))")
+        over = cube_set.bands % group
+        raise ValueError(f"{cube_set.bands} bands are no whole number of {group}; use fit_bands='drop' (leaves out "
+                         f"the last "
+                         f"{over}) or fit_bands='pad' (repeats the last one {group - over} times), or another "
+                         f"patch_size")
 
 # %% ../../nbs/library/155_data.cubewindow.ipynb #c79b5a81
 def _starts(length, size, stride):
