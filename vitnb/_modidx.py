@@ -3096,6 +3096,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vitnb/data/wavelengths.py'),
                                         'vitnb.data.wavelengths.to_nm': ( 'library/data.wavelengths.html#to_nm',
                                                                           'vitnb/data/wavelengths.py'),
+                                        'vitnb.data.wavelengths.unit_in': ( 'library/data.wavelengths.html#unit_in',
+                                                                            'vitnb/data/wavelengths.py'),
                                         'vitnb.data.wavelengths.unit_of': ( 'library/data.wavelengths.html#unit_of',
                                                                             'vitnb/data/wavelengths.py'),
                                         'vitnb.data.wavelengths.words_of': ( 'library/data.wavelengths.html#words_of',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_beside', 'load_beside', 'is_list_of', 'sidecars', 'given_list']
 
-# %% ../../nbs/library/149_data.beside.ipynb #b99c3c45
+# %% ../../nbs/library/149_data.beside.ipynb #88932c03
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .hdf import CUBE_DATASET # noqa: F401
 from .image import UnreadableImage, load_npy, read_map
 from .matlab import read_mat # noqa: F401
 from .netcdf import CLASSIC # noqa: F401
-from .wavelengths import Listed, name_rank, parse_numbers, unit_of
+from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
 from ..files import load_text
 
 # %% ../../nbs/library/149_data.beside.ipynb #c15cd824
@@ -56,7 +56,7 @@ def load_beside(
     listed = parse_numbers(load_text(path), Path(path).name)
     return listed.values, listed.unit
 
-# %% ../../nbs/library/149_data.beside.ipynb #cbab818c
+# %% ../../nbs/library/149_data.beside.ipynb #ec5959d1
 _LISTS = (".npy", ".txt", ".csv", ".tsv", ".wl", ".hdr")
 
 @lru_cache(64)
@@ -77,9 +77,9 @@ def is_list_of(
     return rank
 
 def _read_list(path):
-    if path.suffix.lower() == ".npy": return Listed(path.name, np.squeeze(load_npy(path)), unit_of(path.stem))
+    if path.suffix.lower() == ".npy": return Listed(path.name, np.squeeze(load_npy(path)), unit_in(path.stem))
     listed = parse_numbers(load_text(path), path.name)
-    return Listed(path.name, listed.values, listed.unit or unit_of(path.stem))
+    return Listed(path.name, listed.values, listed.unit or unit_in(path.stem))
 
 def _of_header(header):
     "The wavelengths of a header of ENVI that lies beside a file of another format"
@@ -105,7 +105,7 @@ def sidecars(
         found.append(Listed(listed.where, listed.values, listed.unit, rank))
     return found
 
-# %% ../../nbs/library/149_data.beside.ipynb #48cda11f
+# %% ../../nbs/library/149_data.beside.ipynb #415f56f7
 def _list_of_file(path, key):
     "The list in a file"
     form = format_of(path)
@@ -116,7 +116,7 @@ def _list_of_file(path, key):
                                         f"the "
                                   f"wavelengths: '{Path(path).name}:name'")
     values, unit = load_beside(path, key)
-    return Listed(str(path if key is None else f"{path}:{key}"), np.ravel(values), unit_of(unit) or unit_of(key))
+    return Listed(str(path if key is None else f"{path}:{key}"), np.ravel(values), unit_of(unit) or unit_in(key or ""))
 
 def given_list(
     given:object, # Numbers, text of numbers, `file`, `file:key`, or a name inside the cube's file

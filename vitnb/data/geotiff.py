@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Raster']
 
-# %% ../../nbs/library/147_data.geotiff.ipynb #f039fa61
+# %% ../../nbs/library/147_data.geotiff.ipynb #11fa283f
 import re
 import warnings
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from ..core import need
 from .cubeformat import CubeFacts, CubeFormat, cube_formats
 from .image import UnreadableImage
-from .wavelengths import Listed, name_rank, parse_numbers, unit_of
+from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
 
 # %% ../../nbs/library/147_data.geotiff.ipynb #e816368a
 def _dataset(path):
@@ -53,7 +53,7 @@ class Raster:
         try: return self.file.read(self.bands[bands], window=window)
         except need("rasterio", "geo").errors.RasterioError as error: raise OSError(str(error)) from error
 
-# %% ../../nbs/library/147_data.geotiff.ipynb #6fa0e5cc
+# %% ../../nbs/library/147_data.geotiff.ipynb #f70d2728
 _IN_TEXT = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s*\(?(nm|nanomet\w*|um|µm|μm|micromet\w*|microns?)\b", re.I)
 
 def _band_wavelength(dataset, number):
@@ -63,7 +63,7 @@ def _band_wavelength(dataset, number):
     tags = {name.lower():value for name, value in dataset.tags(number).items()}
     for name, value in tags.items():
         if name_rank(name) is None: continue
-        unit = unit_of(tags.get("wavelength_units")) or unit_of(name)
+        unit = unit_of(tags.get("wavelength_units")) or unit_in(name)
         said = _IN_TEXT.search(value)
         if said: return float(said[1]), unit_of(said[2])
         if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value): return float(value), unit
@@ -76,7 +76,7 @@ def _listed(dataset, bands):
     if all(value is not None for value, _ in said):
         return [Listed("tags of the bands", np.array([value for value, _ in said]), said[0][1])]
     tags = {name:value for name, value in dataset.tags().items() if name_rank(name.lower()) is not None}
-    return [Listed(f"tag {name}", parse_numbers(value, name).values, unit_of(name)) for name, value in tags.items()]
+    return [Listed(f"tag {name}", parse_numbers(value, name).values, unit_in(name)) for name, value in tags.items()]
 
 # %% ../../nbs/library/147_data.geotiff.ipynb #ef505c21
 def _look_geotiff(path, dataset):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CUBE_DATASET', 'is_matlab', 'open_hdf5', 'check_sources', 'check_filters', 'choose_array']
 
-# %% ../../nbs/library/144_data.hdf.ipynb #969fc10c
+# %% ../../nbs/library/144_data.hdf.ipynb #d53a34dd
 import importlib
 import os
 import re
@@ -17,7 +17,7 @@ from ..core import need
 from .cubeaxes import axis_of_name
 from .cubeformat import CubeFacts, CubeFormat, axes_of, cube_formats, other_cubes, pick_dataset
 from .image import UnreadableImage
-from .wavelengths import Listed, name_rank, parse_numbers, unit_of
+from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
 
 # %% ../../nbs/library/144_data.hdf.ipynb #416bd82e
 CUBE_DATASET = "/Cube/Images" # where an HDF5 file holds its cube if nothing else is said
@@ -163,7 +163,7 @@ def _scaling(array):
         if _letters(name) == "addoffset": offset = number
     return float(scale), float(offset)
 
-# %% ../../nbs/library/144_data.hdf.ipynb #b675bce8
+# %% ../../nbs/library/144_data.hdf.ipynb #4d825393
 def _unit_at(item):
     "The unit that attributes of a dataset name"
     texts = [value for name, value in item.attrs.items() if _letters(name) in ("units", "unit", "wavelengthunits")]
@@ -207,7 +207,7 @@ def _listed_attributes(cube):
             rank = name_rank(name)
             numbers = () if rank is None else _list_in(value)
             if len(numbers) > 1:
-                unit = unit_of(name) or _unit_at(owner)
+                unit = unit_in(name) or _unit_at(owner)
                 found.append((rank, distance - 9, Listed(f"{owner.name}@{name}", numbers, unit)))
     return found
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['leaves', 'read_mat']
 
-# %% ../../nbs/library/145_data.matlab.ipynb #5551dffe
+# %% ../../nbs/library/145_data.matlab.ipynb #292ebf77
 import struct
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 
 from .cubeformat import CubeFacts, CubeFormat, axes_of, cube_formats, other_cubes, pick_dataset
 from .image import UnreadableImage
-from .wavelengths import Listed, name_rank, unit_of
+from .wavelengths import Listed, name_rank, unit_in
 
 # %% ../../nbs/library/145_data.matlab.ipynb #2b621f19
 def _is_v4(head):
@@ -69,7 +69,7 @@ def _contents(path):
     if loaded is not None: return {name:value.shape for name, value in loaded.items()}, loaded
     return {name:tuple(shape) for name, shape, kind in variables if kind not in ("char", "sparse")}, None
 
-# %% ../../nbs/library/145_data.matlab.ipynb #576a7535
+# %% ../../nbs/library/145_data.matlab.ipynb #a19b4352
 def _find(path, dataset, least=2):
     "The name of the array that is meant, shapes of all, and the arrays where they are loaded"
     found, loaded = _contents(path)
@@ -91,7 +91,7 @@ def _listed(path, found, loaded, dataset):
     names = [name for name, rank in ranks.items() if rank is not None]
     values = _loaded(path, names) if names and loaded is None else loaded or {}
     def is_far(name): return name.rpartition(".")[0] != dataset.rpartition(".")[0]
-    return [Listed(name, values[name].ravel(), unit_of(name.replace(".", " ")), 2*ranks[name] + is_far(name))
+    return [Listed(name, values[name].ravel(), unit_in(name), 2*ranks[name] + is_far(name))
             for name in names]
 
 def _look_mat(path, dataset):
