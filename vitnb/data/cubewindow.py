@@ -113,7 +113,7 @@ def window_label(
 def _labelled_pixels(record, number):
     "Rows and columns of the labelled pixels that belong to a split"
     if record.label_map is None:
-        raise ValueError(f"{record.name} has no label map, so none of its pixels is labelled")
+        raise ValueError(f"{record.name} has no label map, so none of its pixels is labelled; load it with truth=...")
     labelled = record.label_map >= 0
     if record.split_map is not None: labelled &= record.split_map == number
     return np.nonzero(labelled)
