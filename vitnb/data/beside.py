@@ -25,7 +25,7 @@ from .netcdf import CLASSIC # noqa: F401
 from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
 from ..files import load_text
 
-# %% ../../nbs/library/149_data.beside.ipynb #c15cd824
+# %% ../../nbs/library/149_data.beside.ipynb #cf31b791
 def _in(places, name):
     "The first file of this name in some folders"
     name = Path(name).expanduser()
@@ -43,6 +43,8 @@ def find_beside(
     found = _in(places, file) if colon and file and key else None
     return (found, key) if found else (None, None)
 
+_ONE_ARRAY = ("npy", "envi", "geotiff") # formats whose files hold one array, which has no name
+
 def load_beside(
     path:str|Path, # A file
     key:str|None=None, # What is meant inside it; None: its largest array
@@ -50,7 +52,7 @@ def load_beside(
     "Read an array of a file in any format that cubes come in, also of text or of a label image"
     form = format_of(path)
     if form == "geotiff" and not importlib.util.find_spec("rasterio"): form = None # Pillow reads plain ones as well
-    if form: return cube_formats[form].array(path, key)
+    if form and not (key and form in _ONE_ARRAY): return cube_formats[form].array(path, key)
     if key: raise UnreadableImage(path, f"it has no parts, so {key!r} cannot be one; leave it out")
     if not is_text(path): return read_map(path), None
     listed = parse_numbers(load_text(path), Path(path).name)

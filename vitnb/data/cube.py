@@ -20,7 +20,7 @@ from vitnb.data.classmap import (check_class_map, class_numbers, drop_unmeasured
 from vitnb.data.cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise,
     CubeNormalize, CubeNormalizer, KeepReflectance, LogScale, ZScore, cube_augments, cube_pipeline, make_normalizer,
     normalizers)
-from .cubefile import CubeArray, CubeFile, close_cubes, open_cube, valid_pixels
+from .cubefile import CubeArray, CubeFile, close_cubes, open_cube, say_again, valid_pixels
 from .cubeloader import LABEL_KINDS, CubeDataset, CubeSource, cube_loaders
 from .cubescan import scan_cubes
 from .cubeset import IGNORE, SPLITS, CubeRecord, CubeSet, rgb_bands
@@ -322,4 +322,5 @@ def load_cube_set(
     check_options(name, options, known)
     if is_named: return load(root, split_seed, shares, **options)
     path = _find(name, root)
+    say_again()
     with naming(path): return load(path, split_seed, shares, root, **options)

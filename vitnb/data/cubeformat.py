@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cube_formats', 'CubeFacts', 'CubeFormat', 'read_head', 'format_of', 'find_format', 'axes_of', 'pick_dataset',
-           'other_cubes', 'as_measured']
+           'other_cubes', 'ignored_values', 'as_measured']
 
 # %% ../../nbs/library/143_data.cubeformat.ipynb #d42c65ce
 from collections.abc import Callable, Sequence
@@ -121,7 +121,7 @@ def other_cubes(
     return [f"the cube is {name} {found[name]}, the largest; not read: {', '.join(others[:5])} (name one with "
             f"dataset=...)"]
 
-# %% ../../nbs/library/143_data.cubeformat.ipynb #b06fc80c
+# %% ../../nbs/library/143_data.cubeformat.ipynb #5714b50a
 def _holds(dtype, value):
     "Whether a type can have this value at all"
     if dtype.kind == "f": return bool(np.isfinite(value))
@@ -135,6 +135,14 @@ def _unmeasured(values, ignore, valid):
     if low is not None: masks.append(values < low)
     if high is not None: masks.append(values > high)
     return np.logical_or.reduce(masks) if masks else None
+
+def ignored_values(
+    ignore:float|Sequence|None, # As people give them
+)->list: # Stored values that mean: not measured
+    "List the values to ignore"
+    values = np.ravel([] if ignore is None else ignore)
+    if values.dtype.kind in "fiu": return values.tolist()
+    raise ValueError(f"ignore={ignore!r} must be a number as it is stored, or several, such as -9999")
 
 def as_measured(
     values:np.ndarray, # As stored, bands first
