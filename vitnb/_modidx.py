@@ -2316,6 +2316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vitnb.data.hdf._arrays': ('library/data.hdf.html#_arrays', 'vitnb/data/hdf.py'),
                                 'vitnb.data.hdf._beside': ('library/data.hdf.html#_beside', 'vitnb/data/hdf.py'),
                                 'vitnb.data.hdf._dimensions': ('library/data.hdf.html#_dimensions', 'vitnb/data/hdf.py'),
+                                'vitnb.data.hdf._facts': ('library/data.hdf.html#_facts', 'vitnb/data/hdf.py'),
                                 'vitnb.data.hdf._ignored': ('library/data.hdf.html#_ignored', 'vitnb/data/hdf.py'),
                                 'vitnb.data.hdf._knows_hdf5': ('library/data.hdf.html#_knows_hdf5', 'vitnb/data/hdf.py'),
                                 'vitnb.data.hdf._leads_on': ('library/data.hdf.html#_leads_on', 'vitnb/data/hdf.py'),

@@ -238,7 +238,7 @@ def _listed(path, file, cube):
     unique = {listed.where:listed for *_, listed in reversed(found)} # what lies along a dimension is found twice
     return list(unique.values())
 
-# %% ../../nbs/library/144_data.hdf.ipynb #c35d47cc
+# %% ../../nbs/library/144_data.hdf.ipynb #0dd8d438
 def _tells_bands(path, file, name):
     "Whether a file says which axis of an array holds its bands"
     array = file[name]
@@ -263,6 +263,14 @@ def choose_array(
     return telling[0], [f"the cube is {telling[0]} {found[telling[0]]}, whose bands the file names"]
 
 def _look_hdf5(path, dataset):
+    try: return _facts(path, dataset)
+    except MemoryError: raise
+    except Exception as error: # a damaged file raises whatever the damage leads to
+        if isinstance(error, (UnreadableImage, ImportError)): raise
+        raise UnreadableImage(path, f"HDF5 cannot read it: {type(error).__name__}: {error}") from error
+
+def _facts(path, dataset):
+    "What an HDF5 file says of its cube"
     with open_hdf5(path) as file:
         name, notes = choose_array(path, file, dataset)
         array = file[name]
