@@ -81,3 +81,18 @@ def rows(tmp_path, *lines): (tmp_path/"set.csv").write_text("ID,label,hs_file,rg
 def four(tmp_path):
     for i in range(4): write_npy(tmp_path/f"c{i}.npy")
     return [f"p{i},a,c{i}.npy," for i in range(4)]
+
+
+NM = np.linspace(400, 1000, 6)
+ENVI_TYPES = dict(u1=1, i2=2, i4=3, f4=4, f8=5, u2=12, u4=13)
+
+
+def write_envi(folder, cube=CUBE, kind="f4", order="<", interleave="bsq", offset=0, name="scene", ending=".dat", head="", nm=NM/1000, unit="Micrometers"):
+    "An ENVI pair as cameras write it; cube is (bands, rows, columns)"
+    bands,lines,samples = cube.shape
+    axes = dict(bsq=(0,1,2), bil=(1,0,2), bip=(1,2,0))[interleave.lower()]
+    (folder/f"{name}{ending}").write_bytes(bytes(offset) + cube.transpose(axes).astype(order + kind).tobytes())
+    waves = "" if nm is None else f"wavelength units = {unit}\nwavelength = {{\n{', '.join(f'{v:.6f}' for v in nm)} }}\n"
+    (folder/f"{name}.hdr").write_text(f"ENVI\ndescription = {{ made\n by = a test }}\nsamples = {samples}\nlines   = {lines}\nbands   = {bands}\n"
+        f"header offset = {offset}\nfile type = ENVI Standard\ndata type = {ENVI_TYPES[kind]}\ninterleave = {interleave}\nbyte order = {int(order == '>')}\n{waves}{head}")
+    return folder/f"{name}.hdr"

@@ -100,3 +100,35 @@ def test_a_cube_that_is_listed_twice_counts_once(tmp_path, capsys):
     lines = [f"p{number},a,{number}.npy" for number in range(6)]
     loaded = load_cube_set(catalogue(tmp_path, *lines, "p0,a,0.npy"), axes="chw")
     assert len(loaded.records) == 6 and "1 rows name a cube again" in capsys.readouterr().out
+
+
+# ---------- files of one scene
+
+def test_what_is_guessed_is_said_at_each_load(tmp_path, capsys):
+    write_npy(tmp_path/"a.npy")
+    write_npy(tmp_path/"b.npy")
+    for name in ("a", "b", "a"):
+        load_cube_set(tmp_path/f"{name}.npy", block=6)
+        assert f"{name}.npy: axes are guessed as chw, 6 bands" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option,says", [(dict(ignore="x"), "ignore='x' must be a number"), (dict(scale="x"), "scale='x' must be above 0"), (dict(scale=-1), "scale=-1 must be"), (dict(truth="gt"), "no parts"),
+    (dict(wavelengths="none.txt"), "no file in"), (dict(wavelength_unit="inch"), "unknown wavelength_unit"), (dict(thruth="x"), "did you mean 'truth'"), (dict(axes="auto", bands=7), "not 7")])
+def test_options_that_cannot_be_are_refused_by_name(tmp_path, option, says):
+    with pytest.raises(ValueError, match=says): load_cube_set(write_npy(tmp_path/"a.npy"), **{**dict(axes="chw", block=6), **option})
+
+
+def test_prediction_reads_a_cube_as_training_did(tmp_path):
+    "Scale, ignored values and the order that wavelengths chose go into the configuration of the reader"
+    from vitnb.data.evaluate import eval_reader
+    raw = np.round(CUBE*1e4).transpose(1,2,0).astype("i2")
+    raw[:2] = -9999
+    np.save(tmp_path/"a.npy", raw)
+    s = load_cube_set(tmp_path/"a.npy", wavelengths=np.linspace(400, 900, 6), scale=1e-4, ignore=-9999, block=6, guard=1)
+    dls = cube_loaders(s, bs=1, window=6, normalize="zscore", device="cpu", workers=0)
+    (tmp_path/"other").mkdir()
+    np.save(tmp_path/"other"/"b.npy", raw)
+    batch = eval_reader(dls.config()).read([tmp_path/"other"/"b.npy"])
+    assert batch["image"].shape == (1,6,20,16) and not batch["mask"][0,0,:2].any() and batch["mask"][0,0,2:].all()
+    whole = dls.normalizer.normalize(__import__("torch").from_numpy(s.records[0].source.read()[None]))
+    assert np.allclose(batch["image"][0,:,2:], whole[0,:,2:], atol=1e-5)

@@ -48,9 +48,10 @@ def test_other_ground_never_enters_the_statistics():
     assert np.allclose(s.scan()["mean"], t.scan()["mean"], atol=1e-5)
 
 
-def test_nan_infinity_and_negative_values_are_no_measurements():
+def test_nan_infinity_and_blank_pixels_are_no_measurements():
     a = CUBE.copy()
-    a[2,0,0],a[0,1,1],a[5,2,2] = np.nan,-.1,np.inf
+    a[2,0,0],a[5,2,2] = np.nan,np.inf
+    a[:,1,1] = 0
     assert np.argwhere(~valid_pixels(a)).tolist() == [[0,0], [1,1], [2,2]]
     s = CubeSet("s", [CubeRecord(CubeArray(a), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2]))
     assert s.scan()["not_measured"] == 9
@@ -90,3 +91,40 @@ def test_a_picture_of_another_size_is_named(tmp_path):
     with pytest.raises(ValueError, match="image has 20×15 pixels and its cube 20×16"): s.scan()
     dls = cube_loaders(s, bs=1, rgb=True, device="cpu", max_bad=.3) if 3 in s.splits["train"] else None
     assert dls is None or dls.one_batch()["rgb"].shape == (1,3,20,16)
+
+
+def sets_of(a, ignore=None, scale=None): return CubeSet("s", [CubeRecord(CubeArray(a, scale, ignore), f"c{i}") for i in range(3)], dict(train=[0], valid=[1], test=[2]))
+
+
+def test_a_slightly_negative_band_voids_no_pixel_and_is_said(capsys):
+    a = CUBE.copy()
+    a[2] = np.random.default_rng(0).normal(0, .003, (20,16)) # where the air takes all light
+    s = sets_of(a)
+    found = s.scan()
+    assert found["not_measured"] == 0 and found["n"] == 320 and found["min"][2] < 0
+    assert f"{3*int((a[2] < 0).sum())} pixels have a band below 0" in capsys.readouterr().out
+    for kind in ("none", "log", "zscore"):
+        x,valid = fields(cube_loaders(s, bs=1, normalize=kind, device="cpu").one_batch())
+        assert valid.all() and torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("fill", [-9999, 65535, 0, -1])
+def test_fill_values_are_said_and_blank_pixels_are_never_measured(fill, capsys):
+    a = np.round(CUBE*1e4 + 1)
+    a[:,:5] = fill
+    without = sets_of(a, scale=1e-4).scan()
+    said = capsys.readouterr().out
+    assert without["not_measured"] == (0 if fill > 0 else 3*80)
+    if fill > 0: assert f"ignore={fill}" in said and "hold 6.5535 in every band" in said
+    told = sets_of(a, fill, 1e-4).scan()
+    assert told["not_measured"] == 3*80 and told["max"][0] <= 1.001 and "240 of 960 pixels are not measured" in capsys.readouterr().out
+
+
+def test_bands_without_a_number_are_named_with_a_remedy_that_works(tmp_path):
+    a = CUBE.copy()
+    a[[1, 4]] = np.nan
+    np.save(tmp_path/"a.npy", a)
+    with pytest.raises(ValueError, match=r"bands \[1, 4\] hold no number.*keep="): load_cube_set(tmp_path/"a.npy", axes="chw", block=6).scan()
+    s = load_cube_set(tmp_path/"a.npy", axes="chw", block=6, keep="0,2-3,5")
+    assert s.scan()["not_measured"] == 0 and np.array_equal(s.records[0].source.read(), CUBE[[0,2,3,5]])
+    with pytest.raises(ValueError, match="keep='a-b' must be numbers"): load_cube_set(tmp_path/"a.npy", axes="chw", keep="a-b")

@@ -32,3 +32,25 @@ def test_rgb_bands_are_the_nearest():
     assert rgb_bands([*range(450, 731, 10), 850], 30) == [12,8,1]
     assert rgb_bands(None, 30) == [12,8,1] and len(set(rgb_bands(None, 5))) >= 2
     assert rgb_bands([850, 460, 570, 530], 4) == [2,3,1], "wavelengths need no order"
+
+
+@pytest.mark.parametrize("how,bands,last", [("drop", 100, 499), ("pad", 105, 504)])
+def test_any_number_of_bands_fits_by_an_option(how, bands, last, capsys):
+    cube = np.random.default_rng(0).random((103,40,40), dtype=np.float32)
+    s = scene_set("s", CubeArray(cube), block=12, guard=1, wavelengths=range(400, 503))
+    with pytest.raises(ValueError, match=r"103 bands .*fit_bands='drop' .leaves out the last 3. or fit_bands='pad' .repeats the last one 2 times"): cube_loaders(s, window=8, patch_size=(4,5), device="cpu")
+    dls = cube_loaders(s, window=8, patch_size=(4,5), fit_bands=how, normalize="none", device="cpu")
+    x,_ = fields(dls.one_batch())
+    assert x.shape[1] == bands == dls.bands == dls.model_kw["in_chans"] and dls.wavelengths[-1] == last and "103 bands are no whole number of 5" in capsys.readouterr().out
+    reader = dict(dls.config()["reader"])
+    from vitnb.data.image import readers
+    read = readers[reader.pop("name")](cube, **reader)["image"]
+    assert np.array_equal(read, cube[:100] if how == "drop" else np.concatenate([cube, cube[-1:], cube[-1:]])), "and prediction reads the same bands"
+    assert s.fit_bands(103) is s
+    with pytest.raises(ValueError, match="unknown fit_bands"): s.fit_bands(5, "cut")
+
+
+def test_fewer_bands_than_a_token_are_padded():
+    s = scene_set("s", CubeArray(np.ones((3,40,40), np.float32)), block=12, guard=1)
+    with pytest.raises(ValueError, match="fewer than one group of 5; use fit_bands='pad'"): s.fit_bands(5)
+    assert s.fit_bands(5, "pad").bands == 5

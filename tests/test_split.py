@@ -95,3 +95,14 @@ def test_the_meter_sees_a_leak_and_sees_none():
     (lambda: leak_meter(np.zeros((4,2)), [0,1,0,1], [0,0,1,1], probe="linea"), "did you mean 'linear'")], ids=lambda o: str(o)[:20] if isinstance(o, str) else "")
 def test_what_cannot_be_split_is_said(call, says):
     with pytest.raises(ValueError, match=says): call()
+
+
+def test_blocks_are_dealt_by_the_labels_that_the_guard_leaves():
+    "A class in small fields: whichever way the blocks lie, each side keeps some of it after the band is cut"
+    for seed in range(8):
+        labels = np.ones((60,60), int)
+        for top,left in ((2,2), (26,30), (44,8), (12,46), (50,50)): labels[top:top+5,left:left+5] = 2
+        split_map = disjoint_blocks((60,60), SHARES, 12, 3, labels, seed)
+        assert split_gap(split_map) > 3
+        assert all(((split_map == side) & (labels == k)).any() for side in range(3) for k in (1, 2)), seed
+    assert np.array_equal(disjoint_blocks((60,60), SHARES, 12, 3, labels, 5), disjoint_blocks((60,60), SHARES, 12, 3, labels, 5))

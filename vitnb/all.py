@@ -53,7 +53,17 @@ from vitnb.data.imageloader import *
 from vitnb.data.loader import *
 from vitnb.data.pool import *
 from vitnb.data.mix import *
+from vitnb.data.wavelengths import *
+from vitnb.data.cubeaxes import *
+from vitnb.data.cubeformat import *
+from vitnb.data.hdf import *
+from vitnb.data.matlab import *
+from vitnb.data.envi import *
+from vitnb.data.geotiff import *
+from vitnb.data.netcdf import *
+from vitnb.data.beside import *
 from vitnb.data.cubefile import *
+from vitnb.data.classmap import *
 from vitnb.data.cubeset import *
 from vitnb.data.cubescan import *
 from vitnb.data.retina import *
@@ -61,6 +71,7 @@ from vitnb.data.cubewindow import *
 from vitnb.data.cubeaugment import *
 from vitnb.data.interpolate import *
 from vitnb.data.cubeloader import *
+from vitnb.data.cubetable import *
 from vitnb.data.cube import *
 from vitnb.data.roundrobin import *
 from vitnb.data.shard import *

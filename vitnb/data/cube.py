@@ -6,32 +6,35 @@
 __all__ = ['cube_sets', 'SHARES', 'scene_set', 'load_cube_set']
 
 # %% ../../nbs/library/160_data.cube.ipynb #57d59f3c
-import csv
-import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 
 from ..core import Registry, check_options, nearest, repo_root, settings
+from .beside import find_beside, given_list
+from vitnb.data.classmap import (check_class_map, class_numbers, drop_unmeasured, load_class_map, measured_map,
+    name_classes)
 from vitnb.data.cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise,
     CubeNormalize, CubeNormalizer, KeepReflectance, LogScale, ZScore, cube_augments, cube_pipeline, make_normalizer,
     normalizers)
-from vitnb.data.cubefile import (CUBE_DATASET, CubeArray, CubeFile, check_sources, close_cubes, open_cube, read_mat,
-    valid_pixels)
+from .cubefile import CubeArray, CubeFile, close_cubes, open_cube, say_again, valid_pixels
 from .cubeloader import LABEL_KINDS, CubeDataset, CubeSource, cube_loaders
 from .cubescan import scan_cubes
 from .cubeset import IGNORE, SPLITS, CubeRecord, CubeSet, rgb_bands
+from .cubetable import read_catalogue, read_folder
 from .cubewindow import LABELS, lay_windows, pixel_windows
+from .hdf import CUBE_DATASET, check_sources
 from .image import UnreadableImage, load_npy
 from .interpolate import interpolate_bands
+from .matlab import read_mat
 from .retina import RETINA_CLASSES, RETINA_PARTS, absorbers, retina_wavelengths, synthetic_retina
 from .once import refuse_too_many
 from .split import disjoint_blocks, group_split
 from .stats import BandStats
-from ..files import BrokenFile, load_text, naming
+from ..files import naming
 
 # %% ../../nbs/library/160_data.cube.ipynb #0cfdbe8b
 cube_sets = Registry("set of cubes") # name to a function of (root, split_seed, shares, **options)
@@ -56,162 +59,125 @@ def _retina_synthetic(root=None, split_seed=0, shares=None, n=48, bands=30, size
     return CubeSet("retina_synthetic", records, splits, RETINA_CLASSES, eyes.wavelengths, background=1e-3,
                    pixel_classes=RETINA_PARTS)
 
-# %% ../../nbs/library/160_data.cube.ipynb #0c956900
-@dataclass(frozen=True)
-class _Row:
-    "A cube of a catalogue or a folder"
-    name:str # What it is called in messages
-    patient:str
-    label:str
-    path:Path
-    rgb:Path|None # Companion image
-
-_ENDINGS = (".h5", ".hdf5", ".hdf", ".mat", ".npy")
-
-def _lines(file):
-    "Read the lines of a catalogue as dictionaries, without spaces around and without empty rows"
-    try: lines = list(csv.DictReader(io.StringIO(load_text(file), newline=""), skipinitialspace=True, strict=True))
-    except csv.Error as error: raise BrokenFile(file, f"is not a csv ({error})") from error
-    columns = [str(column).strip() for column in (lines[0] if lines else ())]
-    for column in ("ID", "label", "hs_file"):
-        if column not in columns:
-            raise ValueError(f"{file}: there is no column {column!r}: {nearest(column, columns)}; a catalogue has "
-                             "ID,label,hs_file,rgb_file")
-    for number,line in enumerate(lines, 2):
-        if None in line: raise BrokenFile(file, f"line {number}: it has more cells than there are columns")
-    return [{column.strip():normalize("NFC", (cell or "").strip()) for column,cell in line.items()} for line in lines]
-
-# %% ../../nbs/library/160_data.cube.ipynb #113e9865
-def _read_catalogue(file):
-    "Read the rows of a catalogue; what would let a patient into two splits is refused"
-    def path(text): # catalogues are often written on Windows
-        if text: return Path(file).parent/text.replace("\\", "/")
-    rows = []
-    for number,line in enumerate(_lines(file), 2):
-        if not any(line.values()): continue # a spreadsheet's empty last rows
-        for column in ("ID", "label", "hs_file"):
-            if not line[column]:
-                raise BrokenFile(file, f"line {number}: its {column} is empty", "fill it in or remove the row")
-        cube = path(line["hs_file"])
-        rows.append(_Row(line["hs_file"], line["ID"], line["label"], cube, path(line.get("rgb_file"))))
-    if not rows: raise BrokenFile(file, "has no row with a cube")
-    return _one_row_a_cube(file, _one_name_a_patient(file, rows))
-
-def _one_name_a_patient(file, rows):
-    "Take patients whose names differ in case alone for one, and say so: two would let a person into two splits"
-    written = {}
-    for row in rows: written.setdefault(row.patient.casefold(), row.patient)
-    alike = [row.patient for row in rows if written[row.patient.casefold()] != row.patient]
-    if alike: print(f"{file}: {len(alike)} rows write a patient in another way, such as {alike[0]!r}; each is one")
-    return [replace(row, patient=written[row.patient.casefold()]) for row in rows]
-
-def _one_row_a_cube(file, rows):
-    "Refuse a cube that is of two patients or of two classes; one that is listed twice counts once"
-    first = {}
-    for row in rows:
-        other = first.setdefault(row.path.resolve(), row)
-        for what in ("patient", "label"):
-            if getattr(other, what) != getattr(row, what):
-                both = f"{getattr(other, what)!r} and {getattr(row, what)!r}"
-                raise BrokenFile(file, f"has {row.name} under {what} {both}", "a cube has one; correct the rows")
-    if len(first) < len(rows): print(f"{file}: {len(rows) - len(first)} rows name a cube again; each counts once")
-    return list(first.values())
-
-# %% ../../nbs/library/160_data.cube.ipynb #65821366
-def _row_of_file(path, folder):
-    "Read class and patient of a file from its place in a folder"
-    *folders, file = path.relative_to(folder).parts
-    name = "/".join((*folders, file))
-    if not folders: return _Row(name, file, "all", path, None)
-    patient = "/".join(folders) if len(folders) > 1 else name # alone in the folder of its class
-    return _Row(name, patient, folders[0], path, None)
-
-def _read_folder(folder):
-    "Find the cubes of a folder: class/patient/file or class/file"
-    files = sorted(path for path in folder.rglob("*")
-                   if path.suffix.lower() in _ENDINGS and not path.name.startswith("."))
-    if not files: raise ValueError(f"{folder} holds no cube ({', '.join(_ENDINGS)})")
-    return [_row_of_file(path, folder) for path in files]
-
 # %% ../../nbs/library/160_data.cube.ipynb #0aa5cb9e
-def _open_rows(rows, bands, options):
-    "Open the cube of each row: records, classes, and what cannot be opened"
+def _open_rows(rows, options):
+    "Open the cube of each row: rows and records, classes, and what cannot be opened"
     classes = sorted({row.label for row in rows})
     bad = {}
-    records = []
+    opened = []
     for row in rows:
-        try: source = CubeFile(row.path, bands=bands, **options)
+        own = {**options, "wavelengths":row.wavelengths} if row.wavelengths else options
+        try: source = CubeFile(row.path, **own)
         except UnreadableImage as error: bad[row.name] = error.reason
-        else: records.append(CubeRecord(source, row.name, classes.index(row.label), row.patient, row.rgb))
-    return records, classes, bad
+        else: opened.append((row, CubeRecord(source, row.name, classes.index(row.label), row.patient, row.rgb)))
+    return opened, classes, bad
 
-def _gather(name, rows, max_bad, bands, options):
-    "Make records of rows; what cannot be opened or has other bands than most is left out"
-    records, classes, bad = _open_rows(rows, bands, options)
-    if not records:
+def _differ(record, usual, nm):
+    "Say in what a cube differs from the others of its set; empty if in nothing"
+    if record.shape[0] != usual: return f"it has {record.shape[0]} bands, the others {usual}"
+    own = record.source.wavelengths
+    if own is None or nm is None: return ""
+    most = np.abs(own - nm).max()
+    return f"its wavelengths differ from those of the others by up to {most:.3g} nm" if most > 1 else ""
+
+def _gather(name, rows, max_bad, options):
+    "Make records of rows; what cannot be opened or is of another sensor than most is left out"
+    opened, classes, bad = _open_rows(rows, options)
+    if not opened:
         reasons = [f"{file} ({reason})" for file, reason in list(bad.items())[:3]]
         raise ValueError(f"no cube of {name} can be read: " + "; ".join(reasons))
-    usual = bands or int(np.bincount([record.shape[0] for record in records]).argmax())
-    for record in records:
-        if record.shape[0] != usual: bad[record.name] = f"it has {record.shape[0]} bands, the others {usual}"
+    usual = options["bands"] or int(np.bincount([record.shape[0] for _, record in opened]).argmax())
+    known = [record.source.wavelengths for _, record in opened if record.shape[0] == usual]
+    nm = next((own for own in known if own is not None), None)
+    differ = {record.name:_differ(record, usual, nm) for _, record in opened}
+    bad |= {name:reason for name, reason in differ.items() if reason}
     if bad: refuse_too_many(bad, len(rows), max_bad, f"cubes of {name}")
-    return [record for record in records if record.name not in bad], classes, bad
+    return [pair for pair in opened if pair[1].name not in bad], classes, bad, nm
 
 # %% ../../nbs/library/160_data.cube.ipynb #10df72b2
-def _find_wavelengths(source, given):
-    "Give the wavelengths that are given or that lie in a file, else those that the cube's own file holds"
-    if given is None: return _wavelengths_inside(source) if source.inner else None
-    if not isinstance(given, (str, Path)): return given
-    if str(given).endswith(".npy"): return load_npy(given)
-    with naming(given): return np.loadtxt(given, delimiter="," if str(given).endswith(".csv") else None).ravel()
+def _add_maps(opened, places, classes, dark):
+    "Give the records the class maps of their rows; the names of the classes, or None if no row has a map"
+    if not any(row.truth for row, _ in opened): return None
+    said = {}
+    maps = {}
+    for row, record in opened:
+        if not row.truth: continue
+        maps[record.name], names = load_class_map(row.truth, places, record.shape[1:], row.path)
+        said |= names
+    by_value = name_classes(np.concatenate([found.ravel() for found in maps.values()]), classes, said)
+    names = list(by_value.values())
+    for _, record in opened:
+        if record.name not in maps: continue
+        measured = measured_map(record.source, dark["background"], dark["background_band"])
+        record.label_map = drop_unmeasured(record.name, class_numbers(maps[record.name], by_value), measured, names)
+    return names
 
-def _wavelengths_inside(source):
-    "Find the one dataset of a cube's file that is called so and has a number for each band"
-    cube = open_cube(source.file, source.inner)
-    if check_sources(source.path, cube): return None # its file holds no values
-    found = []
-    def note(name, item):
-        fits = getattr(item, "size", 0) == source.shape[0]
-        if not fits or "wavelength" not in name.lower(): return
-        check_sources(source.path, item)
-        found.append(item[()].ravel())
-    with naming(source.path): cube.file.visititems(note)
-    return found[0] if len(found) == 1 else None
+def _check_groups(path, groups):
+    "Refuse cubes of fewer patients than there are splits, and say what one scene needs"
+    n = len(set(groups))
+    if n >= len(SPLITS): return
+    def count(number, what): return f"{number} {what}{'s'*(number > 1)}"
+    raise ValueError(f"{path.name} has {count(len(groups), 'cube')} of {count(n, 'patient')}, and train, valid and "
+                     f"test need "
+                     "one each at least. A single scene is split into blocks: pass its file itself, "
+                     "load_cube_set('scene.mat', truth='scene_gt.mat')")
 
 # %% ../../nbs/library/160_data.cube.ipynb #4bc38f3a
-def _class_numbers(values, classes):
-    "Make a label map from 0 on, `IGNORE` for pixels that have no class"
-    label_map = np.full(values.shape, IGNORE, np.int64)
-    for number, value in enumerate(classes): label_map[values == value] = number
-    return label_map
+def _lacking(label_map, split_map, names):
+    "Which class has no pixel on which side, as text"
+    counts = [[int(((label_map == number) & (split_map == side)).sum()) for side in range(-1, len(SPLITS))]
+              for number in range(len(names))]
+    return [f"{name!r} has none in {' and '.join(side for side, count in zip(SPLITS, row[1:]) if not count)} (guard "
+            f"{row[0]}, {', '.join(f'{side} {count}' for side, count in zip(SPLITS, row[1:]))})"
+            for name, row in zip(names, counts) if not all(row[1:])]
 
+def _split_scene(name, size, shares, block, guard, label_map, names, seed):
+    "Split a scene into blocks, into smaller ones where nobody gives a size and a class would lack on a side"
+    strata = None if label_map is None else np.maximum(label_map, -1) + 1
+    usual = max(2*guard+1, min(size)//6)
+    for side in [block] if block else [usual, *(min(size)//parts for parts in (8, 10, 12, 16))]:
+        if side < 2*guard + 1: break
+        split_map = disjoint_blocks(size, shares, side, guard, strata, seed)
+        lacking = [] if label_map is None else _lacking(label_map, split_map, names)
+        if not lacking:
+            if not block and side != usual:
+                print(f"{name}: blocks of {side} pixels, so that each class is on each side; block=... sets another "
+                      f"size")
+            return split_map
+    if not block: split_map = disjoint_blocks(size, shares, usual, guard, strata, seed)
+    lacking = _lacking(label_map, split_map, names)
+    warnings.warn(f"{name}: {'; '.join(lacking)}. Try smaller blocks (block=...), a narrower guard=..., another "
+                  f"split_seed, or "
+                  "leave the class out (classes={value: name} of those that count)", stacklevel=4)
+    return split_map
+
+# %% ../../nbs/library/160_data.cube.ipynb #17925953
 def scene_set(
     name:str, # What it is called
     source:CubeFile|CubeArray, # The scene
     label_map:np.ndarray|None=None, # Class of each pixel, 0 for none, (H,W)
-    classes:dict|None=None, # Value in `label_map` to the name of the class, in order; all values from 1 if None
+    classes:Mapping|Sequence|None=None, # As for `name_classes`
     wavelengths:Sequence|None=None, # nm
     shares:dict|None=None, # Share of train, valid and test; `SHARES` if None
-    block:int|None=None, # Side of a block, pixels; a sixth of the scene if None
+    block:int|None=None, # Side of a block, pixels; a sixth of the scene if None, less where a class would lack
     guard:int=2, # Pixels between splits that belong to none
     split_seed:int=0, # Decides which block goes where
+    class_names:Mapping|None=None, # Value to name, as a file says
     **kw, # Further arguments of `CubeSet`
 )->CubeSet: # One record; every split sees its own blocks
     "Split one scene into blocks that do not touch"
     size = source.shape[1:]
     shares = shares or SHARES
     if tuple(shares) != SPLITS: raise ValueError(f"shares={shares} must name {', '.join(SPLITS)} in this order")
-    strata = None
+    names = ["all"]
     if label_map is not None:
-        if label_map.shape != size:
-            raise ValueError(f"a label map of {label_map.shape} does not fit the scene {name} of {size} pixels")
-        if classes is None: classes = {int(value):f"class {value}" for value in np.unique(label_map) if value > 0}
-        label_map = _class_numbers(label_map, classes)
-        strata = np.maximum(label_map, -1) + 1
-    block = block or max(2*guard+1, min(size)//6)
-    split_map = disjoint_blocks(size, shares, block, guard, strata, split_seed)
+        values = check_class_map(label_map, size, name)
+        by_value = name_classes(values, classes, class_names)
+        names = list(by_value.values())
+        measured = measured_map(source, kw.get("background"), kw.get("background_band", 0))
+        label_map = drop_unmeasured(name, class_numbers(values, by_value), measured, names)
+    split_map = _split_scene(name, size, shares, block, guard, label_map, names, split_seed)
     record = CubeRecord(source, name, 0, name, label_map=label_map, split_map=split_map)
-    names = list((classes or {}).values()) or ["all"]
     return CubeSet(name, [record], dict.fromkeys(SPLITS, [0]), names, wavelengths, **kw)
 
 # %% ../../nbs/library/160_data.cube.ipynb #42a789da
@@ -286,21 +252,59 @@ def _find(path, root):
     raise ValueError(f"unknown set of cubes {str(path)!r}: {nearest(path.name, cube_sets)}; a catalogue, cube or "
                      f"folder is not at {' or '.join(map(str, places))}")
 
-def _cubes_at(path, split_seed=0, shares=None, dataset=None, axes="auto", size=None, bands=None, scale=1.,
-              wavelengths=None, background=None, background_band=0, max_bad=.01, block=None, guard=2, label_map=None):
+def _list_at(given, places):
+    "Read wavelengths that lie in a file; what is no file stays as it is given"
+    is_file = isinstance(given, (str, Path)) and find_beside(given, places)[0]
+    return given_list(given, places) if is_file else given
+
+def _band_numbers(keep):
+    "Numbers of bands, also written as ranges: 0-99, 105"
+    if not isinstance(keep, str): return keep
+    ends = [part.split("-") for part in keep.replace(" ", "").split(",")]
+    if not all(end.isdigit() for part in ends for end in part):
+        raise ValueError(f"keep={keep!r} must be numbers of bands from 0 on, such as '0-99,105'")
+    return [number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)]
+
+def _one_scene(path, places, options, truth, classes, split, dark):
+    "Make a set of one file; the size of its class map helps to tell its axes"
+    names = {}
+    if truth is not None: truth, names = load_class_map(truth, places, None, path)
+    if truth is not None and options["size"] is None: options = {**options, "size":truth.shape}
+    cube = CubeFile(path, **options)
+    return scene_set(path.stem, cube, truth, classes, cube.wavelengths, *split, class_names=names, **dark)
+
+def _many_cubes(path, places, options, max_bad, classes, shares, split_seed, dark):
+    "Make a set of a catalogue or a folder"
+    rows = read_folder(path) if path.is_dir() else read_catalogue(path)
+    rows = [replace(row, wavelengths=_list_at(row.wavelengths, places)) for row in rows]
+    opened, labels, bad, nm = _gather(path.stem, rows, max_bad, options)
+    records = [record for _, record in opened]
+    groups = [record.group for record in records]
+    _check_groups(path, groups)
+    names = _add_maps(opened, places, classes, dark)
+    splits = group_split(groups, shares or SHARES, [record.label for record in records], split_seed)
+    return CubeSet(path.stem, records, splits, labels, nm, unreadable=bad, pixel_classes=names, **dark)
+
+# %% ../../nbs/library/160_data.cube.ipynb #de68fe4b
+def _cubes_at(path, split_seed=0, shares=None, root=None, dataset=None, axes="auto", size=None, bands=None, scale=None,
+              ignore=None, wavelengths=None, wavelength_unit=None, background=None, background_band=0, max_bad=.01,
+              block=None, guard=2, label_map=None, truth=None, classes=None, keep=None):
     "Make a set of a catalogue, a folder or one file"
-    options = dict(dataset=dataset, axes=axes, size=size, scale=scale)
+    places = [path.parent, *_homes(root), Path()] if path.is_file() else [path, *_homes(root), Path()]
+    is_scene = path.is_file() and path.suffix.lower() != ".csv"
+    options = dict(dataset=dataset, axes=axes, size=size, bands=bands, scale=scale, ignore=ignore,
+                   wavelengths=_list_at(wavelengths, places), wavelength_unit=wavelength_unit)
     dark = dict(background=background, background_band=background_band)
-    if path.is_file() and path.suffix.lower() != ".csv":
-        cube = CubeFile(path, bands=bands, **options)
-        nm = _find_wavelengths(cube, wavelengths)
-        return scene_set(path.stem, cube, label_map, None, nm, shares, block, guard, split_seed, **dark)
-    rows = _read_folder(path) if path.is_dir() else _read_catalogue(path)
-    records, classes, bad = _gather(path.stem, rows, max_bad, bands, options)
-    labels = [record.label for record in records]
-    splits = group_split([record.group for record in records], shares or SHARES, labels, split_seed)
-    nm = _find_wavelengths(records[0].source, wavelengths)
-    return CubeSet(path.stem, records, splits, classes, nm, unreadable=bad, **dark)
+    if truth is None: truth = label_map
+    elif label_map is not None: raise ValueError("truth and label_map are two ways to give the class map; give one")
+    if not is_scene and truth is not None:
+        raise ValueError(f"truth={truth!r} is the class map of one scene, and {path.name} lists cubes; give each its "
+                         f"own in "
+                         "the catalogue's column `truth`")
+    split = shares, block, guard, split_seed
+    if is_scene: cubes = _one_scene(path, places, options, truth, classes, split, dark)
+    else: cubes = _many_cubes(path, places, options, max_bad, classes, shares, split_seed, dark)
+    return cubes if keep is None else cubes.keep_bands(_band_numbers(keep))
 
 # %% ../../nbs/library/160_data.cube.ipynb #9bf99ed6
 def load_cube_set(
@@ -308,13 +312,15 @@ def load_cube_set(
     root:str|Path|None=None, # Folder where a named set or a relative path lies; the setting `data_path` if None
     split_seed:int=0, # Decides the split; apart from the training seed, so that the test never moves
     shares:dict|None=None, # Share of train, valid and test; `SHARES` if None
-    **options, # Retinas: n, bands, size, seed, noise. Files: as `CubeFile`, wavelengths ... Scenes: block, guard
+    **options, # Retinas: n, bands, size, seed, noise. Files: as `CubeFile`, keep. Scenes: truth, classes, block, guard
 )->CubeSet: # With splits train, valid and test
     "Load a set of cubes by name or by path"
     is_named = str(name) in cube_sets
     load = cube_sets[str(name)] if is_named else _cubes_at
-    known = load.__code__.co_varnames[3:load.__code__.co_argcount] # after root, split_seed and shares
+    first = 3 if is_named else 4 # after root, split_seed and shares, or path, split_seed, shares and root
+    known = load.__code__.co_varnames[first:load.__code__.co_argcount]
     check_options(name, options, known)
     if is_named: return load(root, split_seed, shares, **options)
     path = _find(name, root)
-    with naming(path): return load(path, split_seed, shares, **options)
+    say_again()
+    with naming(path): return load(path, split_seed, shares, root, **options)

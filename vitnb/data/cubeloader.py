@@ -222,7 +222,7 @@ def _reader(cube_set):
     "Give the configuration from which `read_cube` reads another cube of this sensor"
     options = cube_set.records[0].source.options
     if any(record.source.options != options for record in cube_set.records): # how else they are read is up to each file
-        options = {name:value for name, value in options.items() if name in ("keep", "scale")}
+        options = {name:value for name, value in options.items() if name in ("keep", "scale", "ignore")}
     return dict(name="cube", **options, background=cube_set.background, background_band=cube_set.background_band)
 
 def _about(cube_set, size, normalizer, tasks, scanned):
@@ -267,8 +267,10 @@ def cube_loaders(
     on_device:bool|None=None, # Augment on the device; None: if that is CUDA
     rgb:bool|None=False, # Also the companion images, as field `rgb` (B,3,H,W); None: if each cube has one
     views:int=1, # Training batches with so many views of each window, (B,V,C,H,W)
+    fit_bands:str|None=None, # Where bands are no whole number of the patch's: drop or pad the last; None: an error
 )->ImageLoaders: # train, valid and test, with `wavelengths`, `normalizer`, `rgb_bands` and more as attributes
     "Make the loaders of a set of cubes"
+    if fit_bands and isinstance(patch_size, Sequence): cube_set = cube_set.fit_bands(patch_size[1], fit_bands)
     scanned = scan_cubes(cube_set, max_bad)
     size = window_size(cube_set, window)
     check_patch(cube_set, size, patch_size)

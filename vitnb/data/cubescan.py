@@ -7,11 +7,13 @@ __all__ = ['scan_cubes']
 
 # %% ../../nbs/library/153_data.cubescan.ipynb #adf0127d
 import os
+from collections import Counter
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import settings
+from ..core import is_main, settings
+from .classmap import strips
 from .cubefile import valid_pixels
 from .cubeset import CubeSet, companion_image
 from .image import UnreadableImage
@@ -20,42 +22,74 @@ from .stats import BandStats
 from ..progress import progress
 
 # %% ../../nbs/library/153_data.cubescan.ipynb #e506057a
-def _strips(shape, most=2**22):
-    "Cut a cube into strips of at most `most` values: first row and number of rows of each"
-    _, height, width = shape
-    step = max(1, most//(shape[0]*width))
-    return [(top, min(step, height-top)) for top in range(0, height, step)]
+class _Counts:
+    "What is counted while cubes are read"
+    def __init__(self, bands):
+        self.pixels = 0
+        self.not_measured = 0
+        self.empty = np.zeros(bands, np.int64) # pixels of each band that hold no number
+        self.negative = 0 # measured pixels with a band below 0
+        self.least = 0.
+        self.alike = Counter() # measured pixels with the same value in every band, by that value
 
-def _scan_record(cube_set, number, stats):
-    "Read a record through, and count the pixels that are no measurement; valid pixels of train go to `stats`"
+    def add(self, raw, valid):
+        "Count the pixels of a strip"
+        self.pixels += valid.size
+        self.not_measured += int((~valid).sum())
+        self.empty += (~np.isfinite(raw)).sum((1, 2))
+        lowest = raw.min(0, initial=np.inf, where=valid[None])
+        self.negative += int((lowest[valid] < 0).sum())
+        if valid.any(): self.least = min(self.least, float(lowest[valid].min()))
+        flat = valid & (raw == raw[0]).all(0)
+        if len(raw) > 1 and flat.any(): self.alike.update(raw[0][flat].tolist())
+
+    def merge(self, other):
+        "Add the counts of another one"
+        for name in ("pixels", "not_measured", "empty", "negative", "alike"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.least = min(self.least, other.least)
+
+# %% ../../nbs/library/153_data.cubescan.ipynb #06b0fae0
+def _refuse_empty(record, counts):
+    "Refuse a cube without a measured pixel, and say which bands are to blame"
+    if counts.not_measured < counts.pixels: return
+    empty = np.flatnonzero(counts.empty == counts.pixels).tolist()
+    blame = "look at ignore, scale and axes"
+    if 0 < len(empty) < len(counts.empty): blame = f"bands {empty[:20]} hold no number: name the others in keep=..."
+    raise UnreadableImage(record.name, f"every pixel has a NaN or an ignored value in some band, or nothing above 0; "
+                                       f"{blame}")
+
+def _scan_record(cube_set, number, stats, counts):
+    "Read a record through and count; valid pixels of train go to `stats`"
     record = cube_set.records[number]
     is_train = number in set(cube_set.splits["train"].tolist())
     companion_image(record) # one that does not fit its cube is an error here
-    not_measured = 0
-    for top, rows in _strips(record.shape):
+    for top, rows in strips(record.shape):
         raw = record.source.read(top, 0, rows, record.shape[2])
-        not_measured += int((~valid_pixels(raw)).sum())
+        counts.add(raw, valid_pixels(raw))
         if is_train: stats.add(raw[:,cube_set.find_valid(record, raw, top, 0, 0)])
-    if not_measured == record.shape[1]*record.shape[2]:
-        raise UnreadableImage(record.name, "every pixel has a NaN or a negative value; look at its scale and its axes")
-    return not_measured
+    _refuse_empty(record, counts)
 
 # %% ../../nbs/library/153_data.cubescan.ipynb #c63dd591
 def _scan_all(cube_set):
     "Read every record: what cannot be read, pixels that are no measurement, statistics of train"
     stats = BandStats(cube_set.bands)
     bad = {}
-    not_measured = 0
+    counts = _Counts(cube_set.bands)
     for number in progress(range(len(cube_set.records)), f"reading {cube_set.name}", unit="cubes"):
         part = BandStats(cube_set.bands) # a cube that breaks in the middle leaves no trace
-        try: not_measured += _scan_record(cube_set, number, part)
+        part_counts = _Counts(cube_set.bands)
+        try: _scan_record(cube_set, number, part, part_counts)
         except (OSError, ValueError) as error: bad[str(number)] = getattr(error, "reason", "") or str(error)
-        else: stats.merge(part)
+        else:
+            stats.merge(part)
+            counts.merge(part_counts)
     if not stats.n:
         reasons = [f"{cube_set.records[int(number)].name}: {reason}" for number, reason in list(bad.items())[:3]]
         raise ValueError(f"no training cube of {cube_set.name} has a valid pixel; " + "; ".join(reasons))
     moments = {name:getattr(stats, name).tolist() for name in ("mean", "std", "min", "max")}
-    return dict(bad=bad, not_measured=not_measured, n=stats.n, **moments)
+    about = {name:getattr(counts, name) for name in ("not_measured", "negative", "least", "pixels")}
+    return dict(bad=bad, n=stats.n, alike=counts.alike.most_common(1), **about, **moments)
 
 def _leave_out(cube_set, bad, max_bad):
     "Take unreadable records out of the splits, once"
@@ -77,6 +111,24 @@ def _times(cube_set):
     sources = [record.source for record in cube_set.records]
     return str([os.stat(source.path).st_mtime_ns for source in sources if hasattr(source, "path")])
 
+def _tell(cube_set):
+    "Say what was taken as measured and may not be, and what was not measured"
+    found = cube_set.scanned
+    pixels = max(found.get("pixels", 0), 1)
+    lines = []
+    if found["not_measured"]: lines.append(f"{found['not_measured']:,} of {pixels:,} pixels are not measured")
+    if found.get("negative"):
+        lines.append(f"{found['negative']:,} pixels have a band below 0 (down to {found['least']:.3g}), which counts "
+                     f"as measured")
+    for value, count in found.get("alike", ()):
+        if not 4 <= count < pixels or count < pixels/1000: continue
+        source = cube_set.records[0].source
+        scale, offset = source.scale, getattr(source, "offset", 0.)
+        stored = (value - offset)/scale if np.ndim(scale) == np.ndim(offset) == 0 else value
+        lines.append(f"{count:,} pixels hold {value:.6g} in every band; if that means 'not measured', load with "
+                     f"ignore={float(f'{stored:.7g}'):.7g}")
+    if lines and is_main(): print(f"{cube_set.name}: {'; '.join(lines)}", flush=True)
+
 def scan_cubes(
     cube_set:CubeSet, # The set; what cannot be read is taken out of its splits
     max_bad:float=.01, # Share of cubes that may be unreadable
@@ -85,7 +137,8 @@ def scan_cubes(
     if cube_set.scanned is None:
         key = cube_set.fingerprint
         file = settings().cache_path/"cubes"/f"{cube_set.name}-{key}.json"
-        cube_set.scanned = scan_once(file, f"1 {key} {_times(cube_set)}", lambda: _scan_all(cube_set))
+        cube_set.scanned = scan_once(file, f"2 {key} {_times(cube_set)}", lambda: _scan_all(cube_set))
+        _tell(cube_set)
     bad = cube_set.scanned["bad"].items()
     _leave_out(cube_set, {int(number):reason for number, reason in bad}, max_bad)
     return cube_set.scanned

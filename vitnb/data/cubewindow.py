@@ -47,8 +47,11 @@ def check_patch(
         raise ValueError(f"windows of {size[0]}×{size[1]} pixels are no whole number of patches of {side}; "
                          f"use window={max(side, size[0]//side*side)} or another patch_size")
     if cube_set.bands % group:
-        raise ValueError(f"{cube_set.bands} bands are no whole number of {group}; use another patch_size, or "
-                         f"keep_bands(range({cube_set.bands//group*group}))")
+        over = cube_set.bands % group
+        raise ValueError(f"{cube_set.bands} bands are no whole number of {group}; use fit_bands='drop' (leaves out "
+                         f"the last "
+                         f"{over}) or fit_bands='pad' (repeats the last one {group - over} times), or another "
+                         f"patch_size")
 
 # %% ../../nbs/library/155_data.cubewindow.ipynb #c79b5a81
 def _starts(length, size, stride):
@@ -110,7 +113,7 @@ def window_label(
 def _labelled_pixels(record, number):
     "Rows and columns of the labelled pixels that belong to a split"
     if record.label_map is None:
-        raise ValueError(f"{record.name} has no label map, so none of its pixels is labelled")
+        raise ValueError(f"{record.name} has no label map, so none of its pixels is labelled; load it with truth=...")
     labelled = record.label_map >= 0
     if record.split_map is not None: labelled &= record.split_map == number
     return np.nonzero(labelled)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.ndimage import distance_transform_cdt
+from scipy.ndimage import distance_transform_cdt, maximum_filter, minimum_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..core import one_of
-from ..seeding import hash_ints
+from ..seeding import hash_ints, hash_seed
 
 # %% ../../nbs/library/110_data.split.ipynb #3cc8e1a7
 def check_shares(
@@ -130,6 +130,7 @@ def _with_guard(split_map, guard):
         guarded[(split_map == number) & near] = GUARD
     return guarded
 
+# %% ../../nbs/library/110_data.split.ipynb #dbb83272
 def _check_blocks(height, width, block, guard, labels):
     "Refuse blocks that do not fit a scene"
     if not 1 <= block <= max(height, width) or guard < 0 or 2*guard >= block:
@@ -139,6 +140,33 @@ def _check_blocks(height, width, block, guard, labels):
         raise ValueError(f"labels of {np.shape(labels)} do not fit a scene of {(height, width)}; give one class a "
             "pixel")
 
+def _dealt(numbers, shares, labels, seed):
+    "Give each block to a split by the labels in it; blocks without a labelled pixel go to the first split"
+    used = np.arange(len(numbers)) if labels is None else np.flatnonzero(labels > 0)
+    parts = group_split(numbers[used], shares, None if labels is None else labels[used], seed)
+    home = np.zeros(numbers.max()+1, np.int8)
+    for number,part in enumerate(parts.values()): home[np.unique(numbers[used[part]])] = number
+    return home[numbers]
+
+def _inner(numbers, labels, guard, shares):
+    "Labels that no guard band can reach, or all where these lie in too few blocks"
+    around = dict(size=2*guard+1, mode="nearest")
+    is_inner = minimum_filter(numbers, **around) == maximum_filter(numbers, **around)
+    inner = np.where(is_inner.ravel(), labels, 0)
+    return inner if len(np.unique(numbers.ravel()[inner > 0])) >= len(shares) else labels
+
+def _kept(split_map, labels, shares):
+    "Least share of a class that a split has, relative to its due, and how many classes lack on how many sides"
+    wanted = np.array(list(check_shares(shares).values()))[:,None]
+    classes,members = np.unique(labels[labels > 0], return_inverse=True)
+    at = split_map.ravel()[labels > 0]
+    counts = np.stack([np.bincount(members[at == number], minlength=len(classes)) for number in range(len(wanted))])
+    return -int((counts == 0).sum()), float((counts/(wanted*counts.sum(0).clip(1))).min())
+
+# %% ../../nbs/library/110_data.split.ipynb #2f116264
+_DEALS = 32 # ways of dealing blocks that are tried at most
+_ENOUGH = .5 # of its due that each split should have of each class, after the guard is cut
+
 def disjoint_blocks(
     shape:tuple, # (height, width) of the scene, pixels
     shares:dict, # Name to share of the blocks; the guard is taken from the earlier name
@@ -147,19 +175,21 @@ def disjoint_blocks(
     labels:np.ndarray|None=None, # Class of each pixel, (height, width), 0 or below for none; to be shared out alike
     seed:int=0, # Decides which block goes where
 )->np.ndarray: # `int8` (height, width): number of the split in the order of `shares`, -1 for the guard band
-    "Split the pixels of one scene into blocks that do not touch"
+    "Split the pixels of one scene into blocks that do not touch, by the labels that the guard band leaves"
     height,width = shape
     _check_blocks(height, width, block, guard, labels)
     numbers = _block_numbers(height, width, block).ravel()
-    used = np.arange(height*width)
-    if labels is not None:
-        labels = np.asarray(labels).ravel()
-        used = np.flatnonzero(labels > 0)
-        labels = labels[used]
-    parts = group_split(numbers[used], shares, labels, seed)
-    home = np.zeros(numbers.max()+1, np.int8) # blocks without a labelled pixel go to the first split
-    for number,part in enumerate(parts.values()): home[np.unique(numbers[used[part]])] = number
-    return _with_guard(home[numbers].reshape(height, width), guard).astype(np.int8)
+    flat = None if labels is None else np.asarray(labels).ravel()
+    def cut(dealt): return _with_guard(dealt.reshape(height, width), guard).astype(np.int8)
+    if labels is None: return cut(_dealt(numbers, shares, None, seed))
+    inner = _inner(numbers.reshape(height, width), flat, guard, shares)
+    best = None
+    for deal in range(_DEALS):
+        split_map = cut(_dealt(numbers, shares, inner if deal % 2 else flat, hash_seed(seed, deal) if deal else seed))
+        kept = _kept(split_map, flat, shares)
+        if best is None or kept > best[0]: best = kept, split_map
+        if best[0][1] >= _ENOUGH: break
+    return best[1]
 
 # %% ../../nbs/library/110_data.split.ipynb #55ee92ec
 def split_gap(

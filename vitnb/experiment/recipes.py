@@ -249,7 +249,7 @@ LABELS_ONLY = ("loss", "loss_kw", "focal_gamma", "label_smoothing", "task_weight
 _images_only = ("img_size", "eval_resize", "stats", "cache")
 _masked_loss = dict(mse_weight=1., sam_weight=.1, variance_weight=.01, range_penalty_weight=.001, group_weight=0.,
                     norm_target=False)
-_windows = dict(window=None, stride=None, jitter=0, normalize="log")
+_windows = dict(window=None, stride=None, jitter=0, normalize="log", fit_bands=None)
 _tokens = dict(patch_size=(8, 5), mask_ratio=.8, mask_mode="random", spectral_pos="auto")
 
 register_family("spectral", without=(*LABELS_ONLY, *_images_only, "dropout"),
