@@ -185,6 +185,7 @@ from vitnb.learner.spectral import *
 from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
+from vitnb.learner.baseline import *
 from vitnb.learner.fits import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *

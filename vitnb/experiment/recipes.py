@@ -190,7 +190,9 @@ _swin_advice = dict(
     min_lr=1e-5, label_smoothing=.1, clip=1., epochs=300, epochs_why="the Swin paper's for ImageNet",
     augment="advanced", augment_why="the Swin guide's: crop, flip, RandAugment, erasing", regularizer="drop_path")
 
-register_family("swin", fields=SET_FIELDS, other=SET_FIELDS, advice=_swin_advice, recipes=dict(
+_own = dict(SET_FIELDS, baseline=True) # which the notebooks read themselves
+
+register_family("swin", fields=_own, other=_own, advice=_swin_advice, recipes=dict(
     digits              = dict(data="digits", augment="shift", arch="swin_micro", drop_path=.1, epochs=80, bs=32,
                                lr=2e-3, weight_decay=.05, warmup_epochs=3., warmup_lr=1e-5, min_lr=1e-5,
                                label_smoothing=.1, clip=1., precision="fp32"),
@@ -228,9 +230,9 @@ _densenet_advice = dict(
     min_lr=0., label_smoothing=0., clip=None, epochs=90, epochs_why="the guide's for ImageNet",
     augment="imagenet", augment_why="the guide's: random resized crop, flip", regularizer="dropout")
 
-_densenet_fields = dict(SET_FIELDS, arch="densenet_micro")
+_densenet_fields = dict(_own, arch="densenet_micro")
 
-register_family("densenet", fields=_densenet_fields, other=SET_FIELDS, advice=_densenet_advice, recipes=dict(
+register_family("densenet", fields=_densenet_fields, other=_own, advice=_densenet_advice, recipes=dict(
     digits        = dict(data="digits", augment="shift", arch="densenet_micro", epochs=30, bs=64, optimizer="sgd",
                          lr=.1, weight_decay=1e-4, nesterov=True, warmup_epochs=1., precision="fp32",
                          channels_last=True),

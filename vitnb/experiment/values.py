@@ -113,7 +113,7 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("lr_decay", number(0, 1, above=True, like="0.75")),
     ("betas", each(_share, 2)), ("milestones", each(_from_zero)),
     ("dry_run smoke cache nesterov class_weights anomaly restore_best channels_last compile", _flag),
-    ("grad_checkpointing load_rgb norm_target use_groups averaged use_dfca warm_restart", _flag),
+    ("baseline grad_checkpointing load_rgb norm_target use_groups averaged use_dfca warm_restart", _flag),
     ("more aug_kw model_kw loss_kw data_kw set_kw objective_kw task_weights scalar_names", _fields),
     ("recipe data data_root arch optimizer schedule monitor early_stop_monitor tta resume hyperparams", _text),
     ("tag", _tag), ("mix_mode", one_name("batch pair elem")), ("sampling", one_name("uniform weighted balanced")),
