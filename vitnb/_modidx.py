@@ -3365,6 +3365,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vitnb/experiment/recipes.py'),
                                           'vitnb.experiment.recipes.recipe': ( 'library/experiment.recipes.html#recipe',
                                                                                'vitnb/experiment/recipes.py'),
+                                          'vitnb.experiment.recipes.recipe_name': ( 'library/experiment.recipes.html#recipe_name',
+                                                                                    'vitnb/experiment/recipes.py'),
                                           'vitnb.experiment.recipes.register_family': ( 'library/experiment.recipes.html#register_family',
                                                                                         'vitnb/experiment/recipes.py'),
                                           'vitnb.experiment.recipes.resolve': ( 'library/experiment.recipes.html#resolve',

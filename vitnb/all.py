@@ -206,6 +206,7 @@ from vitnb.experiment.studies import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *
+from vitnb.experiment.auto import *
 from vitnb.experiment.study import *
 from vitnb.experiment.search import *
 from vitnb.experiment.studyfigures import *

@@ -104,7 +104,7 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
     ("head_depth", whole(0, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8"), 2)),
-    ("lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
+    ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
     ("weight_decay clip warmup_epochs warmup_lr min_lr max_hours focal_gamma mixup cutmix zone_mix", _from_zero),
     ("ema_half_life early_stop_min_delta unknown_weight mse_weight sam_weight variance_weight", _from_zero),
     ("range_penalty_weight group_weight", _from_zero),
