@@ -6,7 +6,7 @@
 __all__ = ['CPU_SIZE', 'GPU_SIZE', 'LEAST', 'MOST', 'MINUTES', 'own_side', 'choose_size', 'choose_network', 'published_weights',
            'choose_augment', 'own_cores', 'choose_epochs', 'fit_recipe', 'expected_time']
 
-# %% ../../nbs/library/673_experiment.auto.ipynb #1fb5192e
+# %% ../../nbs/library/673_experiment.auto.ipynb #b1c898e8
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy as np
 
 from ..core import pick_device
 from .advice import Advice, advice_base, recommend
-from .recipes import families, recipe_name
+from .choices import recipe_name
+from .recipes import families, recipes
 from ..parameters import asked_fields
 from ..progress import fmt_time
 from ..runfolder import read_json
@@ -174,7 +175,7 @@ def _choices(family, image_set, own, device):
     return fields | dict(ema_half_life=(max(.5, epochs/40), "the average of the last weights is steadier"),
                          cache_size=(cache, "files are read once, at one and a half times the size"))
 
-# %% ../../nbs/library/673_experiment.auto.ipynb #a3e1da5e
+# %% ../../nbs/library/673_experiment.auto.ipynb #33e0bd88
 def _kept(folder, names):
     "What a run that goes on was begun with"
     file = Path(folder)/"recipe.json" if folder else None
@@ -190,13 +191,13 @@ def fit_recipe(
 )->Advice: # Fields and reasons; empty for another recipe than "auto"
     "Choose for a set what nobody has given"
     own = asked_fields(params, families[family].fields, say=None)
-    if recipe_name(family, recipe, params) != "auto":
+    if recipe_name(recipes[family], recipe, params) != "auto":
         if "minutes" in own: raise ValueError(f"minutes={own['minutes']} is what recipe='auto' plans with, and the "
                                               f"recipe is {recipe!r}; leave it out, or give max_hours")
         return Advice()
     if not image_set.classes:
-        raise ValueError(f"recipe='auto' chooses for one class an image, and {image_set.name} has other targets; name a "
-                         "recipe, such as recipe='tiny_imagenet', and give what differs")
+        raise ValueError(f"recipe='auto' chooses for one class an image, and {image_set.name} has other targets; "
+                         f"name one of {', '.join(name for name in recipes[family] if name != 'auto')}")
     fields = _choices(family, image_set, own, pick_device().type)
     fields |= _kept(folder, fields)
     return Advice(**{name:pair for name,pair in fields.items() if name not in own})
