@@ -145,13 +145,7 @@ def _start(networks, image_set, own, device):
     if kw: fields["model_kw"] = (kw, "first layers and width for this size")
     return fields, info
 
-# %% ../../nbs/library/673_experiment.auto.ipynb #f49330c0
-def _length(own, n, info, device):
-    "How long to train, as given or chosen, and why"
-    if "epochs" in own: return own["epochs"], "as given"
-    minutes = own.get("minutes") or MINUTES
-    return choose_epochs(n, info["gmacs"], minutes, device)
-
+# %% ../../nbs/library/673_experiment.auto.ipynb #c6e4a5d5
 def _measured(auto, n, pretrained):
     "What did best in short runs on 300 to 1,000 photographs of 64 pixels"
     bs = int(min(32, 2**max(0, np.log2(max(1, n//8))//1)))
@@ -159,12 +153,13 @@ def _measured(auto, n, pretrained):
     fields = auto["fields"] | dict(bs=bs, lr=float(f"{lr:.2g}"))
     return {name:(value, "did best in short runs on 1,000 photographs") for name,value in fields.items()}
 
-def _choices(family, image_set, own, device):
+def _choices(family, image_set, own, minutes, device):
     "Choose all fields"
     start,info = _start(advice_base(family)["auto"], image_set, own, device)
     n = len(image_set.split("train"))
     side = int(np.min(start["img_size"][0]))
-    epochs,length = _length(own, n, info, device)
+    epochs,length = choose_epochs(n, info["gmacs"], minutes, device)
+    if "epochs" in own: epochs,length = own["epochs"],"as given"
     augment,options,mirror = choose_augment(image_set.classes, side)
     advice = recommend(n, image_set.n_classes, side, info["params"], family, epochs, bool(start["pretrained"][0]))
     fields = {name:(value, advice.why[name]) for name,value in advice.items() if name != "family"}
@@ -175,7 +170,7 @@ def _choices(family, image_set, own, device):
     return fields | dict(ema_half_life=(max(.5, epochs/40), "the average of the last weights is steadier"),
                          cache_size=(cache, "files are read once, at one and a half times the size"))
 
-# %% ../../nbs/library/673_experiment.auto.ipynb #33e0bd88
+# %% ../../nbs/library/673_experiment.auto.ipynb #c6645429
 def _kept(folder, names):
     "What a run that goes on was begun with"
     file = Path(folder)/"recipe.json" if folder else None
@@ -188,17 +183,19 @@ def fit_recipe(
     image_set:object, # The set, loaded
     params:Mapping, # Parameters of the notebook
     folder:str|Path|None=None, # Of a run that goes on: what it chose stays
+    minutes:float|None=None, # That training may take; `MINUTES` if None
 )->Advice: # Fields and reasons; empty for another recipe than "auto"
     "Choose for a set what nobody has given"
     own = asked_fields(params, families[family].fields, say=None)
+    minutes = minutes or own.get("minutes")
     if recipe_name(recipes[family], recipe, params) != "auto":
-        if "minutes" in own: raise ValueError(f"minutes={own['minutes']} is what recipe='auto' plans with, and the "
-                                              f"recipe is {recipe!r}; leave it out, or give max_hours")
+        if minutes: raise ValueError(f"minutes={minutes} is what recipe='auto' plans with, and the recipe is "
+                                     f"{recipe!r}; leave it out, or give max_hours")
         return Advice()
     if not image_set.classes:
         raise ValueError(f"recipe='auto' chooses for one class an image, and {image_set.name} has other targets; "
                          f"name one of {', '.join(name for name in recipes[family] if name != 'auto')}")
-    fields = _choices(family, image_set, own, pick_device().type)
+    fields = _choices(family, image_set, own, minutes or MINUTES, pick_device().type)
     fields |= _kept(folder, fields)
     return Advice(**{name:pair for name,pair in fields.items() if name not in own})
 

@@ -189,7 +189,7 @@ _swin_advice = dict(
               published=("swin_tiny", {}), fields=dict(lr=2e-3)))
 
 _own = dict(SET_FIELDS, baseline=True, minutes=None) # which the notebooks read themselves
-_auto = dict(data=None, warmup_epochs=1., precision="auto") # the rest is chosen for the set, by `experiment.auto`
+_auto = dict(data=None, precision="auto") # the rest is chosen for the set, by `experiment.auto`
 
 _common = dict(fields=dict(_own, cache_size=None), other=_own, loaders=["cache_size"])
 
