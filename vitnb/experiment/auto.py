@@ -145,13 +145,14 @@ def _start(networks, image_set, own, device):
     if kw: fields["model_kw"] = (kw, "first layers and width for this size")
     return fields, info
 
-# %% ../../nbs/library/673_experiment.auto.ipynb #860e8178
+# %% ../../nbs/library/673_experiment.auto.ipynb #454a454b
 def _measured(auto, n, pretrained):
     "What short runs on 300 to 1,000 photographs of 64 pixels had"
     bs = int(min(32, 2**max(0, np.log2(max(1, n//8))//1)))
     lr = auto["fields"]["lr"]*bs/32*(.1 if pretrained else 1.)
     fields = auto["fields"] | dict(bs=bs, lr=float(f"{lr:.2g}"))
-    return {name:(value, "as in short runs on 1,000 photographs; others were not tried") for name,value in fields.items()}
+    why = "as in short runs on 1,000 photographs; others were not tried"
+    return {name:(value, why) for name,value in fields.items()}
 
 def _choices(family, image_set, own, minutes, device):
     "Choose all fields"
