@@ -101,7 +101,7 @@ def test_a_family_says_itself_what_is_recommended_for_it(mine):
 def test_advice_that_lacks_or_adds_something_is_refused(mine, change, says):
     advice = {k:v for k,v in {**MINE, **change}.items() if not (k in change and v is None)}
     with pytest.raises(ValueError, match=says): mine(advice)
-    assert set(MINE) == {*ADVICE, "epochs_by_size"} and "mine" not in families
+    assert set(MINE) == {*ADVICE, "epochs_by_size", "auto"} and "mine" not in families
 
 
 def test_a_family_without_advice_is_refused_by_name():

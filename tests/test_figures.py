@@ -109,6 +109,6 @@ def test_colours_are_told_apart_without_red_or_green(kind):
 def test_names_that_are_cut_say_so():
     name = "a very long name of a class"
     ax = plot_confusion(np.eye(2), [name, "b"]).axes[0]
-    assert ax.get_xticklabels()[0].get_text() == name[:17] + "…"
+    assert ax.get_xticklabels()[0].get_text() == name[:17].rstrip() + "…"
     (ax,) = plot_predictions(np.zeros((1, 4, 4, 3)), np.array([[.9, .1]]), np.array([1]), [name, "$b"]).axes
     assert ax.get_title() == f"{name[:13]}… 90%\nis " + r"\$b" and ax.title.get_color() == WRONG

@@ -89,7 +89,7 @@ def test_recipes_are_whole_and_resolve(family, name):
 def test_each_recipe_field_of_a_notebook_is_a_recipe_field(notebook, family):
     "A parameter whose default is None means `as the recipe says`, so the recipe must have it"
     own = {k for k,v in notebook_params(read_notebook(ROOT/"nbs"/f"{notebook}.ipynb")).items() if v is None}
-    assert own - families[family].fields.keys() <= {"max_hours", "more", "hyperparams"} # `more` takes the fields that have no parameter
+    assert own - families[family].fields.keys() <= {"recipe", "max_hours", "more", "hyperparams"} # `more` takes the fields that have no parameter
 
 
 # ---------------------------------------------------------------------------------------------- resolving

@@ -125,3 +125,20 @@ def test_authors_swin_files_load():
     model = seeded(swin, **SMALL)
     state = {k.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): v for k,v in model.state_dict().items()}
     assert not load_weights(seeded(swin, 5, **SMALL), state, adapt=checkpoint_filter_fn).fresh
+
+
+@pytest.mark.parametrize("patch_size,size", [(2, 8), (4, 64), (8, 64)])
+def test_a_stem_of_convolutions_gives_the_map_of_the_patches(patch_size, size):
+    kw = dict(img_size=size, patch_size=patch_size, num_classes=3)
+    plain,conv = (create_model("swin_micro", stem=stem, **kw).eval() for stem in ("patch", "conv"))
+    x = torch.randn(2, 3, size, size)
+    assert conv.patch_embed(x).shape == plain.patch_embed(x).shape and conv(x).shape == (2, 3)
+    moved = x.clone()
+    moved[..., patch_size - 1] += 1 # the last pixel of the first token's row is seen by the next token
+    change = (conv.patch_embed(moved) - conv.patch_embed(x)).abs().sum((0, 1, 3))
+    assert change[1] > 0, "unlike a patch, a convolution looks across the border"
+
+
+@pytest.mark.parametrize("kw,says", [(dict(stem="convs"), "did you mean 'conv'"), (dict(stem="conv", patch_size=6, img_size=48), "power of two")])
+def test_a_stem_that_does_not_exist_is_refused(kw, says):
+    with pytest.raises(ValueError, match=says): create_model("swin_micro", **kw)

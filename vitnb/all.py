@@ -198,6 +198,7 @@ from vitnb.learner.spectral import *
 from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
+from vitnb.learner.baseline import *
 from vitnb.learner.fits import *
 from vitnb.learner.rebuilt import *
 from vitnb.learner.registered import *
@@ -233,6 +234,7 @@ from vitnb.experiment.verdicts import *
 from vitnb.experiment.advice import *
 from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *
+from vitnb.experiment.auto import *
 from vitnb.experiment.study import *
 from vitnb.experiment.search import *
 from vitnb.experiment.studyfigures import *

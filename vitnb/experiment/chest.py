@@ -13,8 +13,8 @@ _plateau = dict(schedule="plateau", patience=10, factor=.5, early_stop=10, early
 
 register_family("chest", without=("tta", "drop_path", "task_weights"), model=dict(dropout="drop_rate"),
     fields=dict(data="chest_synthetic", data_kw=None, masking="none", strength=None, zone_mix=0., arch="csi_micro",
-                augment="film", loss="weighted_csi", unknown_weight=.3, monitor="zone_f1", use="best"),
-    loaders=("masking", "strength"), other=("data_kw", "zone_mix"),
+                augment="film", loss="weighted_csi", unknown_weight=.3, monitor="zone_f1", use="best", baseline=True),
+    loaders=("masking", "strength"), other=("data_kw", "zone_mix", "baseline"),
     recipes=dict(
         synthetic = dict(epochs=40, bs=32, lr=3e-3, weight_decay=.05, warmup_epochs=1., precision="fp32"),
         csi       = dict(data=None, stats="arch", arch="csi_resnet50", pretrained=True, dropout=.5, epochs=100, bs=32,

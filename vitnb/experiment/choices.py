@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'TOGETHER', 'APART', 'named_by', 'used_options', 'schedule_args', 'optimizer_args', 'loss_args', 'batch_lr',
-           'unused', 'check_used']
+           'unused', 'check_used', 'recipe_name']
 
 # %% ../../nbs/library/655_experiment.choices.ipynb #f7ab0ec1
 from collections.abc import Mapping
@@ -127,3 +127,14 @@ def check_used(
         if reason:
             raise ValueError(f"{field}={value!r} is given, but {reason}{other}; leave it out, or choose one that does")
     _twice(r, given)
+
+# %% ../../nbs/library/655_experiment.choices.ipynb #f934a00e
+def recipe_name(
+    known:Mapping, # Recipes of a family, by name
+    name:str|None, # Name of a recipe, as given
+    params:Mapping, # Parameters of a notebook of the family
+)->str: # Name of the recipe; as given where the family has several, and none is meant
+    "Find the recipe that is meant: the given one, else `auto` where data is given, else the first other one"
+    if name or not known: return name
+    if "auto" not in known: return next(iter(known)) if len(known) == 1 else name
+    return "auto" if params.get("data") is not None else next(one for one in known if one != "auto")

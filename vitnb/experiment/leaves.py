@@ -28,7 +28,8 @@ register_family("hvit_pretrain", without=LABELS_ONLY, pretext="contrastive", pre
                             precision="auto")))
 
 # %% ../../nbs/library/661_experiment.leaves.ipynb #4c8a62db
-_phase2 = dict(use_dfca=None, averaged=False, freeze_epochs=0, head_scale=1., sizes=None, pretrain_epochs=0)
+_phase2 = dict(use_dfca=None, averaged=False, freeze_epochs=0, head_scale=1., sizes=None, pretrain_epochs=0,
+               baseline=True)
 _finetune_guide = dict(data="sar_cld_2024", img_size=256, augment="moderate", arch="hvit_small", use_dfca=True,
                        drop_path=.2, epochs=100, bs=32, lr=1e-4, weight_decay=.01, warmup_epochs=5., ema_decay=.9999,
                        tta="flip", mixup=.8, cutmix=1., loss="combined", focal_gamma=2., label_smoothing=.1,

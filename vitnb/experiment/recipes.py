@@ -16,7 +16,8 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .choices import CHOICES, batch_lr, check_used, loss_args, optimizer_args, schedule_args, unused
+from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
+                                      schedule_args, unused)
 from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
@@ -102,7 +103,7 @@ def check_recipe(
     given = asked_fields(params, fields, say=None)
     check_values(given, family)
     if named: check_recipe_names(given)
-    name = params.get("recipe")
+    name = recipe_name(recipes[family], params.get("recipe"), params)
     if not name: return
     r = {**recipes[family][name], **given}
     if not has_own_names(r): check_used(r, given)
@@ -117,7 +118,7 @@ def _check_advice(family):
     if family.advice is None: return
     lacks = [k for k in ADVICE if k not in family.advice]
     if lacks: raise ValueError(f"advice of family {family.name!r} lacks {lacks[0]!r}; it needs {', '.join(ADVICE)}")
-    known = (*ADVICE, "epochs_by_size")
+    known = (*ADVICE, "epochs_by_size", "auto")
     unknown = family.advice.keys() - set(known)
     if unknown:
         raise ValueError(f"advice of family {family.name!r} has {min(unknown)!r}: {nearest(min(unknown), known)}")
@@ -139,15 +140,10 @@ def _keep(family, named, run, replace):
     if changed and not replace:
         raise ValueError(f"family {family.name!r} is registered already; choose another name, or give replace=True")
     families[family.name] = family
-    resolve_one = partial(_resolve_named, family.name)
+    def resolve_one(name, given): return resolve(family.name, name, given)
     askable[family.name] = Askable(family.fields, run, resolve_one, partial(check_recipe, family.name))
     recipes[family.name] = Registry(f"{family.name} recipe")
     recipes[family.name].update(named)
-
-def _resolve_named(family, name, given):
-    "Resolve a recipe of a family; a notebook with a single recipe need not name it"
-    if not name and len(recipes[family]) == 1: name = next(iter(recipes[family]))
-    return resolve(family, name, given)
 
 def register_family(
     name:str, # Such as "swin"
@@ -159,7 +155,7 @@ def register_family(
     pretext:str="", # Name of its pretext, such as "masked"; empty: it trains the tasks of its data
     pretext_fields:Sequence|Mapping=(), # Its own fields for the pretext; a dict gives the names of its options
     other:Sequence=(), # Its own fields that its notebooks read themselves
-    advice:Mapping|None=None, # Where recommendations begin: keys of `ADVICE`, maybe `epochs_by_size`; None: nothing is
+    advice:Mapping|None=None, # Where recommendations begin: `ADVICE`, maybe `epochs_by_size`, `auto`; None: nothing is
     replace:bool=False, # Whether another family of that name may be replaced
 )->None: # It stands in `families` then, and its recipes in `recipes`
     "Add a family and its recipes; the same one twice is one"
@@ -188,9 +184,17 @@ _swin_advice = dict(
     weight_decay=.05, weight_decay_why="the guide's; at any size, for Swin keeps it on 1.3 million images, where "
                                        "the guide's row for large sets has 0.001",
     min_lr=1e-5, label_smoothing=.1, clip=1., epochs=300, epochs_why="the Swin paper's for ImageNet",
-    augment="advanced", augment_why="the Swin guide's: crop, flip, RandAugment, erasing", regularizer="drop_path")
+    augment="advanced", augment_why="the Swin guide's: crop, flip, RandAugment, erasing", regularizer="drop_path",
+    auto=dict(small=("swin_micro", dict(stem="conv")), large=("swin_tiny", dict(stem="conv")),
+              published=("swin_tiny", {}), fields=dict(lr=2e-3)))
 
-register_family("swin", fields=SET_FIELDS, other=SET_FIELDS, advice=_swin_advice, recipes=dict(
+_own = dict(SET_FIELDS, baseline=True, minutes=None) # which the notebooks read themselves
+_auto = dict(data=None, precision="auto") # the rest is chosen for the set, by `experiment.auto`
+
+_common = dict(fields=dict(_own, cache_size=None), other=_own, loaders=["cache_size"])
+
+register_family("swin", **_common, advice=_swin_advice, recipes=dict(
+    auto                = _auto,
     digits              = dict(data="digits", augment="shift", arch="swin_micro", drop_path=.1, epochs=80, bs=32,
                                lr=2e-3, weight_decay=.05, warmup_epochs=3., warmup_lr=1e-5, min_lr=1e-5,
                                label_smoothing=.1, clip=1., precision="fp32"),
@@ -226,11 +230,15 @@ _densenet_advice = dict(
     weight_decay=1e-4, weight_decay_why="the guide's and the paper's, in SGD's own meaning; 1e-2, as in the guide's "
                                         "grid, is a hundred times that",
     min_lr=0., label_smoothing=0., clip=None, epochs=90, epochs_why="the guide's for ImageNet",
-    augment="imagenet", augment_why="the guide's: random resized crop, flip", regularizer="dropout")
+    augment="imagenet", augment_why="the guide's: random resized crop, flip", regularizer="dropout",
+    auto=dict(small=("densenet_micro", dict(stem="imagenet", growth_rate=24, block_config=(6, 8, 8))),
+              large=("densenet121", dict(stem="imagenet")), published=("densenet121", dict(stem="imagenet")),
+              fields=dict(optimizer="adamw", lr=2e-3, weight_decay=.05, label_smoothing=.1, clip=1.)))
 
-_densenet_fields = dict(SET_FIELDS, arch="densenet_micro")
+_of_densenet = {**_common, "fields":dict(_common["fields"], arch="densenet_micro")}
 
-register_family("densenet", fields=_densenet_fields, other=SET_FIELDS, advice=_densenet_advice, recipes=dict(
+register_family("densenet", **_of_densenet, advice=_densenet_advice, recipes=dict(
+    auto          = dict(_auto, channels_last=True),
     digits        = dict(data="digits", augment="shift", arch="densenet_micro", epochs=30, bs=64, optimizer="sgd",
                          lr=.1, weight_decay=1e-4, nesterov=True, warmup_epochs=1., precision="fp32",
                          channels_last=True),
@@ -270,10 +278,11 @@ register_family("spectral", without=(*LABELS_ONLY, *_images_only, "dropout"),
 # %% ../../nbs/library/660_experiment.recipes.ipynb #d8a919e9
 def resolve(
     family:str, # "swin", "densenet", "spectral", or one of your own
-    name:str, # Name of the recipe
+    name:str|None, # Name of the recipe; None: the one that `recipe_name` finds
     given:Mapping, # Parameters of the notebook; those that are None or no field of a recipe are ignored
 )->AttrDict: # All fields, readable as attributes
     "Look up a recipe, and put the parameters that were given in place of its own"
+    name = recipe_name(recipes[family], name, given)
     base = recipes[family][name]
     either = {k:None for k in ("pretrained", "img_size") if k in base} # True or a file; a side or (height, width)
     own = asked_fields(given, {**base, **either})

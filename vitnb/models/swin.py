@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_WINDOW', 'SWIN_SIZES', 'SWIN_HUB', 'swin_micro', 'swin_tiny', 'swin_small', 'swin_base', 'token_maps',
-           'fitting_windows', 'choose_window', 'SwinTransformer', 'swin', 'timms_names']
+           'fitting_windows', 'choose_window', 'SwinTransformer', 'conv_stem', 'swin', 'timms_names']
 
 # %% ../../nbs/library/210_models.swin.ipynb #e45c40e1
 import re
@@ -12,7 +12,9 @@ import re
 import timm.models.swin_transformer as timm_swin
 from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.swin_transformer import checkpoint_filter_fn
+from torch import nn
 
+from ..core import one_of
 from .protocol import check_rates, check_stages, register_model
 
 # %% ../../nbs/library/210_models.swin.ipynb #e6a67d84
@@ -105,6 +107,24 @@ class SwinTransformer(timm_swin.SwinTransformer):
         if coarse: matcher["blocks"] = [(r"^layers\.(\d+)", None), (r"^norm", MATCH_PREV_GROUP)]
         return matcher
 
+# %% ../../nbs/library/210_models.swin.ipynb #e22e65d0
+def conv_stem(
+    patch_size:int, # Side of a token in pixels, a power of two
+    in_chans:int, # Channels of the image
+    width:int, # Channels of a token
+)->nn.Sequential: # (B,C,H,W) to (B,width,H/patch_size,W/patch_size)
+    "Convolutions that halve the image until a pixel of the map is a token"
+    halvings = patch_size.bit_length() - 1
+    if 2**halvings != patch_size or not halvings:
+        raise ValueError(f"patch_size={patch_size} is no power of two from 2, and stem='conv' halves the image; "
+                         "give another, or stem='patch'")
+    widths = [in_chans, *(max(8, width//2**(halvings - step)) for step in range(halvings))]
+    layers = []
+    for before,after in zip(widths, widths[1:]):
+        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], width, 1))
+
 # %% ../../nbs/library/210_models.swin.ipynb #efcb005e
 def swin(
     img_size:int|tuple=224, # Side of the image in pixels, or (height, width)
@@ -121,6 +141,7 @@ def swin(
     attn_drop_rate:float=0., # Dropout of attention weights
     mlp_ratio:float=4., # Hidden width of the MLP, in widths of its stage
     window_near:int=7, # The window wished for where `window_size` is None
+    stem:str="patch", # "patch": the paper's; "conv": 3×3 convolutions, for training on few images
 )->SwinTransformer: # The network
     "A Swin transformer of any size"
     depths = tuple(depths)
@@ -131,9 +152,12 @@ def swin(
     check_rates(**rates)
     if patch_size is None: patch_size = 2 if min(_pair(img_size)) <= 16 else 4
     window = choose_window(img_size, patch_size, len(depths), window_size, window_near)
-    return SwinTransformer(
+    one_of(stem, ("patch", "conv"), "stem")
+    model = SwinTransformer(
         img_size=_pair(img_size), patch_size=patch_size, window_size=window, in_chans=in_chans, num_classes=num_classes,
         embed_dim=embed_dim, depths=depths, num_heads=num_heads, mlp_ratio=mlp_ratio, **rates)
+    if stem == "conv": model.patch_embed.proj = conv_stem(patch_size, in_chans, embed_dim)
+    return model
 
 # %% ../../nbs/library/210_models.swin.ipynb #e08afb2e
 def timms_names(
