@@ -200,8 +200,8 @@ from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.baseline import *
 from vitnb.learner.fits import *
-from vitnb.learner.rebuilt import *
 from vitnb.learner.registered import *
+from vitnb.learner.rebuilt import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *
 from vitnb.experiment.plainrun import *
