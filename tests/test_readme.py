@@ -62,7 +62,8 @@ def test_the_readme_is_a_first_hour():
 
 def commands(text):
     "The commands of `vitnb` that a page shows, without their comments"
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    blocks = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", text, re.S)]
+    lines = [line for block in blocks for line in block.splitlines()]
     return [shlex.split(part, comments=True)[1:] for line in lines for part in line.split("&&") if re.match(r"\s*(\.venv/bin/)?vitnb ", part)]
 
 

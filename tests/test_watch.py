@@ -9,7 +9,7 @@ from command_helpers import workspace
 from hypothesis import given, strategies as st
 
 from vitnb.experiment import cli
-from vitnb.experiment.watch import RunView, Runs, run_line, runs_html, sparkline
+from vitnb.experiment.watch import RunView, RunViews, run_line, runs_html, sparkline
 
 def write(folder, *events, tail=""):
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def test_a_stream_that_was_begun_anew(tmp_path):
     assert view.read().epochs() == (0, 7)
 
 
-@pytest.mark.parametrize("pid,state", [(os.getpid(), "running"), (2**22 + 1, "killed")])
+@pytest.mark.parametrize("pid,state", [(os.getpid(), "running"), (2**22 + 1, "killed")], ids=["lives", "gone"])
 def test_a_status_that_is_no_longer_true(tmp_path, pid, state):
     folder = write(tmp_path, start(0))
     (folder/"status.json").write_text(json.dumps(dict(status="running", pid=pid, host=platform.node())))
@@ -84,7 +84,7 @@ def test_the_command(workspace, capfd):
 
 def test_runs_are_found_at_any_depth_of_a_workspace(tmp_path):
     write(tmp_path/"a"/"1", start(0))
-    assert [len(Runs(root).read()) for root in (tmp_path, tmp_path/"a", tmp_path/"a"/"1")] == [1, 1, 1]
+    assert [len(RunViews(root).read()) for root in (tmp_path, tmp_path/"a", tmp_path/"a"/"1")] == [1, 1, 1]
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=True), st.integers(), st.text(max_size=2))))

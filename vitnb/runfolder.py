@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain', 'write_json', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use', 'holding',
            'mark_status', 'end_state', 'run_status', 'settle', 'epochs_done', 'left_undone', 'is_nested',
-           'leave_outer_run']
+           'leave_outer_run', 'main_folder']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import atomic_write, is_main, need, writing
+from .core import atomic_write, is_main, my_rank, n_ranks, need, writing
 from .files import load_json, load_text, naming
 from .launch import LAUNCHER, is_living
 from .progress import in_kernel
@@ -263,3 +263,16 @@ def leave_outer_run()->None:
     "Forget what the environment says of another run than this process's own"
     if not is_nested(): return
     for name in _OF_A_RUN: os.environ.pop(name, None)
+
+# %% ../nbs/library/034_runfolder.ipynb #7e84a0ed
+def main_folder()->Path:
+    "Give the run folder of rank 0, as a process of another rank was told"
+    if not {"VITNB_RUN_DIR", "VITNB_RESUMED"} <= os.environ.keys():
+        raise ValueError(f"this is rank {my_rank()} of {n_ranks()}, and nobody told it the run folder of rank 0; "
+                         "start the notebook with vitnb run --processes N, "
+                         "or accelerate launch -m vitnb.experiment.cli run")
+    folder = Path(os.environ["VITNB_RUN_DIR"])
+    if not folder.is_dir():
+        raise ValueError(f"rank {my_rank()} cannot see the run folder of rank 0, {folder}: "
+                         "outputs_path must be on a file system that all machines share")
+    return folder

@@ -28,8 +28,8 @@ from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import commands, goes_on, load_families
 from .show import show_run
 from ..kernel import on_signals
-from ..launch import (Ranks, check_accelerate, count_processes, device_environment, free_port, idle_devices, is_orphan,
-                          meet_on_loopback)
+from ..launch import (Ranks, check_accelerate, count_processes, device_environment, free_port, idle_devices,
+                          is_orphan, meet_on_loopback)
 from ..parameters import check_given, complain, parse_params
 from ..progress import fmt_time, in_kernel
 from ..runfolder import hand_on, leave_outer_run, mark_status, read_json, release

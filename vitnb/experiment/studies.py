@@ -25,7 +25,8 @@ def register_study(
 register_study("finetune",
     shown="data set_kw task window per_class test_per_class augment encoder arch patch_size pretrain_epochs modes "
           "epochs bs lr",
-    fields=dict(data_root=None, truth="", fit_bands=None, normalize="log", mask_ratio=.7, frozen_lr=1e-2, baseline=True),
+    fields=dict(data_root=None, truth="", fit_bands=None, normalize="log", mask_ratio=.7, frozen_lr=1e-2,
+                baseline=True),
     recipes=dict(eyes={}), without=("recipe", "max_hours", "dry_run"))
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3
