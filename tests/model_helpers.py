@@ -43,7 +43,7 @@ def trace(build, **kw):
 def differs(a, b): return a[0] != b[0] or a[1] != b[1] or a[2].shape != b[2].shape or not torch.equal(a[2], b[2])
 
 SWIN_OPTIONS = dict(img_size=(16, 32), num_classes=3, window_size=2, patch_size=4, in_chans=1, embed_dim=16, depths=(1, 2), num_heads=(2, 4),
-                    drop_path_rate=.5, drop_rate=.5, proj_drop_rate=.5, attn_drop_rate=.5, mlp_ratio=2., window_near=2)
+                    drop_path_rate=.5, drop_rate=.5, proj_drop_rate=.5, attn_drop_rate=.5, mlp_ratio=2., window_near=2, stem="conv")
 
 
 def drop_rates(model): return [[getattr(p, "drop_prob", 0.) for p in (b.drop_path1, b.drop_path2)] for s in model.layers for b in s.blocks]

@@ -13,9 +13,8 @@ from vitnb.data.table import ImageSet
 from vitnb.learner.baseline import Baselines, baseline_answer, baselines, class_probs, histograms, thumbnails
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Value
 
-RNG = np.random.default_rng(0)
-CLASSES = RNG.integers(0, 3, 150)
-PIXELS = (RNG.normal(128, 20, (150, 6, 6, 3)) + 40*np.eye(3)[CLASSES][:,None,None]).clip(0, 255).astype(np.uint8)
+CLASSES = np.random.default_rng(0).integers(0, 3, 150)
+PIXELS = (np.random.default_rng(1).normal(128, 20, (150, 6, 6, 3)) + 40*np.eye(3)[CLASSES][:,None,None]).clip(0, 255).astype(np.uint8)
 
 
 def image_set(task, targets, pixels=PIXELS):
@@ -53,7 +52,7 @@ def test_the_forest_is_that_of_scikit_learn_on_the_same_split():
 
 
 def test_no_test_sample_is_trained_on_and_augmentation_stays_out():
-    noise = RNG.integers(0, 256, PIXELS.shape, np.uint8)
+    noise = np.random.default_rng(2).integers(0, 256, PIXELS.shape, np.uint8)
     rows = baselines(image_loaders(image_set(["a", "b", "c"], CLASSES, noise), bs=30, augment="crop_flip", workers=0))
     assert all(row["score"] < .7 for row in rows) # labels that have nothing to do with the images stay at chance
     again = baselines(image_loaders(image_set(["a", "b", "c"], CLASSES, noise), bs=30, augment="none", workers=0))

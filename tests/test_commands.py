@@ -72,7 +72,7 @@ def test_workers_end_with_the_process_that_started_them(workspace, space_file):
     wait_for(lambda: began(2), "no third trial")
     started = psutil.Process(search.pid).children(recursive=True)
     search.kill()
-    search.communicate(timeout=60)
+    search.communicate(timeout=120)
     _,alive = psutil.wait_procs(started, timeout=30)
     assert started and not alive, [process.cmdline() for process in alive]
     ended = [row for row in study_rows(open_study("s", root=workspace)) if row["state"] == "complete"]
@@ -85,6 +85,6 @@ def test_workers_end_with_the_process_that_started_them(workspace, space_file):
 
 def test_a_worker_whose_parent_is_gone_takes_no_trial(workspace, space_file):
     worker = start(workspace, *space_file, "--trials", "2", "--parent", "1" if os.getpid() != 1 else "2")
-    worker.communicate(timeout=60)
+    worker.communicate(timeout=120)
     assert worker.returncode in (-signal.SIGTERM, 130, 143)
     assert not list((workspace/"out").glob("train_demo/*/began.txt"))

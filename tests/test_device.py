@@ -44,7 +44,7 @@ ELSEWHERE = { # callbacks that no plain fit can have, and where they are looked 
     "Resume": "in every test of this file", "Distribute": "with a group of one process, below", "Prepare": "with a masked pretext",
     "MaskedLive": "with a masked pretext, below", "_Timer": "in dry_run", "MLflow": "with its store, below", "WandB": "with its store, below",
     "Tracker": "abstract",
-    "GradCache": "with a contrastive loss, in test_gradcache", "ZoneMix": "with zones, in test_zonemix", "TrialReport": "with a study, in test_trial",
+    "GradCache": "with a contrastive loss, in test_gradcache", "ZoneMix": "with zones, in test_zonemix", "ZoneHistory": "with zones, in test_zonehistory", "TrialReport": "with a study, in test_trial",
     **dict.fromkeys(("CollapseAlarm", "MomentumTeacher", "HealthLive"), "with a contrastive pretext, below")}
 
 

@@ -394,7 +394,7 @@ def test_ranks_whose_launcher_dies_at_once_do_not_train(workspace):
     p = start(["vitnb.experiment.cli", "run", nb, "--processes", "2"], workspace, MARK=mark)
     until(lambda: len(psutil.Process(p.pid).children()) == 2, why="no ranks")
     p.kill()
-    p.communicate(timeout=60)
+    p.communicate(timeout=120)
     assert_nobody_left(mark)
     assert all(run_status(file.parent)["status"] == "killed" for file in workspace.glob("out/*/*/status.json"))
 

@@ -15,6 +15,13 @@ from vitnb.experiment.notebook import notebook_params, read_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in notebook_params(read_notebook(p))]
+# what compares and measures trains several times, half a minute each and more; all it calls is tested by itself
+LONG = {"benchmark":pytest.mark.bench, "compare":pytest.mark.slow, "sweep":pytest.mark.slow}
+
+
+def marked(path):
+    mark = LONG.get(path.stem.split("_")[0])
+    return pytest.param(path, id=path.stem, marks=[mark] if mark else [])
 
 
 def vitnb(*args, out, **env):
@@ -45,7 +52,7 @@ def ran(request, tmp_path_factory):
     pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize("path", SMOKE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", map(marked, SMOKE))
 def test_smoke(path, ran):
     job,out = ran[path.stem]
     p = job.result()

@@ -40,7 +40,7 @@ def through(command, tmp_path, read=1):
     for _ in range(read): process.stdout.readline()
     process.stdout.close()
     error = process.stderr.read()
-    return process.wait(timeout=60), error
+    return process.wait(timeout=120), error
 
 
 @pytest.mark.parametrize("says", ["print('x'*100_000)", "import csv; [csv.writer(sys.stdout).writerow(['x'*1000]) for _ in range(1000)]", "sys.stdout.writelines(['x'*1000]*1000)"])
@@ -56,7 +56,7 @@ def test_no_command_ends_in_a_traceback_when_its_reader_leaves(tmp_path, command
     argv = [notebook if part == "NOTEBOOK" else part for part in command]
     code = ("import os, sys, time\nfrom vitnb.experiment import cli\nreader,writer = os.pipe()\nos.close(reader)\nkept = os.dup(2)\nos.dup2(writer, 1)\nos.dup2(writer, 2)\n"
             f"try: code = cli.main({argv!r})\nexcept SystemExit as e: code = e.code\nexcept BaseException as e: os.write(kept, repr(e).encode()); code = 99\nos._exit(code)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2 if command[0] == "predict" else 0, "", "")
 
 

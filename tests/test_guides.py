@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vitnb.callback import history
+from vitnb.callback import history, zonehistory
 from vitnb.callback.schedule import schedules
 from vitnb.core import Settings
 from vitnb.data.augment import augments
@@ -63,7 +63,7 @@ def there(row):
     if "parameter" in row: return row["parameter"] in RUN_FIELDS
     if "option" in row: return f'"{row["option"]}"' in inspect.getsource(cli) + inspect.getsource(commands) + inspect.getsource(sweeping)
     if "folder" in row: return hasattr(Run, row["folder"])
-    if "history" in row: return row["history"] in inspect.getsource(history)
+    if "history" in row: return row["history"] in inspect.getsource(history) + inspect.getsource(zonehistory)
     if "schedule" in row: return row["schedule"] in schedules
     return bool(row.get("reason"))
 

@@ -59,7 +59,7 @@ def test_the_spectral_recipes_are_what_they_were(name):
     assert args["model_kw"] == {k:old[k] for k in ("patch_size", "mask_ratio", "mask_mode", "spectral_pos")}
     weights = {k:old[k] for k in ("mse_weight", "sam_weight", "variance_weight", "range_penalty_weight", "norm_target")}
     assert args["pretext"] == dict(name="masked", group_weight=0., **weights)
-    assert loader_args(new) == {k:old[k] for k in ("bs", "window", "stride", "jitter", "normalize", "augment", "aug_kw", "patch_size")}
+    assert loader_args(new) == dict(fit_bands=None, **{k:old[k] for k in ("bs", "window", "stride", "jitter", "normalize", "augment", "aug_kw", "patch_size")})
     assert set(recipes["spectral"]) == set(OLD_SPECTRAL)
 
 

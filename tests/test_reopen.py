@@ -52,7 +52,7 @@ def test_the_whole_command(failed, capfd):
     wait_for(lambda: lines.append(process.stdout.readline()) or lines[-1].startswith("open: "), "it did not come up", 100)
     assert re.match(r"open: http://127\.0\.0\.1:\d+/lab/tree/train_demo.ipynb\?token=", lines[-1])
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 0 and files(failed) == before
 
 

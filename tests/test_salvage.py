@@ -128,4 +128,4 @@ def test_a_kernel_that_outlives_its_parent_is_ended(tmp_path):
     watch("", iter([f"kernel {deaf.pid} {born}", "done"]))
     assert deaf.poll() is None
     watch("", iter([f"kernel {deaf.pid} {born}"]))
-    assert deaf.wait(10) == -signal.SIGKILL
+    assert deaf.wait(120) == -signal.SIGKILL

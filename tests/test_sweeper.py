@@ -42,7 +42,9 @@ def test_a_worker_that_is_killed_costs_only_its_own_run_a_new_try(workspace):
     import threading
     done = threading.Event()
     def watch():
-        while not done.wait(.05) and not killed: kill_one()
+        while not done.is_set() and not killed:
+            kill_one()
+            time.sleep(.05)
     threading.Thread(target=watch, daemon=True).start()
     sweep = run_sweep(plan, workers=1, say=lines.append)
     done.set()
@@ -55,10 +57,10 @@ def test_a_signal_stops_in_order_and_the_same_command_goes_on(workspace):
     first = start_sweep(workspace, *args)
     wait_for(lambda: list((workspace/"out/train_demo").glob("*/history.json")), 60)
     first.send_signal(signal.SIGTERM)
-    out,_ = first.communicate(timeout=60)
+    out,_ = first.communicate(timeout=120)
     assert first.returncode == 128 + signal.SIGTERM and "waiting" in out
     second = start_sweep(workspace, *args[:-1], ".3")
-    out,_ = second.communicate(timeout=60)
+    out,_ = second.communicate(timeout=120)
     assert second.returncode == 0 and "2 finished" in out
 
 

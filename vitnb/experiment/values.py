@@ -113,7 +113,7 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("seed split_seed", _seed), ("overfit_batches patience early_stop keep_top_k lr_base_batch", whole(0)),
     ("checkpoint_every_n_epochs", whole(0)),
     ("pretrain_epochs freeze_epochs probe_every jitter n_show", whole(0)),
-    ("epochs bs accumulate valid_every projection_dim window stride dpi", whole(1)),
+    ("epochs bs accumulate valid_every projection_dim window stride dpi cache_size", whole(1)),
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
     ("head_depth", whole(0, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8"), 2)),
