@@ -265,6 +265,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'vitnb/callback/health.py'),
                                        'vitnb.callback.health._draw_rank': ( 'library/callback.health.html#_draw_rank',
                                                                              'vitnb/callback/health.py'),
+                                       'vitnb.callback.health._is_at': ('library/callback.health.html#_is_at', 'vitnb/callback/health.py'),
                                        'vitnb.callback.health._kernel_sums': ( 'library/callback.health.html#_kernel_sums',
                                                                                'vitnb/callback/health.py'),
                                        'vitnb.callback.health._log_mean': ( 'library/callback.health.html#_log_mean',
