@@ -160,8 +160,8 @@ class CollapseAlarm(TrainCallback):
     )->str:
         "Say what has happened, and what helps"
         teacher = "" if entropy is None else f", the teacher's entropy at {entropy:.4f} (it chooses nothing)"
-        return (f"features have collapsed: for {self.patience} epochs the loss lies at {loss:.4f}{teacher}, and that of "
-                f"features that are all the same is {self.collapse_value:.4f}; their spread is {spread:.5f}; "
+        return (f"features have collapsed: for {self.patience} epochs the loss lies at {loss:.4f}{teacher}, and "
+                f"that of features that are all the same is {self.collapse_value:.4f}; their spread is {spread:.5f}; "
                 "lower lr, warm up longer, or put norm='batch' into the projection head")
 
     def state_dict(self): return dict(epochs=self.epochs)
