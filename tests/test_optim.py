@@ -250,6 +250,13 @@ def test_a_token_that_the_matcher_forgets_is_refused_where_rates_go_by_depth():
     assert scale[id(net.reg_token)] == min(scale.values()) < max(scale.values())
 
 
+def test_a_decoder_lies_with_the_head_whole():
+    from vitnb.models.protocol import create_model
+    model = create_model("spectral_mae_micro")
+    scale = {id(p):g["lr_scale"] for g in param_groups(model, lr_decay=.75) for p in g["params"]}
+    assert scale[id(model.decoder.mask_token)] == 1
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_100", "densenet121", "deit_tiny_distilled_patch16_224"])
 def test_models_of_timm_keep_their_layers_beside_the_head(name):
     import timm

@@ -108,9 +108,12 @@ def _check_matched(model):
     matcher = getattr(model, "group_matcher", None)
     matcher = matcher(coarse=False) if callable(matcher) else {}
     if not isinstance(matcher, Mapping) or not matcher: return
-    for name,_ in model.named_parameters():
-        is_of_layer = name.rpartition(".")[2] in ("weight", "bias") # a norm or a layer beside the head may lie there
-        if is_of_layer or any(re.match(pattern, name) for pattern in _patterns(matcher)): continue
+    names = [name for name,_ in model.named_parameters()]
+    matched = [name for name in names if any(re.match(pattern, name) for pattern in _patterns(matcher))]
+    parts = {name.split(".")[0] for name in matched} # a part without any, such as a decoder, lies with the head
+    for name in set(names).difference(matched):
+        if name.rpartition(".")[2] in ("weight", "bias"): continue # a norm or a layer beside the head may lie there
+        if "." in name and name.split(".")[0] not in parts: continue
         raise ValueError(f"lr_decay needs to know how deep {name!r} lies, and no expression of the group_matcher of "
                          f"{type(model).__name__} matches it; add it there, to 'stem' for example")
 
