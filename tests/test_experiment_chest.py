@@ -1,5 +1,6 @@
 "The recipes of the congestion score are the guide's, and every field of them acts"
 import configparser
+import json
 import re
 from pathlib import Path
 
@@ -127,3 +128,9 @@ def test_the_strength_of_masking_is_a_field_and_acts():
     assert [t.strength for t in dls.valid.pipeline.transforms if type(t).__name__ == "FocusLungs"] == [.9]
     with pytest.raises(ValueError, match="would do nothing with masking='zero'"): films.loaders(**{**loader_args(r), "masking":"zero"})
     with pytest.raises(ValueError, match="between .5"): films.loaders(**{**loader_args(r), "bs":4, "strength":.3})
+
+
+@pytest.mark.parametrize("name", ["train_chest", "sweep_chest", "compare_films"])
+def test_the_notebooks_of_films_say_that_they_are_not_for_clinical_use(name):
+    cells = json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"]
+    assert any("not for clinical use" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

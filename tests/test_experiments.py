@@ -72,6 +72,10 @@ def test_smoke(path, ran):
         have = {str(f.relative_to(run)) for f in run.rglob("*") if f.is_file()}
         assert {"params.json", "environment.json", "history.csv", "history.json", "events.jsonl", "recipe.json", "checkpoints/best_model.pth", "checkpoints/last_model.pth",
                 "figures/curves.png", "figures/confusion.png", "figures/predictions.png", f"{path.stem}.ipynb"} <= have
+        if path.stem == "train_chest":
+            named = "metrics report training_history validation_history".split()
+            assert {*(f"{name}.json" for name in named), "test_predictions.csv", "valid_predictions.csv"} <= have
+            assert {f"figures/{name}.png" for name in ("roc_pr", "calibration", "index", "risk_coverage", "zone_maps")} <= have
         assert [l for l in p.stdout.splitlines() if l.startswith("epoch 1/1")], "one readable line an epoch"
         assert "it/s" not in p.stdout and "\r" not in p.stdout, "no bar spam"
 

@@ -81,9 +81,37 @@ class Collapse(TrainCallback):
 @pytest.mark.parametrize("loss", ["ntxent", "infonce"])
 def test_the_alarm_speaks_in_a_fit(loss):
     learn = make(pretext=dict(loss=loss), cbs=[Collapse()], lr=1e-9, schedule="constant")
-    with pytest.warns(CollapseWarning, match="for 2 epochs the loss lies at .* which is that of features that are all the same") as said: quiet_fit(learn, 3)
+    with pytest.warns(CollapseWarning, match="for 2 epochs the loss lies at .* that of features that are all the same") as said: quiet_fit(learn, 3)
     assert len([o for o in said if o.category is CollapseWarning]) == 1, "once"
     assert learn.recorder.rows[-1]["train_loss"] == pytest.approx(math.log(31 if loss == "ntxent" else 16), abs=1e-4) == learn.pretext.collapse_value
+
+
+class Uniform(TrainCallback):
+    "Make a head of prototypes give nearly the same to all: logits of rounding, or one row for every image"
+    order = -10
+    def __init__(self, noise, bias): self.noise,self.bias = noise,bias
+    def before_epoch(self):
+        for model in (self.learn.model, self.learn.companions["teacher"]):
+            last = model.get_classifier().layers[-1]
+            with torch.no_grad():
+                last.weight.normal_(0, self.noise) if self.noise else last.weight.zero_()
+                last.bias.normal_(0, self.bias) if self.bias else last.bias.zero_()
+
+
+@pytest.mark.parametrize("noise,bias", [(0., 0.), (1e-4, 0.), (0., .3)], ids=["constant", "rounding", "one row"])
+def test_the_alarm_speaks_of_a_uniform_head_of_prototypes(noise, bias):
+    "A01: the loss of DINO stays at ln K; tiny logits have directions as widely spread as good ones, but the teacher chooses nothing"
+    learn = make(pretext=dict(loss="dino", projection=512), cbs=[Uniform(noise, bias)], lr=1e-9, schedule="constant")
+    with pytest.warns(CollapseWarning, match="teacher's entropy at 6.23.*it chooses nothing.*lower lr"): quiet_fit(learn, 3)
+    row = learn.recorder.rows[-1]
+    assert row["train_teacher_entropy"] == pytest.approx(math.log(512), abs=.01) and (row["spread"]*512**.5 > .5) == (noise > 0)
+
+
+def test_the_alarm_is_silent_while_prototypes_are_chosen():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CollapseWarning)
+        learn = quiet_fit(make(pretext=dict(loss="dino", projection=64)), 3)
+    assert learn.recorder.rows[-1]["train_teacher_entropy"] < .9*math.log(64)
 
 
 @pytest.mark.parametrize("epochs,cbs", [(1, [Collapse()]), (3, [])])

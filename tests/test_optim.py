@@ -229,6 +229,41 @@ def test_without_a_wish_there_are_two_groups():
     assert check_groups(learn.opt.opt.param_groups, learn.model)
 
 
+class WithToken(Deep):
+    "A network with a token that its matcher may forget"
+    def __init__(self, forgets):
+        super().__init__()
+        self.reg_token = nn.Parameter(torch.zeros(4))
+        self.forgets = forgets
+    def group_matcher(self, coarse=False):
+        found = super().group_matcher(coarse)
+        return found if self.forgets else found | dict(stem=r"^0|reg_token")
+
+
+def test_a_token_that_the_matcher_forgets_is_refused_where_rates_go_by_depth():
+    "A12: it would fall in with the head, and get the largest rate"
+    with pytest.raises(ValueError, match="lr_decay needs to know how deep 'reg_token' lies.*group_matcher of WithToken.*'stem'"): param_groups(WithToken(True), lr_decay=.5)
+    scales = {id(p):g["lr_scale"] for g in param_groups(WithToken(False), lr_decay=.5) for p in g["params"]}
+    assert len(scales) == len(list(WithToken(False).parameters())) and param_groups(WithToken(True))
+    net = WithToken(False)
+    scale = {id(p):g["lr_scale"] for g in param_groups(net, lr_decay=.5) for p in g["params"]}
+    assert scale[id(net.reg_token)] == min(scale.values()) < max(scale.values())
+
+
+def test_a_decoder_lies_with_the_head_whole():
+    from vitnb.models.protocol import create_model
+    model = create_model("spectral_mae_micro")
+    scale = {id(p):g["lr_scale"] for g in param_groups(model, lr_decay=.75) for p in g["params"]}
+    assert scale[id(model.decoder.mask_token)] == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_100", "densenet121", "deit_tiny_distilled_patch16_224"])
+def test_models_of_timm_keep_their_layers_beside_the_head(name):
+    import timm
+    with torch.device("meta"): model = timm.create_model(name)
+    assert sum(len(g["params"]) for g in param_groups(model, lr_decay=.75)) == len(list(model.parameters()))
+
+
 def test_own_groups_are_in_order_of_depth():
     net = Deep()
     opt = make_optimizer(net, groups=[dict(params=[p for n,p in net.named_parameters() if n[0] != "4"]), dict(params=list(net[4].parameters()))])

@@ -216,6 +216,16 @@ def test_features_are_what_the_classifier_is_given(name, kw):
     assert features.ndim == 2 and torch.allclose(model.get_classifier()(features), model(x), atol=1e-5)
 
 
+def test_features_are_the_backbones_and_not_the_projectors():
+    "A05: of a contrastive run, whose projection head stands where the classifier stood"
+    from contrastive_worker import make
+    model = make(pretext=dict(projection=24)).model.eval()
+    x = torch.rand(3, 3, 16, 16)
+    with torch.no_grad(): features = pooled_features(model, x)
+    assert features.shape == (3, model.num_features) and model.num_features != 24
+    with torch.no_grad(): assert torch.allclose(model.get_classifier()(features), model(x), atol=1e-5)
+
+
 def test_a_timm_model_is_probed_too():
     import timm
     model = timm.create_model("resnet10t", num_classes=4).eval()

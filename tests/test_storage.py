@@ -59,3 +59,15 @@ def test_a_study_on_a_postgresql_server(workspace, postgres, space_file):
     assert [row["state"] for row in study_rows(study)] == ["complete"]*4 and best_params(study)["best_value"] is not None
     assert not [p for p in (workspace/"out").rglob("*") if p.is_file() and b"secret" in p.read_bytes()]
     assert not any("secret" in output for output in outputs)
+
+
+@pytest.mark.slow # starts a server
+def test_a_link_that_the_server_has_dropped_is_made_anew(workspace, postgres):
+    "A42: PostgreSQL ends idle links; the next question finds out before it is asked"
+    import psycopg
+    study = open_study("s", demo(workspace), postgres, workspace)
+    study.ask()
+    with psycopg.connect(postgres, autocommit=True) as link:
+        ended = link.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'studies' AND pid <> pg_backend_pid()").fetchall()
+    assert ended, "no link was idle"
+    assert study.ask().number == 1 and len(study.get_trials()) == 2

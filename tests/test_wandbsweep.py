@@ -75,13 +75,40 @@ def test_each_kind_of_entry_in_wandbs_words(workspace, entry, wanted):
     assert sweep_config(SearchPlan("n.ipynb", check_space(dict(p=entry)), "s", "min"))["parameters"]["p"] == wanted
 
 
-def test_a_server_that_cannot_be_reached_names_the_way_without_it(workspace, server, capfd):
-    def refuse(*_, **__): raise ConnectionError("no route to host")
-    server.sweep = refuse
+class CommError(Exception):
+    "W&B's own error, which keeps what it came from"
+    def __init__(self, text, exc=None):
+        super().__init__(text)
+        self.exc = exc
+
+
+def asked(workspace):
     (workspace/"space.json").write_text(json.dumps(SPACE))
-    assert main(["sweep", "--wandb", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max"]) == 2
+    return ["sweep", "--wandb", "train_demo.ipynb", "--space", "space.json", "--score", "near", "--better", "max", "--sweep-name", "mine", "-p", "epochs", "1"]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no route to host"), CommError("no route to host", TimeoutError())], ids=["plain", "wrapped"])
+def test_without_a_network_a_sweep_falls_back_to_a_study_of_this_machine_and_says_so(workspace, server, capfd, error):
+    "A45: the plan is not lost, and the agent joins it by its name, though nobody said offline"
+    def refuse(*_, **__): raise error
+    server.sweep = refuse
+    assert main(asked(workspace)) == 0
+    out = capfd.readouterr().out
+    assert f"W&B cannot be reached ({type(error).__name__}: no route to host): the sweep is a study on this machine" in out and "vitnb sweep-agent mine" in out
+    server.agent = refuse
+    assert main(["sweep-agent", "mine", "--count", "1"]) == 0
+    assert [row["state"] for row in study_rows(open_study("mine", root=workspace))] == ["complete"]
+    assert main(["sweep-agent", "me/demo/abc123", "--count", "1"]) == 2 and "W&B could not join the sweep" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [CommError("permission denied"), PermissionError("api key is not valid")])
+def test_what_the_server_refuses_is_an_error_that_names_the_way_without_it(workspace, server, capfd, error):
+    def refuse(*_, **__): raise error
+    server.sweep = refuse
+    assert main(asked(workspace)) == 2
     err = capfd.readouterr().err
-    assert "no route to host" in err and "WANDB_MODE=offline" in err and "vitnb search" in err
+    assert str(error) in err and "WANDB_MODE=offline" in err and "vitnb search" in err
+    assert not (workspace/"out/search/mine").exists()
 
 
 def test_offline_a_sweep_is_a_study_of_this_machine(workspace, monkeypatch, capfd):

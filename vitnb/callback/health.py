@@ -112,15 +112,20 @@ class HealthMetric(Metric):
 class CollapseWarning(UserWarning):
     "Features are all the same"
 
+def _is_at(value, wanted): return abs(value - wanted) <= .02*max(1., abs(wanted))
+
 def is_collapsed(
     loss:float, # Of an epoch
     collapse_value:float, # The loss of features that are all the same
     spread:float, # Mean standard deviation of a coordinate of unit vectors
     width:int, # Coordinates
+    entropy:float|None=None, # Of what a teacher chooses among `width` prototypes, where there is one
 )->bool:
     "Tell whether features are one point: by the loss, within 2 %, and by less than a tenth of a random spread"
-    at_value = abs(loss - collapse_value) <= .02*max(1., abs(collapse_value))
-    return at_value and spread*math.sqrt(min(width, WIDEST)) < .1
+    at_value = _is_at(loss, collapse_value)
+    one_point = spread*math.sqrt(min(width, WIDEST)) < .1
+    if entropy is None: return at_value and one_point
+    return _is_at(entropy, collapse_value) and (at_value or one_point) # a head that is uniform may spread its rounding
 
 class CollapseAlarm(TrainCallback):
     "Warn when features have been the same for some epochs"
@@ -143,17 +148,20 @@ class CollapseAlarm(TrainCallback):
         loss,spread = (row.get(name) for name in ("train_loss", "spread"))
         if loss is None or spread is None: return # an epoch without training or without validation
         self.epochs += 1
-        if not is_collapsed(loss, self.collapse_value, spread, self.width): self.epochs = 0
+        entropy = row.get("train_teacher_entropy")
+        if not is_collapsed(loss, self.collapse_value, spread, self.width, entropy): self.epochs = 0
         if self.epochs == self.patience and is_main():
-            warnings.warn(self.message(loss, spread), CollapseWarning, stacklevel=2)
+            warnings.warn(self.message(loss, spread, entropy), CollapseWarning, stacklevel=2)
 
     def message(self,
         loss:float, # Of the epoch
         spread:float, # Of the epoch
+        entropy:float|None=None, # Of the teacher's choices, where there is one that chooses
     )->str:
         "Say what has happened, and what helps"
-        return (f"features have collapsed: for {self.patience} epochs the loss lies at {loss:.4f}, which is that of "
-                f"features that are all the same ({self.collapse_value:.4f}), and their spread is {spread:.5f}; "
+        teacher = "" if entropy is None else f", the teacher's entropy at {entropy:.4f} (it chooses nothing)"
+        return (f"features have collapsed: for {self.patience} epochs the loss lies at {loss:.4f}{teacher}, and "
+                f"that of features that are all the same is {self.collapse_value:.4f}; their spread is {spread:.5f}; "
                 "lower lr, warm up longer, or put norm='batch' into the projection head")
 
     def state_dict(self): return dict(epochs=self.epochs)
@@ -197,7 +205,7 @@ def plot_health(
     "Draw loss, alignment and uniformity, rank and spread, and who is similar to whom"
     fig,axs = new_figure(1, 4, 3.4, 2.9)
     loss,sphere,rank,similar = axs[0]
-    for name in ("train_loss", "valid_loss"): _curve(loss, rows, name)
+    for name in ("train_loss", "valid_loss", "train_teacher_entropy"): _curve(loss, rows, name)
     loss.axhline(collapse_value, color=WRONG, ls="--", lw=1, label="collapsed")
     loss.set_title("Loss", fontsize=9)
     loss.set_ylabel("loss")

@@ -8,7 +8,9 @@ __all__ = ['TABLES', 'optimizers', 'decays', 'check_groups', 'param_depths', 'pa
 
 # %% ../../nbs/library/500_learner.optim.ipynb #fd742973
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from fastai.callback.fp16 import MixedPrecision
@@ -95,6 +97,26 @@ def _gathered(parameters, place):
     return sorted(found.items(), key=lambda item: item[0])
 
 # %% ../../nbs/library/500_learner.optim.ipynb #cdaba7f5
+def _patterns(matcher):
+    "The expressions of timm's `group_matcher`"
+    for spec in matcher.values():
+        if isinstance(spec, str): yield spec
+        else: yield from (one if isinstance(one, str) else one[0] for one in spec)
+
+def _check_matched(model):
+    "Refuse a table or token that no expression names: it would fall in with the head, and get the largest rate"
+    matcher = getattr(model, "group_matcher", None)
+    matcher = matcher(coarse=False) if callable(matcher) else {}
+    if not isinstance(matcher, Mapping) or not matcher: return
+    names = [name for name,_ in model.named_parameters()]
+    matched = [name for name in names if any(re.match(pattern, name) for pattern in _patterns(matcher))]
+    parts = {name.split(".")[0] for name in matched} # a part without any, such as a decoder, lies with the head
+    for name in set(names).difference(matched):
+        if name.rpartition(".")[2] in ("weight", "bias"): continue # a norm or a layer beside the head may lie there
+        if "." in name and name.split(".")[0] not in parts: continue
+        raise ValueError(f"lr_decay needs to know how deep {name!r} lies, and no expression of the group_matcher of "
+                         f"{type(model).__name__} matches it; add it there, to 'stem' for example")
+
 def _check_lr_decay(lr_decay):
     if lr_decay is not None and not 0 < lr_decay <= 1:
         raise ValueError(f"lr_decay={lr_decay!r} must be above 0 and at most 1; for example 0.75")
@@ -106,6 +128,7 @@ def param_groups(
 )->list: # Dicts `name`, `params`, `weight_decay`, with `lr_decay` also `lr_scale`; no group is empty
     "Make two groups, `decay` and `no_decay`, or two of each block; disjoint and complete"
     _check_lr_decay(lr_decay)
+    if lr_decay is not None: _check_matched(model)
     names = {p:name for name,p in model.named_parameters()}
     decayed = decays(model)
     depths = param_depths(model, coarse=False)
