@@ -46,7 +46,7 @@ def test_in_a_notebook_with_names_of_its_own_they_pass(given): check_recipe("swi
     ("hvit_pretrain", dict(recipe="leaves", labels="x"), "labels='x' must be True or False"), ("hvit_pretrain", dict(recipe="leaves", labels=False), ""), ("hvit_pretrain", dict(recipe="leaves", objective_kw=dict(nope=1)), "no option 'nope'"),
     ("hvit_pretrain", dict(recipe="leaves", objective="vicreg", objective_kw=dict(variance=2.)), ""), ("hvit_pretrain", dict(recipe="leaves", monitor="knn_accuracy"), ""), ("chest", dict(recipe="synthetic", stats="arch", arch="csi_resnet50"), ""),
     ("search", dict(space="nope", trials=8), "space 'nope'|unknown search space"), ("search", dict(space="basic", trials=0), "trials=0 must be a whole number from 1"), ("search", dict(space='{"lr": [1e-3]}', better="up"), "better='up' must be"),
-    ("search", dict(notebook="nbs/nope.ipynb"), "no notebook"), ("search", dict(pruner="nope"), "pruner"), ("search", dict(pruner="hyperband", fixed={}, space="chest"), "")])
+    ("search", dict(pruner="nope"), "pruner"), ("search", dict(pruner="hyperband", fixed={}, space="chest"), "")])
 def test_other_families(family, params, says):
     if not says: return check_recipe(family, params, named=True)
     with pytest.raises(ValueError, match=says): check_recipe(family, params, named=True)

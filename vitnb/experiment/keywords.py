@@ -45,6 +45,8 @@ def _value(r, given, recipe, field):
     is_later = recipe == "auto" and field in _CHOSEN_LATER and field not in given
     return None if is_later else r.get(field)
 
+_WITH_STATS = [name for name,known in NAMED_OPTIONS["arch"].items() if "pool" in known] # networks of zones
+
 def _amount(name, value):
     "Refuse a number below 0 or without an end among the options of an augmentation"
     for part in value if isinstance(value, (list, tuple)) else [value]:
@@ -63,6 +65,19 @@ def _check_augment(augment, options, kind):
     if known is None: return
     check_options(f"aug_kw={options!r}: augment {augment!r}", options, known)
     for name,value in options.items(): _amount(name, value)
+
+def _check_kind(augment, kind):
+    "Refuse an augmentation that is for the other kind of data"
+    own = NAMED_OPTIONS[kind]
+    if not isinstance(augment, str) or augment in own or augment not in NAMES["augment"]: return
+    whose = dict(image_augment="cubes", cube_augment="images")[kind]
+    raise ValueError(f"augment={augment!r} is for {whose}, and this data is none: {nearest(augment, own)}")
+
+def _check_stats(stats, arch):
+    "Refuse to take statistics from a network that says none"
+    if stats != "arch" or not isinstance(arch, str) or arch not in NAMES["arch"] or arch in _WITH_STATS: return
+    raise ValueError(f"stats='arch' takes those that a network was trained with, and {arch!r} says none; "
+                     "give stats='train' or one of imagenet, cifar10 ...")
 
 def _check_objective(objective, options):
     "Refuse options that neither a loss that compares views has, nor what trains with it"
@@ -160,9 +175,13 @@ def check_keywords(
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
     tasks = _tasks(r, named)
     averages = value("ema_decay") is None or r["ema_decay"] or r.get("ema_half_life")
-    if named: check_timm(r.get("arch"))
+    kind = "cube_augment" if "normalize" in r else "image_augment"
+    if named:
+        check_timm(r.get("arch"))
+        _check_kind(r.get("augment"), kind)
+        _check_stats(r.get("stats"), value("arch"))
     _check_model(value("arch"), inside("model_kw"))
-    _check_augment(value("augment"), inside("aug_kw"), "cube_augment" if "normalize" in r else "image_augment")
+    _check_augment(value("augment"), inside("aug_kw"), kind)
     _check_objective(r.get("objective"), inside("objective_kw"))
     if inside("task_weights"): _check_weights(inside("task_weights"), tasks)
     if "loss" in r and (named or r["loss"]): _check_loss(r["loss"], inside("loss_kw"), tasks)
