@@ -101,8 +101,8 @@ def _check_tasks(field, given, tasks):
     wrong = [name for name in given if tasks is not None and name not in tasks]
     if not wrong: return
     if tasks == [""]:
-        raise ValueError(f"{field}={given!r} names the task {wrong[0]!r}, and this data has one task, which has no name; "
-                         "leave the name out")
+        raise ValueError(f"{field}={given!r} names the task {wrong[0]!r}, and this data has one task, which has no name"
+                         "; leave the name out")
     raise ValueError(f"{field}={given!r} names {wrong[0]!r}, which is no task: {nearest(wrong[0], tasks)}")
 
 def _check_weights(weights, tasks):
@@ -111,7 +111,7 @@ def _check_weights(weights, tasks):
     for name,weight in weights.items():
         wrong = number()(weight)
         if wrong: raise ValueError(f"task_weights has {name!r}: {weight!r}, which must be {wrong}")
-    if not any(weights.values()): raise ValueError(f"task_weights={weights!r} are all 0; give one task a weight above 0")
+    if not any(weights.values()): raise ValueError(f"task_weights={weights!r} are all 0; give a task one above 0")
 
 def _loss_options(loss, options):
     "Refuse options that a loss does not have"
@@ -141,12 +141,12 @@ def _check_column(field, name, tasks, averages):
     task,_,column = name.rpartition("/")
     own = column.removesuffix("_ema")
     if own not in NAMES["column"]:
-        raise ValueError(f"{field}={name!r} is no column that anything writes: {nearest(own, NAMES['column'])}; a metric "
-                         "of your own is registered in the notebook")
+        raise ValueError(f"{field}={name!r} is no column that anything writes: {nearest(own, NAMES['column'])}; "
+                         "a metric of your own is registered in the notebook")
     if task or tasks and tasks != [""]: _check_tasks(field, {task:column}, tasks)
     if own != column and not averages:
-        raise ValueError(f"{field}={name!r} is of averaged weights, and there are none; give ema_decay or ema_half_life, "
-                         f"or {field}={name.removesuffix('_ema')!r}")
+        raise ValueError(f"{field}={name!r} is of averaged weights, and there are none; give ema_decay or "
+                         f"ema_half_life, or {field}={name.removesuffix('_ema')!r}")
 
 # %% ../../nbs/library/658_experiment.keywords.ipynb #dccb81bf
 _GOES = dict(min_lr="comes down from", warmup_lr="rises to")
