@@ -113,6 +113,7 @@ def _check_weights(weights, tasks):
         if wrong: raise ValueError(f"task_weights has {name!r}: {weight!r}, which must be {wrong}")
     if not any(weights.values()): raise ValueError(f"task_weights={weights!r} are all 0; give a task one above 0")
 
+# %% ../../nbs/library/658_experiment.keywords.ipynb #a884b660
 def _loss_options(loss, options):
     "Refuse options that a loss does not have"
     if loss is not None and loss not in NAMED_OPTIONS["loss"]: return # somebody's own
