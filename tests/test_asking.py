@@ -9,7 +9,7 @@ from command_helpers import PARAMS, notebook, workspace # noqa: F401
 from vitnb.core import repo_root
 from vitnb.experiment import asking, cli
 from vitnb.experiment.asking import accelerate_lines, marked_values, names_are_ours, notebook_help, read_params_file, unmarked
-from vitnb.experiment.notebook import read_notebook
+from vitnb.experiment.notebook import notebook_askable, notebook_params, read_notebook
 from vitnb.experiment.run import read_json
 
 ROOT = repo_root(os.path.dirname(__file__))
@@ -47,7 +47,7 @@ def test_help_of_a_notebook_is_asked_in_any_order(workspace, capsys, order):
     assert "-p epochs  1      passes" in out and not (workspace/"out").exists()
 
 
-@pytest.mark.parametrize("source,ours", [("import torch, numpy as np\n%matplotlib inline", True), ("import my_models", False), ("from .near import x", False), ("@models.register()\ndef mine(): pass", False), ("register_family('x', {})", False), ("!ls\nx = 1", True)])
+@pytest.mark.parametrize("source,ours", [("import torch, numpy as np\n%matplotlib inline", True), ("import my_models", False), ("from .near import x", False), ("@models.register()\ndef mine(): pass", False), ("register_family('x', {})", False), ("from timm.models import register_model\n@register_model\ndef mine(): pass", False), ("!ls\nx = 1", True)])
 def test_a_notebook_may_have_names_of_its_own(source, ours): assert names_are_ours(dict(cells=[dict(cell_type="code", source=source)])) == ours
 
 
@@ -177,3 +177,41 @@ def test_a_name_that_a_file_of_parameters_gives_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="p.yaml.*'a' is given twice"): read_params_file(tmp_path/"p.yaml")
     (tmp_path/"p.yaml").write_text("epochs: 2\nlr: 1e-3\nepochs: 3\n")
     with pytest.raises(ValueError, match="'epochs' is given twice"): read_params_file(tmp_path/"p.yaml")
+
+
+NB = ROOT/"nbs"
+INSIDE = [("train_swin", ["model_kw", '{"window_siz": 2}'], "did you mean 'window_size'"), ("train_swin", ["aug_kw", '{"padding": -1}'], "from 0"), ("train_swin", ["aug_kw", '{"pading": 1}'], "did you mean 'padding'"),
+    ("train_swin", ["stats", "nope"], "unknown stats 'nope'"), ("train_swin", ["monitor", "nope"], "no column that anything writes"), ("train_swin", ["task_weights", '{"leaf": 2}'], "one task"),
+    ("train_swin", ["loss_kw", '{"gamma": 2}'], "without a loss"), ("train_swin", ["arch", "timm/nothing_there"], "timm has no network"), ("train_swin", ["min_lr", "1"], "min_lr=1.0 is above lr="),
+    ("train_swin", ["data", "notes.txt"], "a text without columns"), ("pretrain_hvit", ["labels", "x"], "labels='x' must be True or False"), ("sweep_chest", ["space", "nope"], "space='nope' must be"),
+    ("sweep_chest", ["trials", "0"], "trials=0 must be a whole number from 1"), ("sweep_swin", ["runs", "0"], "runs=0 must be"), ("sweep_swin", ["space", '{"lr": []}'], "at least one value")]
+
+
+@pytest.mark.parametrize("stem,pair,says", INSIDE, ids=lambda o: "=".join(o)[:40] if isinstance(o, list) else "")
+def test_what_does_not_fit_is_refused_at_once_and_leaves_no_folder(workspace, capfd, stem, pair, says):
+    (workspace/"notes.txt").write_text("to do\nlabel the rest\n")
+    pair = [part.replace("notes.txt", str(workspace/"notes.txt")) for part in pair]
+    assert cli.main(["run", str(NB/f"{stem}.ipynb"), "-p", *pair]) == 2
+    assert says in (err := capfd.readouterr().err) and err.startswith("vitnb run: ") and not (workspace/"out").exists(), err
+
+
+def test_what_is_inside_is_known_without_torch(tmp_path):
+    "Of the process's own time, as above; the names of timm are in its files"
+    code = "import sys, time, vitnb.experiment.cli as cli\ncode = cli.main(['run', %r, '-p', 'arch', 'timm/nothing_there'])\nprint(code, 'torch' in sys.modules, time.process_time())" % SWIN
+    code,torch,seconds = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "VITNB_OUTPUTS_PATH":str(tmp_path/"out")}).stdout.split()
+    assert (code, torch) == ("2", "False") and float(seconds) < 2
+
+
+@pytest.mark.parametrize("stem", sorted(path.stem for path in NB.glob("*.ipynb") if path.stem != "index"))
+def test_each_experiment_as_it_stands_is_accepted(stem):
+    "With the data that its recipe names, where that is here"
+    nb = read_notebook(NB/f"{stem}.ipynb")
+    notebook_askable(nb).refuse(notebook_params(nb), named=names_are_ours(nb))
+
+
+@pytest.mark.parametrize("text,says", [('{"epochs": 3,}', "is not JSON"), ("epochs: 3", "is not JSON"), ('{"lr": NaN}', "no number of JSON"), ('{"a": 1, "a": 2}', "given twice"), ('[1]', "holds a list"), ('{"a": {"b": 1, "b": 2}}', "given twice")])
+def test_a_json_is_read_as_json(tmp_path, text, says):
+    (tmp_path/"p.json").write_text(text)
+    with pytest.raises(ValueError, match=f"p.json.*{says}"): read_params_file(tmp_path/"p.json")
+    (tmp_path/"p.json").write_text('\ufeff{"lr": 1e-3, "more": {"cache": false}}')
+    assert read_params_file(tmp_path/"p.json") == dict(lr=1e-3, more=dict(cache=False))

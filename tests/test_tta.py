@@ -90,7 +90,7 @@ def test_a_spectral_image_moves_with_its_photograph(tmp_path, monkeypatch):
     dls = loaders(pairs(tmp_path/"set"))
     torch.manual_seed(0)
     model = hvit(img_size=8, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), num_classes=2, spectral_channels=2)
-    learn = SimpleNamespace(model=model.eval(), tasks=dls.tasks)
+    learn = SimpleNamespace(model=model.eval(), tasks=dls.tasks, dls=dls)
     image,spectral,_ = dls.test.one_batch()
     with torch.no_grad(), tta_mode(learn, "d4"): mean = learn.model(image, spectral)
     turned = [(image.rot90(k, (2, 3)), spectral.rot90(k, (2, 3))) for k in range(4)]

@@ -79,3 +79,11 @@ def test_data_is_looked_for_where_sets_are(tmp_path):
     with pytest.raises(ValueError, match="looked for"): check_data("nowhere", None, tmp_path)
     with pytest.raises(ValueError, match="looked for"): check_data("here", "root", tmp_path)
     with pytest.raises(ValueError, match="cannot be downloaded"): check_data("imagenet", "root", tmp_path)
+
+
+@pytest.mark.parametrize("name,content,is_table", [("a.txt", "image,label\na.png,x\n", True), ("b.txt", "sep=;\nimage;label\na.png;x\n", True), ("c.txt", "\ufeffimage\tlabel\na.png\tx\n", True), ("d", "image|label\na.png|x", True),
+    ("e.txt", "Dear all,\nlabel the rest\n", False), ("f.txt", "", False), ("g.json", "{\n \"a\": 1\n}", False), ("h.txt", "image,label\n", False), ("i.csv", "", True), ("j.npy", "\0\1", True)])
+def test_a_text_is_data_where_it_has_columns(tmp_path, name, content, is_table):
+    (tmp_path/name).write_text(content, encoding="utf-8")
+    if is_table: return check_data(str(tmp_path/name))
+    with pytest.raises(ValueError, match=f"{name}.*without columns"): check_data(str(tmp_path/name))

@@ -225,6 +225,7 @@ from vitnb.experiment.names import *
 from vitnb.experiment.nametable import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.values import *
+from vitnb.experiment.keywords import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *

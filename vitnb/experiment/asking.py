@@ -9,6 +9,7 @@ __all__ = ['marked_values', 'unmarked', 'read_params_file', 'notebook_help', 'na
 # %% ../../nbs/library/635_experiment.asking.ipynb #ee8b7471
 import ast
 import io
+import json
 import os
 import re
 import sys
@@ -59,16 +60,32 @@ def _loader():
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
     return Loader
 
+def _read_yaml(text):
+    "Read YAML, of which JSON is nearly a part"
+    yaml = need("yaml")
+    try: return yaml.load(text, _loader())
+    except yaml.YAMLError as error: raise ValueError(str(error)) from error
+
+def _once(pairs):
+    "A dictionary of pairs, each name once"
+    names = [name for name,_ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise ValueError(f"{twice[0]!r} is given twice; give it once")
+    return dict(pairs)
+
+def _no_number(name): raise ValueError(f"{name} is no number of JSON")
+def _read_json(text): return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number) if text.strip() else None
+
 def read_params_file(
     path:str|Path, # A .yaml, .yml or .json
 )->dict: # Names and values
     "Read a file of parameters"
     path = at_home(path)
     if not path.is_file(): raise ValueError(f"-f {path} is not there; give a YAML or JSON file of names and values")
-    yaml = need("yaml")
-    try: found = yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"-f {path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    kind,read = ("JSON", _read_json) if path.suffix.lower() == ".json" else ("YAML or JSON", _read_yaml)
+    try: found = read(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error: # text in another encoding is a ValueError too
+        raise ValueError(f"-f {path} is not {kind}: {' '.join(str(error).split())}") from error
     if found is None: return {}
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"-f {path} must hold names and values, such as epochs: 3; it holds a {type(found).__name__}")
@@ -120,7 +137,7 @@ def names_are_ours(
     known = _COMES_WITH | sys.stdlib_module_names
     for cell in nb["cells"]:
         if cell.get("cell_type") != "code": continue
-        if re.search(r"\bregister\w*\(|%run|%load_ext|sys\.path", cell["source"]): return False
+        if re.search(r"\bregister\w*\(|@[\w.]*register|%run|%load_ext|sys\.path", cell["source"]): return False
         try: tree = ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell["source"]))
         except SyntaxError: return False # it has something that only IPython reads
         if not set(_imported(tree)) <= known: return False

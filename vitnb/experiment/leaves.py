@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/library/661_experiment.leaves.ipynb #fb8a2f6f
 from .recipes import LABELS_ONLY, register_family
+from .values import flag, field_rules
 
 # %% ../../nbs/library/661_experiment.leaves.ipynb #727a9ca3
 _reading = dict(data="leaves_synthetic", data_kw=None, spectral=None, arch="hvit_micro")
@@ -15,6 +16,8 @@ _views = dict(objective="loss", objective_kw="options", temperature="temperature
               teacher_momentum="momentum", use_groups="use_groups")
 _gentle = dict(scale=(.5, 1.), jitter=.5, gray=0., blur=0.)
 _views_default = dict(dict.fromkeys(_views), objective="ntxent", projection_dim=128, head_depth=2, use_groups=False)
+
+field_rules["hvit_pretrain"] = dict(labels=flag) # elsewhere `labels` are shares
 
 register_family("hvit_pretrain", without=LABELS_ONLY, pretext="contrastive", pretext_fields=_views,
     fields=dict(_reading, labels=None, augment="simclr", probe_every=4, **_views_default),

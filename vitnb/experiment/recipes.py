@@ -18,6 +18,7 @@ from fastcore.basics import AttrDict
 from ..core import Registry, nearest
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused)
+from .keywords import check_keywords
 from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
@@ -107,6 +108,7 @@ def check_recipe(
     if not name: return
     r = {**recipes[family][name], **given}
     if not has_own_names(r): check_used(r, given)
+    check_keywords(r, given, name, named)
     check_recipe_data(r, name, named, workspace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889

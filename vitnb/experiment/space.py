@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core import Registry, nearest
+from .studies import register_study
+from .values import field_rules, one_name, whole
 from ..files import load_text
 from ..parameters import check_params
 
@@ -187,3 +189,26 @@ def read_plan(
     if path.suffix == ".json":
         raise ValueError(f"space={text!r} is not there; give a JSON file, or one of {', '.join(spaces)}")
     return dict(space=spaces[text])
+
+# %% ../../nbs/library/672_experiment.space.ipynb #c21a076b
+def _said_wrong(check, what):
+    "Make the rule that a check does not refuse a value"
+    def rule(value):
+        try: check(value)
+        except (ValueError, KeyError) as error: return f"{what} ({error})"
+        return ""
+    return rule
+
+_named = _said_wrong(lambda text: check_space(read_plan(text)["space"]), "a search space")
+_given = _said_wrong(check_space, "a dictionary of parameters")
+_better = one_name("max min")
+_without = ("recipe", "max_hours", "dry_run", "resume", "more", "hyperparams")
+
+field_rules["search"] = dict(better=_better, space=_named, trials=whole(1), startup=whole(), warmup=whole(),
+                             pick=one_name("best last"), pruner=one_name("median hyperband successive_halving none"))
+field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"), runs=whole(1), workers=whole(1))
+
+register_study("search", shown="notebook space score better pick fixed trials startup pruner warmup study storage",
+               fields={}, recipes=dict(search={}), without=_without)
+register_study("sweep", shown="notebook space method runs epochs score better workers minutes name", fields={},
+               recipes=dict(sweep={}), without=_without)

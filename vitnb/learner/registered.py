@@ -6,14 +6,41 @@
 __all__ = ['gather_names']
 
 # %% ../../nbs/library/558_learner.registered.ipynb #d474a1fc
-from ..core import import_rooms
+from ..callback.health import measures
+from ..callback.masked import Masked
+from ..callback.pretext import pretexts
+from ..core import import_rooms, named_options
 from ..data.augment import augments
 from ..data.cube import cube_sets
-from ..data.cubeaugment import cube_augments
+from ..data.cubeaugment import cube_augments, normalizers
 from ..data.sets import sets
+from ..data.stats import STATS
 from .options import OPTIONS, options_of
 from .views import view_sets, views
-from ..models.protocol import list_models
+from ..losses.base import losses
+from ..metrics.base import metrics
+from ..metrics.spectral import make_spectral_metrics
+from ..models.protocol import list_models, models
+
+# %% ../../nbs/library/558_learner.registered.ipynb #163dfedc
+_STATS = ["train", "arch"] # counted on the split, or those that the network was trained with
+_AUGMENTS = dict(image_augment=(augments, 1), cube_augment=(cube_augments, 0)) # recipes; the first may get the size
+
+def _keywords():
+    "What may stand in `model_kw` and `aug_kw`, by the name that they go with"
+    recipes = {kind:{name:named_options(known[name])[first:] for name in sorted(known)}
+               for kind,(known, first) in _AUGMENTS.items()}
+    tasks = {name:named_options(pretexts[name]) for name in sorted(pretexts)}
+    return dict(arch={name:list(models[name].options()) for name in list_models()}, pretext=tasks, **recipes)
+
+_OTHER = ("lr train_loss valid_loss train_accuracy train_mae grad_norm skipped_steps memory_mib "
+          "probe_accuracy probe_f1 knn_accuracy").split() # of the engine and its callbacks
+
+def _columns():
+    "What a run of ours may write into its history, without the name of a task and without `_ema`"
+    weights = [*(losses[name]().weights for name in losses), Masked().weights]
+    terms = [f"{part}_{term}" for terms in weights for term in terms for part in ("train", "valid")]
+    return [*metrics, *measures, *(metric.name for metric in make_spectral_metrics()), *terms, *_OTHER]
 
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
 _WITH_NAMES = ("data", "losses", "models", "callback", "learner") # packages whose rooms register what a recipe names
@@ -24,4 +51,7 @@ def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: 
     registered = dict(arch=list_models(), data=[*sets, *cube_sets], augment=[*augments, *cube_augments],
                       tta=[*views, *view_sets], **{kind:known for kind,(known, _) in OPTIONS.items()})
     options = {kind:{name:options_of(kind, name) for name in sorted(OPTIONS[kind][0])} for kind in OPTIONS}
+    options |= _keywords()
+    registered |= {kind:options[kind] for kind in ("pretext", *_AUGMENTS)}
+    registered |= dict(stats=_STATS + [*STATS], normalize=[*normalizers], column=_columns())
     return dict(names={field:sorted(set(known)) for field,known in registered.items()}, options=options)
