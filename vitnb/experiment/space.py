@@ -199,7 +199,9 @@ def _said_wrong(check, what):
         return ""
     return rule
 
-_named = _said_wrong(lambda text: check_space(read_plan(text)["space"]), "a search space")
+def _check_named(text): check_space(read_plan(text)["space"])
+
+_named = _said_wrong(_check_named, "a search space")
 _given = _said_wrong(check_space, "a dictionary of parameters")
 _better = one_name("max min")
 _without = ("recipe", "max_hours", "dry_run", "resume", "more", "hyperparams")
