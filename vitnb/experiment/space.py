@@ -208,7 +208,8 @@ _without = ("recipe", "max_hours", "dry_run", "resume", "more", "hyperparams")
 
 field_rules["search"] = dict(better=_better, space=_named, trials=whole(1), startup=whole(), warmup=whole(),
                              pick=one_name("best last"), pruner=one_name("median hyperband successive_halving none"))
-field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"), runs=whole(1), workers=whole(1))
+field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"),
+                            runs=whole(1), workers=whole(1))
 
 register_study("search", shown="notebook space score better pick fixed trials startup pruner warmup study storage",
                fields={}, recipes=dict(search={}), without=_without)
