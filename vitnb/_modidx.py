@@ -4446,6 +4446,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vitnb.experiment.space._bad': ('library/experiment.space.html#_bad', 'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._check_condition': ( 'library/experiment.space.html#_check_condition',
                                                                                      'vitnb/experiment/space.py'),
+                                        'vitnb.experiment.space._check_named': ( 'library/experiment.space.html#_check_named',
+                                                                                 'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._check_range': ( 'library/experiment.space.html#_check_range',
                                                                                  'vitnb/experiment/space.py'),
                                         'vitnb.experiment.space._check_values': ( 'library/experiment.space.html#_check_values',

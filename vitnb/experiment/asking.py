@@ -74,8 +74,13 @@ def _once(pairs):
     return dict(pairs)
 
 def _no_number(name): raise ValueError(f"{name} is no number of JSON")
-def _read_json(text): return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number) if text.strip() else None
 
+def _read_json(text):
+    "Read JSON; an empty file holds nothing"
+    if not text.strip(): return None
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+
+# %% ../../nbs/library/635_experiment.asking.ipynb #f2a02fc3
 def read_params_file(
     path:str|Path, # A .yaml, .yml or .json
 )->dict: # Names and values

@@ -199,14 +199,17 @@ def _said_wrong(check, what):
         return ""
     return rule
 
-_named = _said_wrong(lambda text: check_space(read_plan(text)["space"]), "a search space")
+def _check_named(text): check_space(read_plan(text)["space"])
+
+_named = _said_wrong(_check_named, "a search space")
 _given = _said_wrong(check_space, "a dictionary of parameters")
 _better = one_name("max min")
 _without = ("recipe", "max_hours", "dry_run", "resume", "more", "hyperparams")
 
 field_rules["search"] = dict(better=_better, space=_named, trials=whole(1), startup=whole(), warmup=whole(),
                              pick=one_name("best last"), pruner=one_name("median hyperband successive_halving none"))
-field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"), runs=whole(1), workers=whole(1))
+field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"),
+                            runs=whole(1), workers=whole(1))
 
 register_study("search", shown="notebook space score better pick fixed trials startup pruner warmup study storage",
                fields={}, recipes=dict(search={}), without=_without)

@@ -169,6 +169,7 @@ def _check_by_hand(name, root, workspace):
     raise ValueError(f"data={name!r} is not at {start}, and it cannot be downloaded: put it there, or say where it is "
                      f"with -p data_root; there is none of {', '.join(_BY_HAND[name])}")
 
+# %% ../../nbs/library/657_experiment.values.ipynb #2a768d47
 _TEXTS = ("", ".txt", ".md", ".log", ".rst", ".py", ".ipynb", ".json", ".yaml", ".yml", ".ini", ".toml", ".html")
 
 def _check_table(data, file):
