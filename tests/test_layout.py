@@ -398,7 +398,7 @@ def test_experiment_parameters(p):
     values = {n.targets[0].id: ast.literal_eval(n.value) for n in ast.parse("\n".join(lines)).body}
     assert {"tag", "seed"} <= set(values), "every experiment has the parameters tag and seed"
     if p.stem.split("_")[0] in ("train", "pretrain", "finetune"): assert "epochs" in values, "training has the parameter epochs"
-    assert re.search(rf'\bRun\("{p.stem}", globals\(\), tag(, resume(, family="\w+")?)?\)', source(code[1])), "the cell after the parameters opens the run"
+    assert re.search(rf'\bRun\("{p.stem}", globals\(\), tag(, resume)?(, family="\w+")?\)', source(code[1])), "the cell after the parameters opens the run"
 
 
 @pytest.mark.parametrize("p", **ids(EXPERIMENTS))

@@ -46,7 +46,7 @@ def test_a_notebook_sees_one_line_that_says_how_long_it_will_take(clock, monkeyp
         bar.update()
         clock[0] += 1
         bar.update(3)
-    assert shown == ["adding: 1/4 items in 1.0 s, 3.0 s left", "adding: 4/4 items in 2.0 s", "adding: 4/4 items in 2.0 s"]
+    assert shown == ["adding: 1/4 items in 1.0 s, 3 s left", "adding: 4/4 items in 2.0 s", "adding: 4/4 items in 2.0 s"]
     monkeypatch.setenv("VITNB_HEADLESS", "1")
     with progress_bar(4, "adding") as bar: bar.update(4)
     assert len(shown) == 3, "nobody watches"

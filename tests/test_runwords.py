@@ -34,7 +34,7 @@ def test_wandbs_project_in_order(monkeypatch):
 
 @pytest.mark.parametrize("family", sorted(families))
 def test_every_notebook_can_be_asked_and_they_decide_nothing(family):
-    shown = dict(tag="", seed=42)
+    shown = dict(tag="", seed=42, **({"data":"retina_synthetic"} if family == "finetune" else {})) # its one recipe names no set
     given = parse_params([["note", "lower lr, for it swings"], ["experiment", "mae_large"], ["tags", '{"version": "v1.0"}'], ["wandb_project", "p"], ["wandb_entity", "e"]], shown, family_params(family))
     assert given == dict(note="lower lr, for it swings", experiment="mae_large", tags=dict(version="v1.0"), wandb_project="p", wandb_entity="e")
     assert changed_params(shown, shown | given) == [], "an unfinished run is gone on with under another note"
