@@ -83,6 +83,7 @@ def test_a_journal_in_use_is_left_alone(tmp_path):
 
 WRITER = """
 import sys
+import time
 from vitnb.experiment.journal import Journal, viewing
 from vitnb.experiment.salvage import guardian
 cells = [dict(cell_type="code", id=f"c{i}", source="", outputs=[], execution_count=None, metadata={}) for i in range(4000)]
@@ -98,6 +99,7 @@ with guardian(sys.argv[1]):
                 cell["outputs"].append(dict(output_type="stream", name="stdout", text=[text]))
                 journal.end()
             print(number, flush=True)
+    time.sleep(100) # a fast machine is done before it is killed
 """
 
 
