@@ -9,6 +9,7 @@ from process_state import left, reseed, shared
 from stored_runs import make_runs
 
 from vitnb.exactness import Warm
+from vitnb.losses.base import Loss, losses
 
 BEFORE = pytest.StashKey[dict]()
 
@@ -77,3 +78,21 @@ def empty_db(tmp_path_factory):
 def runs(tmp_path_factory):
     "A run of every kind of task: they are trained once, and not changed"
     return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    "Time passes only where a test says so"
+    now = [1000.]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def new_loss():
+    "A loss that somebody has added, in its room alone"
+    @losses.register("steep")
+    class SteepLoss(Loss):
+        def __init__(self, slope=2., *others, **more): super().__init__()
+    yield "steep"
+    del losses["steep"]

@@ -29,14 +29,6 @@ def test_live_pictures_take_their_share_of_the_time(tmp_path):
     assert len(list(tmp_path.glob("masked_epoch_*.png"))) <= 2 # the first, and the last, which is always drawn
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    "Time passes only where a test says so"
-    now = [1000.]
-    monkeypatch.setattr("time.time", lambda: now[0])
-    return now
-
-
 @pytest.mark.parametrize("epoch", [.05, .8, 4., 5., 7., 60.])
 @pytest.mark.parametrize("cost", [.1, .4, 2.])
 def test_a_frame_is_at_most_five_seconds_old_or_an_epoch_where_that_is_longer(clock, monkeypatch, epoch, cost):

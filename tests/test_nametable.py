@@ -4,10 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import vitnb.experiment.nametable as nametable
-from vitnb.losses.base import Loss, losses
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,15 +19,6 @@ def test_the_file_is_up_to_date():
 
 def test_the_package_carries_the_file():
     assert 'vitnb = ["names.json"]' in (ROOT/"pyproject.toml").read_text()
-
-
-@pytest.fixture
-def new_loss():
-    @losses.register("steep")
-    class SteepLoss(Loss):
-        def __init__(self, slope=2., *others, **more): super().__init__()
-    yield "steep"
-    del losses["steep"]
 
 
 def test_what_a_room_registers_comes_into_the_file_with_its_options(new_loss, tmp_path, monkeypatch, capsys):

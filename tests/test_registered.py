@@ -1,17 +1,5 @@
 "What a room registers is gathered with its options"
-import pytest
-
 from vitnb.learner.registered import gather_names
-from vitnb.losses.base import Loss, losses
-
-
-@pytest.fixture
-def new_loss():
-    @losses.register("steep")
-    class SteepLoss(Loss):
-        def __init__(self, slope=2., *others, **more): super().__init__()
-    yield "steep"
-    del losses["steep"]
 
 
 def test_a_loss_is_gathered_with_its_options(new_loss):

@@ -11,14 +11,6 @@ from vitnb.learner.core import run_callbacks
 from vitnb.testing import tiny_learner
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    "Time passes only where a test says so"
-    now = [1000.]
-    monkeypatch.setattr("time.time", lambda: now[0])
-    return now
-
-
 class Works(TrainCallback):
     "A batch of training takes `train` seconds (the first one `first` more), one of validation `valid`, the end of an epoch `rest`; notes each estimate"
     order = Remaining.order - .5 # the time has passed when the estimate is made

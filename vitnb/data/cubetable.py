@@ -17,7 +17,7 @@ from unicodedata import normalize
 from ..core import is_main, nearest
 from .beside import is_list_of
 from .cubeformat import cube_formats, format_of
-from .delimited import usual_columns
+from .delimited import separator_of, usual_columns
 from .envi import header_of
 from .image import UnreadableImage
 from .walk import IMAGE_TYPES, is_system
@@ -39,16 +39,12 @@ _TRUTH = ("truth", "truth_file", "gt", "gt_file", "ground_truth", "label_map", "
           "mask_file")
 _WAVELENGTHS = ("wavelengths", "wavelength", "wavelengths_file", "wavelength_file", "wl", "wl_file")
 
-def _delimiter(text):
-    "What separates the columns: ; or a tab where the first line has no comma"
-    head = text.partition("\n")[0]
-    return next((mark for mark in ";\t" if mark in head and "," not in head), ",")
-
 def _lines(file):
     "Read the lines of a catalogue as dictionaries, without spaces around and without empty rows"
     text = load_text(file)
-    how = dict(skipinitialspace=True, strict=True, delimiter=_delimiter(text))
-    try: lines = list(csv.DictReader(io.StringIO(text, newline=""), **how))
+    try:
+        how = dict(skipinitialspace=True, strict=True, delimiter=separator_of(text.partition("\n")[0]))
+        lines = list(csv.DictReader(io.StringIO(text, newline=""), **how))
     except csv.Error as error: raise BrokenFile(file, f"is not a csv ({error})") from error
     columns = [str(column).strip() for column in (lines[0] if lines else ())]
     for column in ("ID", "label", "hs_file"):

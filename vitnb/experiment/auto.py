@@ -25,7 +25,6 @@ from ..runfolder import read_json
 CPU_SIZE = 64 # pixels a side that minutes of a CPU pay for
 GPU_SIZE = 224
 _SMALL = 16 # pixels a side up to which an image is taken as it is
-_WIDE = dict(growth_rate=24, block_config=(6, 8, 8)) # of a small DenseNet for images of 64 pixels
 
 def own_side(
     image_set:object, # An `ImageSet`

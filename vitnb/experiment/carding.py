@@ -15,7 +15,6 @@ from .run import commands
 
 # %% ../../nbs/library/698_experiment.carding.ipynb #0ed0c340
 DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
-_CODES = dict.fromkeys((ValueError, OSError, ImportError), 2)
 
 def _card(args):
     path = write_card(args.run, args.output, args.limitations, args.diverse)
@@ -26,7 +25,7 @@ def cmd_card(
     args:argparse.Namespace, # As `add_card` describes them
 )->int: # Exit code
     "Do `vitnb card`"
-    return guarded("card", _card, args, _CODES)
+    return guarded("card", _card, args)
 
 def _verify(args):
     drifted,others = verify_card(args.card, args.run, args.tolerance)
@@ -39,7 +38,7 @@ def cmd_verify(
     args:argparse.Namespace, # As `add_verify` describes them
 )->int: # Exit code
     "Do `vitnb verify`"
-    return guarded("verify", _verify, args, _CODES)
+    return guarded("verify", _verify, args)
 
 @commands.register("card")
 def add_card(

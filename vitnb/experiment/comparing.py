@@ -7,7 +7,6 @@ __all__ = ['cmd_compare', 'add_compare']
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #00c09e5f
 import argparse
-import json
 import tempfile
 import webbrowser
 from pathlib import Path
@@ -18,6 +17,7 @@ from .comparefigures import draw_comparison
 from .folders import read_runs
 from .guard import guarded
 from .run import commands
+from ..parameters import parse_value
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #58ef32b7
 def _chosen(args):
@@ -61,20 +61,15 @@ def _compare(args):
     return 0
 
 def _values(texts):
-    "Values as they were typed: JSON, or text"
+    "Values as they were typed, read as those of `vitnb run -p`"
     if not texts: return None
-    def value(text):
-        try: return json.loads(text)
-        except ValueError: return text
-    return [value(text) for text in texts]
-
-_CODES = dict.fromkeys((ValueError, OSError, ImportError), 2)
+    return [parse_value(text, None) for text in texts]
 
 def cmd_compare(
     args:argparse.Namespace, # As `add_compare` describes them
 )->int: # Exit code
     "Do `vitnb compare`"
-    return guarded("compare", _compare, args, _CODES)
+    return guarded("compare", _compare, args)
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #a0212de4
 @commands.register("compare")

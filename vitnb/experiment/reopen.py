@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..core import atomic_write, settings
-from .guard import guarded
+from .guard import REFUSED, guarded
 from .notebook import read_notebook
 from .run import commands, new_run_dir
 from .salvage import complete, complete_all, journal_of
@@ -140,7 +140,7 @@ def kernel_of(
     return client
 
 # %% ../../nbs/library/683_experiment.reopen.ipynb #25bf0f4c
-_CODES = {ValueError:2, OSError:2, ImportError:2, RuntimeError:1}
+_CODES = REFUSED | {RuntimeError:1}
 
 def _reopen(args):
     "Open a copy of a run with the state before its failure"

@@ -43,13 +43,11 @@ def _predict(args):
     _name_unreadable(answers.unreadable)
     return LEFT_OUT if answers.unreadable else 0
 
-_CODES = dict.fromkeys((ValueError, OSError, ImportError), 2) # what a wrong call or a wrong file leads to
-
 def cmd_predict(
     args:argparse.Namespace, # As `add_predict` describes them
 )->int: # Exit code
     "Do `vitnb predict`"
-    return guarded("predict", _predict, args, _CODES)
+    return guarded("predict", _predict, args)
 
 # %% ../../nbs/library/682_experiment.results.ipynb #7b359762
 def _export(args):
@@ -61,7 +59,7 @@ def cmd_export(
     args:argparse.Namespace, # As `add_export` describes them
 )->int: # Exit code
     "Do `vitnb export`"
-    return guarded("export", _export, args, _CODES)
+    return guarded("export", _export, args)
 
 # %% ../../nbs/library/682_experiment.results.ipynb #e05fb471
 def _add_weights(command):

@@ -14,7 +14,7 @@ from .asking import read_params_file
 from .commands import create_wandb_sweep
 from .configurations import SWEEP_METHODS, make_sweep, read_sweep, sweeps
 from .execute import workspace_of
-from .guard import guarded
+from .guard import REFUSED, guarded
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import commands
 from .space import read_plan
@@ -99,7 +99,7 @@ def _wandb(args):
     print(f"runs carried out: {join_sweep(args.what, args.runs)}")
     return 0
 
-_CODES = {ValueError:2, ImportError:2, OSError:2, RuntimeError:1}
+_CODES = REFUSED | {RuntimeError:1}
 
 def cmd_sweep(
     args:argparse.Namespace, # As `add_sweep` describes them

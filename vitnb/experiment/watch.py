@@ -21,6 +21,7 @@ from ..escape import in_page
 from .guard import guarded
 from .run import commands
 from ..files import BrokenFile
+from ..launch import is_living
 from ..progress import fmt_time
 from ..runfolder import read_json
 
@@ -148,7 +149,7 @@ def state(self:RunView)->str: # Such as "running"
     said = status.get("status")
     pid = status.get("pid")
     if said == "running" and pid and status.get("host") == platform.node():
-        return said if need("psutil").pid_exists(pid) else "killed"
+        return said if is_living(pid) else "killed"
     if said: return said
     if not self.is_over: return "training" if self.start else "no event yet"
     return "trained" if self.is_complete else "stopped"
@@ -246,7 +247,7 @@ def cmd_watch(
     args:argparse.Namespace, # As `add_watch` describes them
 )->int: # Exit code
     "Do `vitnb watch`"
-    return guarded("watch", _watch, args, dict.fromkeys((ValueError, OSError, ImportError), 2), "no longer watched")
+    return guarded("watch", _watch, args, interrupted="no longer watched")
 
 @commands.register("watch")
 def add_watch(
