@@ -1,4 +1,6 @@
 "Class maps from files of their own, and what of them was measured"
+import sys
+
 import numpy as np
 import pytest
 from cube_files import CUBE, NM, V73, own_cache, write_envi, write_h5, write_mat, write_npy
@@ -23,6 +25,12 @@ MAPS = dict(
 def test_a_map_from_any_file(tmp_path, name):
     s = scene(tmp_path, truth=MAPS[name](tmp_path))
     assert s.classes == ["class 1", "class 2"] and np.array_equal(s.records[0].label_map, np.where(TRUTH > 0, TRUTH.astype(int) - 1, IGNORE))
+
+
+def test_a_map_as_an_image_needs_no_further_package(tmp_path, monkeypatch):
+    "The header of a TIFF is a third of zeros, as UTF-16 is"
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for name in ("tif", "png"): test_a_map_from_any_file(tmp_path, name)
 
 
 def test_a_map_in_the_cubes_own_file(tmp_path):

@@ -52,7 +52,10 @@ def is_text(
 )->bool: # True: it may be a table; False: its first bytes are those of something else
     "Tell a text file from one with other contents"
     with open(path, "rb") as file: head = file.read(4096)
-    if _encoding(head[:200]).startswith("utf-16") or head.startswith((b"\xff\xfe", b"\xfe\xff")): return True
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")): return True
+    encoding = _encoding(head[:200])
+    if encoding.startswith("utf-16"): # many zeros, as an image's header has too
+        head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
     return bool(head.strip()) and not re.search(rb"[\0-\x08\x0e-\x1a]", head)
 
 # %% ../../nbs/library/107_data.delimited.ipynb #ccccea56
