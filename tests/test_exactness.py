@@ -1,11 +1,13 @@
 "The proof of exact resume: what it asks of a run, and what it finds"
+import os
 import subprocess
 import sys
+from threading import Thread
 
 import psutil
 import pytest
 
-from vitnb.exactness import assert_exact_resume
+from vitnb.exactness import Warm, assert_exact_resume
 
 
 def test_the_proof_wants_checkpoints(warm):
@@ -18,6 +20,24 @@ def test_a_script(warm, tmp_path):
     f = tmp_path/"train.py"
     f.write_text("import sys\nfrom vitnb.testing import tiny_fit\ntiny_fit(sys.argv[1], epochs=2)\n")
     assert assert_exact_resume(f, kills=1, warm=warm)["identical"] == 1
+
+
+def test_a_proof_ends_while_a_fork_holds_its_pipe():
+    "Loader processes are forks: they hold all that was open, so that a closed pipe says nothing"
+    warm = Warm()
+    reading,writing = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        os.close(writing)
+        os.read(reading, 1) # until the test has seen its end
+        os._exit(0)
+    closing = Thread(target=warm.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    ended = not closing.is_alive()
+    os.close(writing)
+    os.waitpid(holder, 0)
+    assert ended and warm.process.returncode == 0
 
 
 LONG = """

@@ -121,12 +121,15 @@ def _end_all():
     end_tree(os.getpid(), itself=False)
     os._exit(1)
 
+_END = "end" # in place of a job
+
 def serve()->None:
     "Fork a run for each line on standard input; say its process id, then how it ended. What a `Warm` process does"
     import vitnb.learner.core # noqa: F401, what every fork then has
     print(os.getpid(), flush=True) # ready
     follow_parent(_end_all)
     for line in sys.stdin:
+        if line.strip() == _END: return
         job,log = line.split()
         child = os.fork()
         if child == 0: _child(job, log)
@@ -150,7 +153,9 @@ class Warm:
     def __exit__(self, *exc): self.close()
     def close(self):
         "End the process"
-        self.process.stdin.close()
+        with suppress(BrokenPipeError): # it has ended already
+            self.process.stdin.write(f"{_END}\n") # what this process has forked holds the pipe: closing it may say nothing
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
