@@ -154,7 +154,7 @@ class Warm:
     def close(self):
         "End the process"
         with suppress(BrokenPipeError): # it has ended already
-            self.process.stdin.write(f"{_END}\n") # what this process has forked holds the pipe: closing it may say nothing
+            self.process.stdin.write(f"{_END}\n") # closing says nothing where a fork of this process holds the pipe
             self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
