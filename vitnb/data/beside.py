@@ -8,6 +8,8 @@ __all__ = ['find_beside', 'load_beside', 'is_list_of', 'sidecars', 'given_list']
 # %% ../../nbs/library/149_data.beside.ipynb #88932c03
 import importlib.util
 import os
+import sys
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -61,11 +63,6 @@ def load_beside(
 # %% ../../nbs/library/149_data.beside.ipynb #ec5959d1
 _LISTS = (".npy", ".txt", ".csv", ".tsv", ".wl", ".hdr")
 
-@lru_cache(64)
-def _lists_in(folder, changed):
-    "Names of the files of a folder that may hold lists"
-    return [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(_LISTS) and entry.is_file()]
-
 def is_list_of(
     name:str, # Name of a file
     stem:str, # Name of a cube without its ending
@@ -77,6 +74,25 @@ def is_list_of(
     rank = name_rank(own)
     if own == base: return None if rank is None or rank > 0 else 4 # of all cubes of the folder
     return rank
+
+class _Lists:
+    "Names of the files of a folder that may hold lists"
+    def __init__(self, folder):
+        files = [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(_LISTS) and entry.is_file()]
+        self.names = sorted(files)
+        self.shared = [name for name in files if is_list_of(name, "\0") is not None] # no cube is called so
+        self.headers = {name.lower():name for name in files if name.lower().endswith(".hdr")}
+
+    def of(self, path):
+        "Those that may belong to a cube; a folder has many cubes, so that not every name is looked at for each"
+        begin = bisect_left(self.names, path.stem)
+        end = bisect_left(self.names, path.stem + chr(sys.maxunicode))
+        headers = [self.headers.get(f"{name}.hdr".lower()) for name in (path.stem, path.name)]
+        found = [*self.names[begin:end], *self.shared, *headers]
+        return [name for name in dict.fromkeys(found) if name and name != path.name]
+
+@lru_cache(64)
+def _lists_in(folder, changed): return _Lists(folder)
 
 def _read_list(path):
     if path.suffix.lower() == ".npy": return Listed(path.name, np.squeeze(load_npy(path)), unit_in(path.stem))
@@ -96,8 +112,7 @@ def sidecars(
     "Find lists of wavelengths beside a cube"
     folder = Path(path).resolve().parent
     found = []
-    for name in _lists_in(folder, folder.stat().st_mtime_ns):
-        if name == Path(path).name: continue
+    for name in _lists_in(folder, folder.stat().st_mtime_ns).of(Path(path)):
         if name.lower() in (f"{Path(path).stem}.hdr".lower(), f"{Path(path).name}.hdr".lower()):
             found += _of_header(folder/name)
         rank = is_list_of(name, Path(path).stem)
