@@ -522,8 +522,9 @@ def test_a_fresh_process_gives_features(fresh, best):
     (systems.losses, "log_cosh", "ages", "the run has the loss 'log_cosh'"), (systems.tasks, "direction", "winds", "the run has the kind of task 'direction'"),
     (systems.readers, "seam_raw", "winds", "unknown reader 'seam_raw'"), (systems.pretexts, "seam_twins", "twins", "the run has the pretext task 'seam_twins'")])
 def test_what_is_not_imported_is_named(trained, monkeypatch, registry, key, name, says):
+    folder = trained(name).folder # while the names are there
     monkeypatch.delitem(registry, key)
-    with pytest.raises(ValueError, match=says + ".*import the module that registers it"): load_run(trained(name).folder)
+    with pytest.raises(ValueError, match=says + ".*import the module that registers it"): load_run(folder)
 
 # ---------------------------------------------------------------------------------------------- above chance
 
