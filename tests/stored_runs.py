@@ -19,7 +19,6 @@ from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.trained import find_checkpoint
-from vitnb.models.protocol import models
 from vitnb.task import ClassMap, MultiLabel, Ordinal, Tasks, Value
 
 HERE = Path(__file__).resolve().parent
@@ -104,19 +103,16 @@ said = {p.name:predict(p, f"{p}/new_*", bs=3, device="cpu") for p in sorted(root
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     "The model is known while a file that imports this is tested"
-    tiny_heads.register()
-    yield
-    del models["tiny_heads"]
+    with tiny_heads.known(): yield
 
 
 def make_runs(root):
     "Folder, Learner, and what a process that never saw the Learner predicts, for each kind"
-    tiny_heads.register()
     learners = {}
-    for kind in IMAGE_KINDS + CUBE_KINDS:
-        (root/kind).mkdir()
-        learners[kind] = (cube_run if kind in CUBE_KINDS else image_run)(kind, root/kind)
-    del models["tiny_heads"]
+    with tiny_heads.known():
+        for kind in IMAGE_KINDS + CUBE_KINDS:
+            (root/kind).mkdir()
+            learners[kind] = (cube_run if kind in CUBE_KINDS else image_run)(kind, root/kind)
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", SCRIPT, str(root)], check=True, env={**os.environ, "PYTHONPATH":path}, cwd=root)
     said = pickle.loads((root/"said.pkl").read_bytes())

@@ -9,7 +9,6 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import train_callbacks, vit_learner
-from vitnb.models.protocol import models
 from vitnb.task import ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
 N = 32
@@ -31,9 +30,7 @@ LOSSES = dict(class_=("cross_entropy", "focal", "combined"), zones=("cross_entro
 
 @pytest.fixture(autouse=True)
 def registered():
-    tiny_heads.register()
-    yield
-    del models["tiny_heads"]
+    with tiny_heads.known(): yield
 
 
 def entries(kind, rng):

@@ -17,7 +17,6 @@ from vitnb.data.sets import load_set, sets
 from vitnb.data.thorax import synthetic_films
 from vitnb.learner.core import run_callbacks, vit_learner
 from vitnb.learner.predict import predict
-from vitnb.models.protocol import models
 
 LOADING = dict(device="cpu", workers=0, bs=4)
 MADE = synthetic_films(24, 32)
@@ -32,9 +31,7 @@ def places(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny():
-    tiny_heads.register()
-    yield "tiny_heads"
-    del models["tiny_heads"]
+    with tiny_heads.known() as name: yield name
 
 
 def table(folder, n=24, films=24, write=None, extra=None, name="scores.csv", patient=lambda i: f"p{i//2}"):

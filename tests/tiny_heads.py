@@ -1,7 +1,9 @@
 "A model of any outputs, for sets of any tasks: as a user would register his own"
+from contextlib import contextmanager
+
 from torch import nn
 
-from vitnb.models.protocol import register_model
+from vitnb.models.protocol import models, register_model
 
 
 class TinyHeads(nn.Module):
@@ -37,3 +39,14 @@ class TinyHeads(nn.Module):
 def register():
     "Called where the name is needed, not at import: other tests go through every model that vitnb has registered"
     return register_model("tiny_heads", TinyHeads)
+
+
+@contextmanager
+def known():
+    "The name is known inside, and afterwards if it was before: what is made once may be asked for anywhere"
+    before = models.get("tiny_heads")
+    register()
+    try: yield "tiny_heads"
+    finally:
+        del models["tiny_heads"]
+        if before: models["tiny_heads"] = before
