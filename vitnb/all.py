@@ -226,6 +226,7 @@ from vitnb.experiment.nametable import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.values import *
 from vitnb.experiment.keywords import *
+from vitnb.experiment.agreement import *
 from vitnb.experiment.recipes import *
 from vitnb.experiment.leaves import *
 from vitnb.experiment.chest import *

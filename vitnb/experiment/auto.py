@@ -16,6 +16,7 @@ import numpy as np
 from ..core import pick_device
 from .advice import Advice, advice_base, recommend
 from .choices import recipe_name
+from .names import as_registered
 from .recipes import families, recipes
 from ..parameters import asked_fields
 from ..progress import fmt_time
@@ -167,8 +168,9 @@ def _choices(family, image_set, own, minutes, device):
     fields |= start | dict(epochs=(epochs, length), augment=(augment, mirror))
     if own.get("augment", augment) == augment: fields["aug_kw"] = (options, "of the augmentation")
     cache = None if side <= _SMALL else side*3//2
-    return fields | dict(ema_half_life=(max(.5, epochs/40), "the average of the last weights is steadier"),
-                         cache_size=(cache, "files are read once, at one and a half times the size"))
+    fields["cache_size"] = (cache, "files are read once, at one and a half times the size")
+    if own.get("ema_decay"): return fields # which says how long the average lasts
+    return fields | dict(ema_half_life=(max(.5, epochs/40), "the average of the last weights is steadier"))
 
 # %% ../../nbs/library/673_experiment.auto.ipynb #c6645429
 def _kept(folder, names):
@@ -187,6 +189,7 @@ def fit_recipe(
 )->Advice: # Fields and reasons; empty for another recipe than "auto"
     "Choose for a set what nobody has given"
     own = asked_fields(params, families[family].fields, say=None)
+    own = {name:as_registered(name, value) for name,value in own.items()}
     minutes = minutes or own.get("minutes")
     if recipe_name(recipes[family], recipe, params) != "auto":
         if minutes: raise ValueError(f"minutes={minutes} is what recipe='auto' plans with, and the recipe is "

@@ -16,8 +16,9 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
+from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
-                                      schedule_args, unused)
+                                      schedule_args, unused, with_given)
 from .keywords import check_keywords
 from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
@@ -106,9 +107,10 @@ def check_recipe(
     if named: check_recipe_names(given)
     name = recipe_name(recipes[family], params.get("recipe"), params)
     if not name: return
-    r = {**recipes[family][name], **given}
+    r = with_given(recipes[family][name], given)
     if not has_own_names(r): check_used(r, given)
     check_keywords(r, given, name, named)
+    check_agreement(r, given, name, named, families[family])
     check_recipe_data(r, name, named, workspace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
@@ -288,9 +290,7 @@ def resolve(
     base = recipes[family][name]
     either = {k:None for k in ("pretrained", "img_size") if k in base} # True or a file; a side or (height, width)
     own = asked_fields(given, {**base, **either})
-    r = AttrDict({**base, **own})
-    other_set = r.get("data") != base.get("data")
-    if other_set and "data_kw" in base and "data_kw" not in own: r.data_kw = None # options of the recipe's own set
+    r = AttrDict(with_given(base, own))
     check_used(r, own)
     if "data" in r and r.data is None:
         raise ValueError(f"recipe {name!r} needs data: the name of a set, or a folder or catalogue")
@@ -313,7 +313,7 @@ def _pretext_args(family, r):
     given = [k for k in family.pretext_fields if r[k] is not None and not unused(r, k)]
     named = {family.pretext_fields[k]:r[k] for k in given}
     options = named.pop("options", {}) # a dictionary of further ones
-    return dict(name=family.pretext, **named, **options)
+    return {"name":family.pretext, **named, **options}
 
 def _model_args(family, r):
     "Make `model_kw`: the fields that mean a model's argument, then what the recipe says of the model outright"

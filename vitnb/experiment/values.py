@@ -106,10 +106,21 @@ def _pattern(value):
     except re.error as error: return f"{example} ({error})"
     return "" if names or not value else example
 
+# %% ../../nbs/library/657_experiment.values.ipynb #9a194064
+_size = either(whole(1, "224"), each(whole(1, "224"), 2))
+
+def _sizes(value):
+    "The rule for images that grow: shares of the run, and sides"
+    what = "pairs of a share of the run and a side, the shares rising to 1, such as [[0.5, 128], [1.0, 256]]"
+    pairs = isinstance(value, (list, tuple)) and all(isinstance(one, (list, tuple)) and len(one) == 2 for one in value)
+    if not pairs or not value: return what
+    shares = [share for share,_ in value]
+    fits = all(map(_is_number, shares)) and shares == sorted({*shares}) and shares[0] > 0 and shares[-1] == 1
+    return "" if fits and not any(_size(size) for _,size in value) else what
+
 _share = number(0, 1, below=True)
 _positive = number(above=True, like="1e-3")
 _from_zero = number(like="0.05")
-_size = either(whole(1, "224"), each(whole(1, "224"), 2))
 
 # %% ../../nbs/library/657_experiment.values.ipynb #6402193e
 def _by_rule(*rules): return {field:rule for fields,rule in rules for field in fields.split()}
@@ -117,16 +128,17 @@ def _by_rule(*rules): return {field:rule for fields,rule in rules for field in f
 RULES = _by_rule( # field -> rule; those of other families stand in `field_rules`
     ("seed split_seed", _seed), ("overfit_batches patience early_stop keep_top_k lr_base_batch", whole(0)),
     ("checkpoint_every_n_epochs", whole(0)),
-    ("pretrain_epochs freeze_epochs probe_every jitter n_show", whole(0)),
-    ("epochs bs accumulate valid_every projection_dim window stride dpi cache_size", whole(1)),
+    ("pretrain_epochs freeze_epochs jitter n_show", whole(0)),
+    ("epochs bs probe_every accumulate valid_every projection_dim window stride dpi cache_size", whole(1)),
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
-    ("head_depth", whole(0, "2")),
+    ("head_depth", whole(1, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8"), 2)),
     ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
     ("weight_decay clip warmup_epochs warmup_lr min_lr max_hours focal_gamma mixup cutmix zone_mix", _from_zero),
-    ("ema_half_life early_stop_min_delta unknown_weight mse_weight sam_weight variance_weight", _from_zero),
+    ("ema_half_life early_stop_min_delta mse_weight sam_weight variance_weight", _from_zero),
     ("range_penalty_weight group_weight", _from_zero),
     ("drop_path dropout momentum label_smoothing ema_decay teacher_momentum", _share),
+    ("unknown_weight", number(0, 1, like="0.3")),
     ("factor mask_ratio", number(0, 1, above=True, below=True, like="0.5")),
     ("lr_decay", number(0, 1, above=True, like="0.75")),
     ("betas", each(_share, 2)), ("milestones", each(_from_zero)),
@@ -139,6 +151,8 @@ RULES = _by_rule( # field -> rule; those of other families stand in `field_rules
     ("precision", one_name("auto fp32 bf16 fp16")), ("use", one_name("ema last best")),
     ("spectral_pos", one_name("auto index wavelength")), ("mask_mode", one_name("random spectral tube")),
     ("figure_format", one_name("png svg pdf")), ("fit_bands", one_name("drop pad")),
+    ("spectral", either(flag, one_name("optional"))),
+    ("sizes", _sizes),
     ("masking", one_name("none zero attention")),
     ("head_norm", one_name("none batch layer")), ("pretrained", either(flag, _text)),
     ("strength", number(.5, 1, like="0.7")), ("note experiment wandb_project wandb_entity", _text), ("tags", _fields),
@@ -200,18 +214,30 @@ def check_data(
                      f"looked for {', '.join(map(str, places))}")
 
 # %% ../../nbs/library/657_experiment.values.ipynb #554825de
-_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors") # endings of files
+_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".csv", ".zip", ".npy")
 
-def _check_weights(pretrained, workspace):
-    "Refuse a file of weights, or a folder of a run, that is not there"
-    if not isinstance(pretrained, str): return
+_OF_RUNS = ("checkpoints", "params.json", "*.pth", "*.safetensors") # one of these is in the folder of a run
+
+def _check_kind_of_weights(pretrained, path, of_runs):
+    "Refuse what is there and holds no weights: a folder that is no run, and a file of another kind"
+    if path.is_dir() and not (of_runs and any(any(path.glob(part)) for part in _OF_RUNS)):
+        remedy = "the folder of a run, or a file of its checkpoints" if of_runs else "a file, such as best_model.pth"
+        raise ValueError(f"pretrained={pretrained!r} is a folder and holds no weights that can be read here; "
+                         f"give {remedy}")
+    if path.is_file() and path.suffix.lower() in (*_TEXTS[1:], *_IMAGES):
+        raise ValueError(f"pretrained={pretrained!r} holds no weights; give a .pth or .safetensors file, or True for "
+                         "published ones")
+
+def _check_weights(pretrained, workspace, of_runs):
+    "Refuse weights that are not there, or are none"
+    if not isinstance(pretrained, str) or not pretrained: return
     path = at_home(pretrained.partition("::")[0])
-    if not path.is_absolute() and path.suffix not in _WEIGHTS and len(path.parts) < 2: return # it may be a name
-    if pretrained.startswith(("timm/", "hf-hub:", "hf_hub:", "http")): return
+    if pretrained.startswith(("hf://", "timm/", "hf-hub:", "hf_hub:", "http")): return
     places = list(dict.fromkeys([Path.cwd()/path, workspace/path]))
-    if not any(place.exists() for place in places):
-        raise ValueError(f"pretrained={pretrained!r} is not there: no {' or '.join(map(str, places))}; give a file of "
-                         "weights, the folder of a run, or True for published ones")
+    there = [place for place in places if place.exists()]
+    if there: return _check_kind_of_weights(pretrained, there[0], of_runs)
+    raise ValueError(f"pretrained={pretrained!r} is not there: no {' or '.join(map(str, places))}; give a file of "
+                     "weights, the folder of a run, or True for published ones")
 
 def check_recipe_data(
     r:Mapping, # A recipe, whole
@@ -222,7 +248,7 @@ def check_recipe_data(
     "Refuse a recipe without data, and data that is not there"
     data = r.get("data", "")
     if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
-    _check_weights(r.get("pretrained"), workspace or repo_root())
+    _check_weights(r.get("pretrained"), workspace or repo_root(), "averaged" in r) # a second phase reads whole runs
     if not isinstance(data, str) or "data" not in r: return
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down

@@ -11,16 +11,22 @@ from ..callback.masked import Masked
 from ..callback.pretext import pretexts
 from ..core import import_rooms, named_options
 from ..data.augment import augments
-from ..data.cube import cube_sets
+from ..data.chest import load_chest, synthetic_chest_set
+from ..data.cube import cube_sets, load_cube_set
 from ..data.cubeaugment import cube_augments, normalizers
-from ..data.sets import sets
+from ..data.pool import load_pool
+from ..data.sets import load_set, sets
 from ..data.stats import STATS
 from .options import OPTIONS, options_of
 from .views import view_sets, views
 from ..losses.base import losses
+from ..losses.classify import ClassLoss
+from ..losses.contrastive import ViewLoss
+from ..losses.regress import ValueLoss
 from ..metrics.base import metrics
 from ..metrics.spectral import make_spectral_metrics
 from ..models.protocol import list_models, models
+from ..task import OneClass
 
 # %% ../../nbs/library/558_learner.registered.ipynb #163dfedc
 _STATS = ["train", "arch"] # counted on the split, or those that the network was trained with
@@ -42,16 +48,66 @@ def _columns():
     terms = [f"{part}_{term}" for terms in weights for term in terms for part in ("train", "valid")]
     return [*metrics, *measures, *(metric.name for metric in make_spectral_metrics()), *terms, *_OTHER]
 
+# %% ../../nbs/library/558_learner.registered.ipynb #1166416c
+_UNDIRECTED = ("lr", "grad_norm", "skipped_steps", "memory_mib") # no best epoch is chosen by these
+
+def _folded(registries):
+    "Fields in whose names upper and lower case are the same"
+    return [field for field,known in registries.items() if any(name.swapcase() in known for name in known)]
+
+_PROBED = ("probe_accuracy", "probe_f1", "knn_accuracy")
+
+def _tokens(name):
+    "The side of a network's patch, None where the image decides, and how often its maps are halved without padding"
+    preset = models[name].options()
+    return dict(patch=preset["patch_size"], halvings=len(preset["depths"]) - 1 if "pad" in preset else 0)
+
+def _of_losses():
+    "Which losses fit what: two views, values, one class an image; and what their terms are"
+    def below(kind): return [name for name in losses if issubclass(losses[name], kind)]
+    single = [name for name in below(ClassLoss) if "levels" not in options_of("loss", name)]
+    whole = [name for name in losses if losses[name].whole_batch]
+    comparing = [name for name in below(ViewLoss) if losses[name].compares]
+    return dict(view_loss=below(ViewLoss), whole_batch_loss=whole, comparing_loss=comparing,
+                value_loss=below(ValueLoss), class_loss=single,
+                terms={name:[*losses[name]().weights] for name in sorted(losses)})
+
+def _of_sets():
+    "Sets of zones, of one class an image, and of cubes; options of those that are made, and of what loads them"
+    zones = [name for name in sets if sets[name].__module__ == synthetic_chest_set.__module__]
+    classes = [name for name in sets if sets[name].__module__ not in (synthetic_chest_set.__module__, _DIAGNOSES)]
+    own = {name:named_options(known[name]) for known in (sets, cube_sets) for name in known if name not in zones}
+    own |= {"chest_synthetic":named_options(synthetic_chest_set)}
+    loaders = [option for load in (load_set, load_pool, load_cube_set, load_chest) for option in named_options(load)]
+    return dict(zone_set=zones, class_set=classes, cube_set=[*cube_sets], loader_option=loaders, set_option=own)
+
+_DIAGNOSES = "vitnb.data.diagnosis"
+
+def _facts(registries):
+    "What else the quick checks ask of what is registered"
+    return dict(folded=_folded(registries), published=[name for name in list_models() if models[name].hub],
+                companion_arch=[name for name in list_models() if models[name].takes("spectral_channels")],
+                **_of_losses(), **_of_sets(), zone_column=[*{*metrics} - {*OneClass.defaults["metrics"]}],
+                class_column=[*OneClass.defaults["metrics"]], label_column=[*metrics],
+                cube_column=[metric.name for metric in make_spectral_metrics()], view_column=[*measures, *_PROBED],
+                tokens={name:_tokens(name) for name in list_models() if "depths" in models[name].options()
+                        and "patch_size" in models[name].options()},
+                directed=[name for name in _columns() if name not in _UNDIRECTED])
+
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
 _WITH_NAMES = ("data", "losses", "models", "callback", "learner") # packages whose rooms register what a recipe names
 
-def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}}`
+def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}, "facts": {fact: names}}`
     "List what the rooms have registered, by the field of a recipe that names it"
     for package in _WITH_NAMES: import_rooms(f"vitnb.{package}")
+    chosen = {kind:known for kind,(known, _) in OPTIONS.items()}
     registered = dict(arch=list_models(), data=[*sets, *cube_sets], augment=[*augments, *cube_augments],
-                      tta=[*views, *view_sets], **{kind:known for kind,(known, _) in OPTIONS.items()})
+                      tta=[*views, *view_sets], **chosen)
+    facts = _facts(dict(arch=models, data=sets, augment=augments, tta=views, **chosen))
     options = {kind:{name:options_of(kind, name) for name in sorted(OPTIONS[kind][0])} for kind in OPTIONS}
     options |= _keywords()
     registered |= {kind:options[kind] for kind in ("pretext", *_AUGMENTS)}
     registered |= dict(stats=_STATS + [*STATS], normalize=[*normalizers], column=_columns())
-    return dict(names={field:sorted(set(known)) for field,known in registered.items()}, options=options)
+    names = {field:sorted(set(known)) for field,known in registered.items()}
+    facts = {name:sorted(set(known)) if isinstance(known, list) else known for name,known in facts.items()}
+    return dict(names=names, options=options, facts=facts)
