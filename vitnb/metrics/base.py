@@ -15,9 +15,9 @@ from fastai.learner import Metric
 from fastcore.basics import patch
 
 from ..core import Registry
-from .scores import (Score, answered_entries, answers, class_counts, count_accuracy, defined_mean, f1_macro,
-    intervals, known_pixels, known_values, label_counts, label_precision, label_ranks, level_moments, levels_apart,
-    mean_iou, n_classes, pixel_counts,
+from .scores import (Score, answered_entries, answers, class_counts, count_accuracy, defined_mean,
+    f1_macro, intervals, known_pixels, known_values, label_counts, label_precision, label_ranks, level_moments,
+    levels_apart, mean_iou, n_classes, pixel_counts,
     quadratic_kappa, r_squared, right_answers, root_ratio, sum_ratio, top_hits, value_errors, value_moments,
     value_pairs, weighted_sums)
 from ..task import ClassMap, Column, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column

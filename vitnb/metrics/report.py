@@ -90,7 +90,8 @@ def part_rows(
             part = tuple(array[:,[index]] for array in kept)
             rows[name][metric.score.name] = _plain(metric.score.value(part))
             entries = metric.score.count(*part)
-            if entries not in (None, rows[name]["n"]): rows[name][f"{metric.score.name}_n"] = entries # some were not answered
+            if entries in (None, rows[name]["n"]): continue
+            rows[name][f"{metric.score.name}_n"] = entries # some known ones were not answered
     return rows
 
 def _known(task, target):
