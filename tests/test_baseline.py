@@ -109,14 +109,16 @@ def test_classes_without_training_samples_have_no_chance(model):
 
 
 def test_the_sentence_names_the_winner_and_how_sure_it_is():
-    def row(model, score, half): return dict(task="", model=model, metric="accuracy", score=score, low=score-half, high=score+half, better="max", n=9)
+    def row(model, score, half): return dict(task="", model=model, metric="accuracy", score=score, low=score-half, high=score+half, better="max", n=9, rests_on=9)
     found = Baselines([row("forest", .8, .05), row("linear", .6, .05)])
     for own,says in ((.5, "beats the network by more than chance"), (.78, "beats the network by less"), (.9, "no baseline reaches")):
         found.own = [row("network", own, .05)]
         assert says in found.says() and ("forest" in found.says())
     lower = Baselines([dict(row("forest", .1, .01), better="min")])
     lower.own = [dict(row("network", .2, .01), better="min")]
-    assert "beats the network by more" in lower.says()
+    assert "beats the network by more" in lower.says() and "known entries" not in lower.says()
+    lower.own[0]["rests_on"] = 52 # zones, say
+    assert lower.says().endswith(", of 52 known entries")
 
 
 def test_spectra_are_those_of_the_middle_and_of_valid_pixels():

@@ -26,8 +26,9 @@ def test_tables_lie_as_the_zones_on_the_film():
     tables = {f"zone_{i}":np.eye(5, dtype=int)*i for i in range(1, 7)} | dict(overall=np.eye(5, dtype=int)*21)
     fig = plot_zone_confusion(tables, ZONES)
     places = {ax.get_title():(ax.get_subplotspec().rowspan.start, ax.get_subplotspec().colspan.start) for ax in fig.axes if ax.get_title()}
-    assert places == dict(zip(ZONES, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])) | {"all zones":(0, 2)}
-    assert {ax.get_title():texts(ax) for ax in fig.axes if ax.get_title()}["left_inf"] == ["6"]*5
+    titles = {f"{zone}, {4*i} known":None for i,zone in enumerate(ZONES, 1)} # each table says on how many known zones it rests
+    assert places == dict(zip(titles, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)])) | {"all zones, 84 known":(0, 2)}
+    assert {ax.get_title():texts(ax) for ax in fig.axes if ax.get_title()}["left_inf, 24 known"] == ["6"]*5
 
 
 def test_films_without_an_index_are_no_points():
@@ -54,19 +55,21 @@ def test_a_grade_without_cases_has_no_curve():
     left,_ = plot_class_curves(*some()).axes
     labels = [line.get_label().split()[0] for line in left.lines]
     assert {"normal", "mild", "moderate", "all"} <= set(labels) and "severe" not in labels
+    counts = [int(line.get_label().split("n=")[1].split(")")[0]) for line in left.lines if "n=" in line.get_label()]
+    assert counts == [*np.bincount(some()[1]), 300]
 
 
 def test_the_calibration_error_is_written():
     rows,true = some()
     before,after = plot_calibration(rows, true, 2.).axes
-    assert f"{calibration_error(rows, true):.3f}" in before.get_title() and "Temperature 2.00" in after.get_title()
+    assert f"{calibration_error(rows, true):.3f} (n=300)" in before.get_title() and "Temperature 2.00" in after.get_title()
 
 
 def test_a_panel_for_each_risk():
     rows,true = some()
     curve = risk_coverage(rows.max(1), rows.argmax(1) != true)
     fig = plot_risks(dict(a=curve, b=curve))
-    assert [ax.get_ylabel() for ax in fig.axes] == ["a", "b"] and np.allclose(fig.axes[0].lines[0].get_ydata(), curve["risk"])
+    assert [ax.get_ylabel() for ax in fig.axes] == ["a", "b"] and "(n=300)" in fig.axes[0].get_title() and np.allclose(fig.axes[0].lines[0].get_ydata(), curve["risk"])
     with pytest.raises(ValueError, match="curves is empty"): plot_risks({})
 
 

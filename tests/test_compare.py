@@ -33,6 +33,14 @@ def test_the_best_is_first_with_interval_direction_and_difference(outputs):
     assert list(frame)[:3] == ["run", "lr", "seed"] and "test_n" not in frame and "test_accuracy ↑" in str(table)
 
 
+def test_a_score_says_on_how_many_known_entries_it_rests(tmp_path):
+    for name,kappa in dict(some=.8, none=None).items():
+        result = dict(test_kappa=kappa, test_kappa_lo=kappa, test_kappa_hi=kappa, test_kappa_n=523 if kappa else 0, test_n=94)
+        write_run(tmp_path/"train_a"/name, params=dict(lr=len(name)), result=result, columns=dict(kappa=dict(better="max")))
+    table = compare(root=tmp_path, score="test_kappa")
+    assert table.frame().test_kappa_n.tolist() == [523, 0] and "0.8 (0.8 to 0.8) n=523" in str(table) and "undefined (n=0)" in str(table)
+
+
 def test_a_failed_run_keeps_its_place_and_its_epochs(outputs):
     write_run(outputs/"train_a/broken", params=dict(lr=.3, seed=0, bs=8), status=dict(status="failed", error="ValueError: no"),
               history=[dict(epoch=1, accuracy=.5), dict(epoch=2, accuracy=.6)], columns=dict(accuracy=dict(better="max")))

@@ -14,6 +14,7 @@ from vitnb.data.lungmask import ZoneFlip, lung_zones
 from vitnb.data.nifti import save_nifti
 from vitnb.data.sets import folder_set, load_set
 from vitnb.data.split import shared_groups
+from vitnb.data.table import ImageSet
 from vitnb.data.thorax import synthetic_films
 from vitnb.data.zones import ZONE_FLIP, csi_task, film_strata
 
@@ -73,6 +74,48 @@ def test_white_counts_as_one_and_statistics_lie_between(tmp_path):
     mean,std = films.stats()
     assert films.white() == 65535 and abs(mean[0] - made.images.mean()/65535) < 1e-6 and abs(std[0] - made.images.std()/65535) < 1e-6
     assert len(films.stats("imagenet")[0]) == 3
+
+
+def framed(folder, kind):
+    "Six films of 40×28 pixels, bare or with padding of four kinds around them"
+    rng = np.random.default_rng(3)
+    folder.mkdir()
+    for i in range(6):
+        film = rng.integers(1000 + 100*i, 3000, (40,28)).astype(np.int16)
+        wide = np.pad(film, (2 + i, 3), constant_values=-2000 if kind == "declared" else 0)
+        tags = dict(PixelPaddingValue=-2000) if kind == "declared" else {}
+        if kind in ("bare", "declared"): dicom_files.write(folder/f"{i}.dcm", film if kind == "bare" else wide, 16, PixelRepresentation=1, **tags)
+        elif kind == "png": Image.fromarray(wide.astype(np.uint16)).save(folder/f"{i}.png")
+        else: save_nifti(folder/f"{i}.nii.gz", wide)
+    names = sorted(p.name for p in folder.iterdir())
+    return FilmSet(kind, csi_task(), dict(train=Split(names, np.zeros((6,6), np.int64))), folder)
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "none"])
+@pytest.mark.parametrize("kind", ["declared", "png", "nifti"])
+def test_a_padded_film_is_normalised_as_the_bare_one(tmp_path, kind, fit):
+    bare,padded = framed(tmp_path/"bare", "bare").set_options(fit=fit),framed(tmp_path/kind, kind).set_options(fit=fit)
+    films = [bare.set_options(fit="none").read("train", i)[...,0] for i in range(6)]
+    pixels = [int(value) for film in films for row in film for value in row] # one by one
+    mean = sum(pixels)/len(pixels)
+    std = (sum((value - mean)**2 for value in pixels)/len(pixels))**.5
+    bare.set_options(fit=fit)
+    for found in (bare.stats(), padded.stats()): assert np.allclose([found[0][0]*65535, found[1][0]*65535], [mean, std], rtol=1e-9)
+    for i,film in enumerate(films):
+        image,valid = padded.read_valid("train", i)
+        assert (image[valid].ravel() == film.ravel()).all() and image[~valid].max(initial=0) == 0
+    if kind != "declared": # counted as image, it moves both
+        assert abs(padded.set_options(frame="image").stats()[0][0]*65535 - mean) > 1000
+
+
+def test_the_letterbox_of_films_that_are_arrays_and_of_a_plain_table_is_no_image(tmp_path):
+    made = np.random.default_rng(0).integers(1, 65536, (6,20,12)).astype(np.uint16)
+    arrays = FilmSet("arrays", csi_task(), dict(train=FilmSplit(made, np.zeros((6,6), np.int64), names=range(6))))
+    assert np.allclose(arrays.stats(), [[made.mean()/65535], [made.std()/65535]])
+    for i in range(6): Image.fromarray(made[i]).save(tmp_path/f"{i}.png")
+    plain = ImageSet("plain", None, dict(train=Split([f"{i}.png" for i in range(6)])), tmp_path, reader="film")
+    shown = np.stack([plain.read_valid("train", i)[0][:,4:16,0] for i in range(6)]) # 20×12 in 20×20
+    assert np.allclose(plain.stats(), [[shown.mean()], [shown.std()]])
 
 
 def test_statistics_of_three_channels_make_three_of_the_one(tmp_path):

@@ -1,18 +1,24 @@
 "Weights from files and from the hub: what is read, what is refused, and that nothing runs"
 import argparse
 import datetime
+import hashlib
 import pickle
 import re
+import threading
 from collections import Counter, OrderedDict, deque
 from decimal import Decimal
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torchvision
+from huggingface_hub import hf_hub_download
 from model_helpers import saved # noqa: F401, a fixture
+from process_state import Refusing
 
 from vitnb.hub import hub_weights, is_hub_file, plain_names, read_weights
 from vitnb.models.protocol import create_model, load_weights
@@ -168,3 +174,126 @@ def test_other_channels_are_summed_or_repeated(tmp_path, have, want):
 def test_channels_that_nobody_can_match_are_refused(tmp_path, have, want):
     m = create_model("swin_micro", img_size=16, num_classes=10, in_chans=have)
     with pytest.raises(ValueError, match=f"filters are for {have} channels, .* with {want}: give in_chans={have}"): load(tmp_path, m.state_dict(), in_chans=want)
+
+
+# ------------------------------------------------------------------------------------------------- a hub whose connection breaks
+
+WEIGHTS = {"a":torch.arange(60_000.), "b.weight":torch.ones(3, 4)}
+PLACE = "/owner/name/resolve/main/own.safetensors"
+
+
+class Hub(BaseHTTPRequestHandler):
+    "What the hub's client asks for one large file: a HEAD with its checksum, and a GET of a range"
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *args): pass
+
+    def head(self, status, start=0):
+        self.send_response(status)
+        names = {"X-Repo-Commit":"0"*40, "ETag":f'"{self.server.sha}"', "X-Linked-Size":str(len(self.server.blob)), "Accept-Ranges":"bytes"}
+        if start: names["Content-Range"] = f"bytes {start}-{len(self.server.blob)-1}/{len(self.server.blob)}"
+        for name,value in (names | {"Content-Length":str(len(self.server.blob) - start)}).items(): self.send_header(name, value)
+        self.end_headers()
+
+    def do_HEAD(self): self.head(200)
+
+    def do_GET(self):
+        want = self.headers.get("Range")
+        self.server.asked.append(want)
+        start = int(want[6:].split("-")[0]) if want else 0
+        self.head(206 if start else 200, start)
+        cut = self.server.breaks.pop(0) if self.server.breaks else None
+        self.wfile.write(self.server.blob[start:] if cut is None else self.server.blob[start:start+cut])
+        self.close_connection = True
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    from huggingface_hub import constants, file_download
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    blob = safetensors.torch.save(WEIGHTS)
+    server.__dict__.update(blob=blob, sha=hashlib.sha256(blob).hexdigest(), asked=[], breaks=[])
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path/"hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14) # a break loses the piece it falls in
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None) # between its tries the client waits a second
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    server.url = url
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def same(found): return found.keys() == WEIGHTS.keys() and all(torch.equal(found[name], WEIGHTS[name]) for name in WEIGHTS)
+
+NAME = "hf://owner/name/own.safetensors"
+
+
+def test_a_download_of_weights_that_breaks_goes_on_where_it_broke(hub):
+    hub.breaks = [100_000, 50_000]
+    assert same(hub_weights(NAME))
+    starts = [int(want[6:-1]) for want in hub.asked if want]
+    assert hub.asked[0] is None and starts and starts == sorted(starts) and 0 < starts[0] <= 100_000 # the rest, not all of it
+    asked = len(hub.asked)
+    assert same(hub_weights(NAME)) and len(hub.asked) == asked # from the cache
+
+
+def test_a_download_of_weights_that_never_ends_says_why_and_what_to_do_and_leaves_nothing(hub, tmp_path):
+    hub.breaks = [100_000, *[0]*20]
+    with pytest.raises(RuntimeError) as error: hub_weights(NAME)
+    message = str(error.value)
+    assert "could not be had from the hub" in message and "peer closed connection without sending" in message, message
+    assert f"{hub.url}{PLACE} and pass its path" in message # where to fetch it by other means
+    assert not [path for path in (tmp_path/"hub").rglob("*") if path.is_file() and path.suffix == ".incomplete"]
+    hub.breaks = []
+    assert same(hub_weights(NAME)) # the next try is a whole one
+
+
+def test_weights_with_another_checksum_are_refused_and_removed(hub, tmp_path):
+    good,hub.blob = hub.blob,bytes(reversed(hub.blob))
+    with pytest.raises(RuntimeError, match="its sha256 is .* and should be .*; the copy was removed"): hub_weights(NAME)
+    hub.blob = good
+    assert same(hub_weights(NAME)) # fetched again, not found in the cache
+    copy = next(path for path in (tmp_path/"hub").rglob(hub.sha) if path.is_file())
+    copy.write_bytes(good[:-1] + b"x") # a bit that flips later
+    with pytest.raises(RuntimeError, match="sha256"): hub_weights(NAME)
+
+
+def test_weights_of_timm_are_compared_with_their_checksum_too(hub, monkeypatch):
+    blob = safetensors.torch.save(torch.nn.Linear(2, 2).state_dict())
+    hub.blob,hub.sha = blob,"0"*64
+    def made(name, pretrained):
+        hf_hub_download("timm/densenet121.ra_in1k", "model.safetensors")
+        return torch.nn.Linear(2, 2)
+    monkeypatch.setattr("vitnb.hub.timm.create_model", made)
+    with pytest.raises(RuntimeError, match="densenet121.ra_in1k.*its sha256 is"): hub_weights("densenet121.ra_in1k")
+    hub.sha = hashlib.sha256(blob).hexdigest()
+    assert set(hub_weights("densenet121.ra_in1k")) == {"weight", "bias"}
+
+
+def test_a_hub_that_nobody_answers_for_says_so(hub, monkeypatch):
+    from huggingface_hub import constants
+    with Refusing() as port:
+        url = f"http://127.0.0.1:{port}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        with pytest.raises(RuntimeError, match="could not be had from the hub .*check the network and HF_HUB_OFFLINE.*pass its path"): hub_weights(NAME)
+
+
+@pytest.mark.parametrize("end", ["safetensors", "pth"])
+@pytest.mark.parametrize("share", [0, .3, .9999])
+def test_a_file_of_weights_that_arrived_in_part_says_so(tmp_path, end, share):
+    path = tmp_path/f"part.{end}"
+    if end == "pth": torch.save(WEIGHTS, path)
+    else: safetensors.torch.save_file(WEIGHTS, path)
+    assert same(read_weights(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(share*len(whole))])
+    with pytest.raises(ValueError, match=f"part.{end} holds no readable weights .*if it was fetched or copied, do that once more"): read_weights(path)
+
+
+def test_an_address_is_no_file_of_weights():
+    with pytest.raises(ValueError, match="is an address.*fetch it.*give the path"): read_weights("https://somewhere/model.safetensors")
+    with pytest.raises(ValueError, match="is an address"): create_model("swin_micro", pretrained="http://somewhere/model.pth", img_size=16)

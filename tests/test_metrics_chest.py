@@ -95,13 +95,15 @@ def test_kappa_and_distance_are_those_of_scikit_learn(seed):
     both = (t < 4) & (p < 4)
     assert found["kappa_zone_3"] == pytest.approx(cohen_kappa_score(t[both], p[both], labels=range(4), weights="quadratic"))
     assert found["mae_zone_3"] == pytest.approx(mean_absolute_error(t[both], p[both]))
+    assert found["n_zone_3"] == both.sum() and found["n"] == ((true < 4) & (said < 4)).sum()
 
 
 def test_kappa_of_levels_that_do_not_occur():
     column = lambda values: torch.tensor(values)[:,None]
     true, said = column([0, 0, 2, 3]), column([0, 2, 3, 3])
     assert compute_ordinal_metrics(one_hot(said), true)["kappa"] == pytest.approx(.6667, abs=1e-4)
-    assert math.isnan(compute_ordinal_metrics(one_hot(column([0, 0])), column([0, 0]))["kappa"])
+    alike,none = (compute_ordinal_metrics(one_hot(column([0, 0])), column(true)) for true in ([0, 0], [4, 4]))
+    assert math.isnan(alike["kappa"]) and alike["n"] == 2 and math.isnan(none["kappa"]) and none["n"] == 0 # undefined, with its count, and not 0
 
 
 def test_logits_and_one_hot_answers_are_alike_and_everything_is_plain():

@@ -31,6 +31,9 @@ def test_scores_are_those_of_the_metrics(kind):
     for row in r["scores"].values():
         assert row["lo"] <= row["value"] <= row["hi"] and row["lo"] < row["hi"]
         assert row["better"] in ("min", "max")
+    for metric,row in r["scores"].items(): # on what it rests: known entries, of distances those with a level on both sides
+        both = task.known(target) & (task.decode(pred) < task.levels) if kind == "abstain" and metric in ("kappa", "mae") else task.known(target)
+        assert row["n"] == int(both.sum()), metric
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_report_is_plain_and_survives_json(kind):
@@ -90,7 +93,7 @@ def test_each_zone_has_its_scores_and_its_confusion(kind):
         t,p = target[known, i].numpy(),said[known, i].numpy()
         level = (p >= 0) & (p < 4)
         row = r["per_zone"][name]
-        assert row["n"] == known.sum()
+        assert row["n"] == known.sum() and row.get("kappa_n", row["n"]) == row.get("mae_n", row["n"]) == level.sum() and "accuracy_n" not in row
         assert row["accuracy"] == pytest.approx((t == p).mean())
         assert row["mae"] == pytest.approx(np.abs(t - p)[level].mean())
         assert row["kappa"] == pytest.approx(sk.cohen_kappa_score(t[level], p[level], weights="quadratic", labels=range(4)))
@@ -149,9 +152,9 @@ def test_undefined_scores_are_none_with_no_interval():
     task = Ordinal(("left", "right"), levels=3, unknown=-1)
     r = task_report(task, torch.randn(8, 2, 3), torch.full((8, 2), -1), **FEW)
     assert r["known"] == 0
-    for row in r["scores"].values(): assert (row["value"], row["lo"], row["hi"]) == (None, None, None)
+    for row in r["scores"].values(): assert (row["value"], row["lo"], row["hi"], row["n"]) == (None, None, None, 0)
     assert r["per_zone"]["left"] == dict(n=0, accuracy=None, mae=None, kappa=None)
-    assert set(flat_scores(r).values()) == {None}
+    assert {name:value for name,value in flat_scores(r).items() if value is not None} == {f"test_{name}_n":0 for name in r["scores"]}
 
 @pytest.mark.parametrize("task,pred,target,match", [
     (OneClass("abc"), torch.rand(3, 2), [0, 1, 2], "3 outputs"), (OneClass("abc"), torch.rand(2, 3), [0], "2 predictions and 1 targets"),
@@ -175,7 +178,7 @@ def test_a_foreign_metric_has_a_value_and_no_interval():
     metrics["batches"] = lambda task, taskname="": Batches()
     try: r = task_report(OneClass("ab", metrics=("accuracy", "batches")), torch.eye(2), torch.tensor([0, 1]), **FEW)
     finally: del metrics["batches"]
-    assert r["scores"]["batches"] == dict(value=1., lo=None, hi=None, better="", unit="")
+    assert r["scores"]["batches"] == dict(value=1., lo=None, hi=None, better="", unit="", n=None)
 
 
 # ---------------------------------------------------------------- flat
@@ -185,7 +188,7 @@ def test_flat_scores_and_directions_have_the_same_names():
     flat,better = flat_scores(r),score_directions(r)
     assert list(better) == ["test_accuracy", "test_mae", "test_kappa", "test_f1_macro"]
     assert better["test_mae"] == "min" and better["test_kappa"] == "max"
-    assert list(flat) == [k + end for k in better for end in ("", "_lo", "_hi")]
+    assert list(flat) == [k + end for k in better for end in ("", "_lo", "_hi", "_n")]
     assert flat["test_mae"] == pytest.approx(feed(task, pred, target)["mae"])
     assert flat["test_mae_lo"] == r["scores"]["mae"]["lo"]
     assert "valid_zones/mae_hi" in flat_scores(r, "valid_", "zones") and "valid_zones/mae" in score_directions(r, "valid_", "zones")

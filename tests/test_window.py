@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.data.window import (FILM_WHITE, RawFilm, as_film, bit_range, depth_scale, percentile_window, sign_extend, squared, view_film,
-    voi_window)
+from vitnb.data.window import (FILM_WHITE, RawFilm, as_film, bit_range, depth_scale, inside_frame, percentile_window, sign_extend, squared, view_film,
+    voi_window, without_frame)
 
 
 def by_the_standard(x, c, w, function):
@@ -93,3 +93,32 @@ def test_squares_keep_the_pixels(h, w):
     assert boxed.shape == (max(h,w),)*2 and cut.shape == (min(h,w),)*2
     assert sorted(boxed[boxed > 0]) == list(range(1, h*w + 1)) and set(cut.ravel()) <= set(a.ravel())
     assert squared(a, "none") is a
+
+
+def inside_one_by_one(a):
+    "The largest box that rows and columns of one value, taken off one at a time, leave"
+    top,bottom,left,right = 0,a.shape[0],0,a.shape[1]
+    while top < bottom and len(set(a[top].tolist())) == 1 and a[top,0] == a[0,0]: top += 1
+    while bottom > top and len(set(a[bottom-1].tolist())) == 1 and a[bottom-1,0] == a[-1,-1]: bottom -= 1
+    while left < right and len(set(a[:,left].tolist())) == 1 and a[0,left] == a[0,0]: left += 1
+    while right > left and len(set(a[:,right-1].tolist())) == 1 and a[0,right-1] == a[-1,-1]: right -= 1
+    box = np.zeros(a.shape, bool)
+    box[top:bottom,left:right] = True
+    return box
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 2), min_size=4, max_size=4), st.integers(0, 3), st.integers(0, 99))
+def test_a_frame_is_what_rows_and_columns_taken_off_one_by_one_are(h, w, gaps, value, seed):
+    film = np.pad(np.random.default_rng(seed).integers(0, 4, (h,w)), (gaps[:2], gaps[2:]), constant_values=value)
+    found,wanted = inside_frame(film),inside_one_by_one(film)
+    if found is None: assert wanted.all() or not wanted.any()
+    else: assert (found == wanted).all()
+
+
+def test_a_frame_that_no_header_declares_is_said_and_left_out():
+    inside = np.random.default_rng(0).integers(1000, 3001, (30,30))
+    raw = without_frame(RawFilm(np.pad(inside, 10)))
+    assert (view_film(raw)[0][10:-10,10:-10] == view_film(RawFilm(inside))[0]).all() and "64% of the pixels, is padding" in raw.notes[0]
+    both = without_frame(RawFilm(np.pad(inside, 10), np.pad(inside, 10) != inside[3,3])) # beside what the header declares
+    assert not both.valid[13,13] and not both.valid[0].any() and both.valid.sum() == (inside != inside[3,3]).sum()
+    assert without_frame(RawFilm(inside)) == RawFilm(inside) and without_frame(RawFilm(np.zeros((3,3)))).valid is None

@@ -62,7 +62,8 @@ def _table_ax(ax, counts, names, title):
     ax.set_xticks(range(len(names)), names)
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
-    ax.set_title(in_figure(title), fontsize=9)
+    known = counts[:len(GRADES)].sum()
+    ax.set_title(f"{in_figure(title)}, {known} known", fontsize=9)
 
 def plot_zone_confusion(
     tables:Mapping, # zone_1 to zone_6 and overall, counts (5,5), from `zone_confusion`
@@ -131,8 +132,8 @@ def plot_class_curves(
     "Draw the curves of each grade, with the areas under them"
     curves = class_curves(probs, true, names)
     fig, (axs,) = new_figure(1, 2, 4, 3.4)
-    for name in names: _curve_axes(axs, curves[name], name, lw=1.2)
-    _curve_axes(axs, curves["micro"], "all together", lw=1.2, color="k", ls="--")
+    for grade,name in enumerate(names): _curve_axes(axs, curves[name], f"{name} (n={(true == grade).sum()})", lw=1.2)
+    _curve_axes(axs, curves["micro"], f"all together (n={len(true)})", lw=1.2, color="k", ls="--")
     return _finish_curves(fig, axs)
 
 # %% ../nbs/library/396_chestfigures.ipynb #8a31aeac
@@ -159,7 +160,8 @@ def _reliability_ax(ax, probs, true, title):
     ax.bar((np.arange(bins) + .5)/bins, share, 1/bins, color="0.85", zorder=0, label="how many answers")
     ax.legend(fontsize=8, loc="upper left")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.03))
-    ax.set_title(f"{in_figure(title)}, calibration error {calibration_error(probs, true):.3f}", fontsize=9)
+    error = f"calibration error {calibration_error(probs, true):.3f} (n={len(true)})"
+    ax.set_title(f"{in_figure(title)}, {error}", fontsize=9)
 
 def plot_calibration(
     probs:np.ndarray, # Probabilities, (N,K), from `entry_probs`
@@ -181,6 +183,7 @@ def plot_risks(
     fig, (axs,) = new_figure(1, len(curves), 4, 3.)
     for ax, (name, curve) in zip(axs, curves.items()):
         ax.plot(curve["coverage"], curve["risk"], lw=1.3)
-        ax.set(xlabel="share that is answered", ylabel=name, xlim=(0, 1.02), title=f"Mean {curve['area']:.3f}")
+        title = f"Mean {curve['area']:.3f} (n={curve['n']})"
+        ax.set(xlabel="share that is answered", ylabel=name, xlim=(0, 1.02), title=title)
         ax.set_ylim(bottom=0)
     return fig

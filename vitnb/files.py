@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BrokenFile', 'load_text', 'load_json', 'at_home', 'naming', 'write_sealed', 'read_sealed', 'file_sums', 'note_sums',
-           'is_whole', 'zip_fault']
+           'is_whole', 'zip_fault', 'file_hash']
 
 # %% ../nbs/library/005_files.ipynb #86be9106
+import hashlib
 import json
 import os
 import zipfile
@@ -166,3 +167,14 @@ def zip_fault(
     try:
         with zipfile.ZipFile(path) as archive: return _read_through(archive)
     except _ZIP_FAULTS as error: return f"{error or type(error).__name__}"
+
+# %% ../nbs/library/005_files.ipynb #7f7e12ca
+def file_hash(
+    path:str|Path, # A file of any length
+    kind:str="sha256", # As `hashlib` names it: "sha256", "md5"
+)->str: # Hexadecimal digits
+    "Compute the checksum of a file, a piece at a time"
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        for piece in iter(partial(file.read, 1 << 20), b""): digest.update(piece)
+    return digest.hexdigest()

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AVERAGED', 'CHOICE', 'HUB_FILE', 'plain_names', 'StandIn', 'find_weights', 'read_weights', 'own_part', 'is_hub_file',
-           'hub_weights']
+           'check_copy', 'hub_weights']
 
 # %% ../nbs/library/039_hub.ipynb #7e3729f6
 import pickle
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -16,10 +17,10 @@ from pathlib import Path
 import safetensors.torch
 import timm
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from .core import nearest
-from .files import zip_fault
+from .files import file_hash, zip_fault
 
 # %% ../nbs/library/039_hub.ipynb #16140408
 def _wrapper(state):
@@ -103,6 +104,9 @@ def find_weights(
     "Read weights from a file; code in the file does not run"
     file,_,choice = str(path).partition(CHOICE)
     path = Path(file).expanduser()
+    if re.match(r"https?://", file):
+        raise ValueError(f"{file} is an address, and weights are read from files; fetch it, check its checksum, and give "
+                         "the path of the file; of the hub it is hf://owner/name/file.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, "
                                 "or pretrained=True for published weights")
@@ -111,7 +115,8 @@ def find_weights(
     except Exception as e: # torch and safetensors raise half a dozen kinds for a file that is not theirs
         why = str(e) if "damaged" in str(e) else type(e).__name__ # torch's own words advise to run the code in it
         raise ValueError(f"{path} holds no readable weights ({why}{_foreign_names(path)}); "
-                         "save a plain state dict with torch.save or safetensors") from e
+                         "if it was fetched or copied, do that once more, for a part of a file looks so too; else save "
+                         "a plain state dict with torch.save or safetensors") from e
     return _weights_of(state, path, choice)
 
 def _weights_of(state, path, choice):
@@ -169,10 +174,41 @@ def is_hub_file(
     "Tell the hub's names from paths"
     return isinstance(name, str) and name.startswith(HUB_FILE)
 
-def _hub_file(name):
-    "Download a file of the hub, or find it in the local cache"
-    owner,repository,file = name.removeprefix(HUB_FILE).split("/", 2)
-    return read_weights(hf_hub_download(f"{owner}/{repository}", file))
+def _place(name):
+    "Repository and file of weights, by their name; of weights that timm names where it keeps them"
+    if is_hub_file(name):
+        owner,repository,file = name.removeprefix(HUB_FILE).split("/", 2)
+        return f"{owner}/{repository}", file
+    config = timm.get_pretrained_cfg(name)
+    return getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None) or "model.safetensors"
+
+def check_copy(
+    file:str|Path, # A file in the cache of the hub's client
+)->None:
+    "Remove a copy whose SHA-256 is not the one that the hub names it by, and say so"
+    blob = Path(file).resolve()
+    if not re.fullmatch(r"[0-9a-f]{64}", blob.name): return # a small file, named otherwise
+    found = file_hash(blob)
+    if found == blob.name: return
+    blob.unlink()
+    raise OSError(f"its sha256 is {found} and should be {blob.name}; the copy was removed, so that it is fetched again")
+
+def _fetched(name):
+    "Weights of the hub, from the network or from the local cache"
+    repository,file = _place(name)
+    if is_hub_file(name):
+        copy = hf_hub_download(repository, file)
+        check_copy(copy)
+        return read_weights(copy)
+    weights = timm.create_model(name, pretrained=True).state_dict()
+    copy = repository and try_to_load_from_cache(repository, file)
+    if isinstance(copy, str): check_copy(copy)
+    return weights
+
+def _elsewhere(name):
+    "Say where weights can be fetched by other means"
+    repository,file = _place(name)
+    return f" {hf_hub_url(repository, file)}" if repository else ""
 
 def hub_weights(
     name:str, # timm's name of the weights, such as `"densenet121.ra_in1k"`, or `"hf://owner/name/file.safetensors"`
@@ -180,9 +216,9 @@ def hub_weights(
     "Published weights from the hub (or its local cache)"
     if is_hub_file(name) and name.count("/") < 4:
         raise ValueError(f"{name!r} names no file of the hub; write hf://owner/name/file.safetensors")
-    try: return _hub_file(name) if is_hub_file(name) else timm.create_model(name, pretrained=True).state_dict()
+    try: return _fetched(name)
     except Exception as e: # the hub client, the network and the file format each have kinds of their own
         why = str(e).strip().partition("\n")[0] or "no reason given"
         raise RuntimeError(f"the weights {name!r} could not be had from the hub ({type(e).__name__}: {why}); "
-                           "check the network and HF_HUB_OFFLINE, or fetch the file elsewhere and pass its path: "
-                           "pretrained='model.safetensors'") from e
+                           "check the network and HF_HUB_OFFLINE, or fetch the file elsewhere"
+                           f"{_elsewhere(name)} and pass its path: pretrained='model.safetensors'") from e

@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from ..core import writing
 from .walk import is_system
+from ..files import file_hash
 from ..progress import progress_bar
 
 # %% ../../nbs/library/102_data.download.ipynb #00186ea5
@@ -32,10 +33,7 @@ def _checksum_fault(path, md5, sha256):
     "Say what is wrong with the checksum of `path`; empty if nothing"
     for kind,expected in (("md5", md5), ("sha256", sha256)):
         if not expected: continue
-        digest = hashlib.new(kind, usedforsecurity=False)
-        with open(path, "rb") as file:
-            for piece in iter(partial(file.read, 1 << 20), b""): digest.update(piece)
-        found = digest.hexdigest()
+        found = file_hash(path, kind)
         if found != expected.lower(): return f"its {kind} is {found} and should be {expected}"
     return ""
 

@@ -19,7 +19,7 @@ import vitnb.data.scan # gives `ImageSet` the `stats` that `FilmSet` builds on
 from ..core import one_of
 from .augment import Normalize
 from .dataset import ImageDataset
-from .film import FilmOptions, film_options, read_film
+from .film import FilmOptions, film_options, read_valid_film
 from .filmaugment import Repeat
 from .geometry import Flip
 from .holdout import Split, strata
@@ -80,11 +80,15 @@ class FilmSet(ImageSet):
         "SHA-256 of the set and of how its films are read"
         return hashlib.sha256((super().fingerprint + json.dumps(self.options._asdict())).encode()).hexdigest()
 
+    def read_valid(self, split:str, i:int)->tuple:
+        "Read film `i`, and which of its pixels are no padding"
+        if self.reader != "film": return super().read_valid(split, i)
+        item = self.split(split).items[i]
+        return read_valid_film(item if self.root is None else self.root/item, **self.options._asdict())
+
     def read(self, split:str, i:int)->np.ndarray:
         "Read film `i`"
-        if self.reader != "film": return super().read(split, i)
-        item = self.split(split).items[i]
-        return read_film(item if self.root is None else self.root/item, **self.options._asdict())
+        return self.read_valid(split, i)[0] if self.reader == "film" else super().read(split, i)
 
     def white(self)->float: return float(FILM_WHITE)
 

@@ -32,23 +32,23 @@ def _check_map(image_set, task, label_map, image):
     except ValueError as error: raise UnreadableImage("", f"its label map: {error}") from error
 
 def _decode(image_set, split, i):
-    "Read an image and check its maps in files"
-    image = image_set.read(split, i)
+    "Read an image, with which of its pixels are no padding, and check its maps in files"
+    image,valid = image_set.read_valid(split, i)
     for task,target in image_set.splits[split].targets.items():
         if not isinstance(target, np.ndarray): _check_map(image_set, task, image_set.label_map(split, task, i), image)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise UnreadableImage("", "it has values that are not finite")
-    return image
+    return image, valid
 
 def _scan_sample(image_set, job):
     "Give the reason why a sample does not decode (None if it does), and the statistics of an image of train"
     split,i = job
-    try: image = _decode(image_set, split, i)
+    try: image,valid = _decode(image_set, split, i)
     except UnreadableImage as error: return error.reason, None
     if split != "train": return None, None
-    if image.dtype == np.uint8: return None, channel_counts(image)
     bands = image.shape[2]
-    return None, BandStats(bands).add(image.reshape(-1, bands).T)
+    pixels = image.reshape(-1, bands) if valid is None else image[valid] # (N,C), padding is no image
+    return None, channel_counts(pixels) if image.dtype == np.uint8 else BandStats(bands).add(pixels.T)
 
 # %% ../../nbs/library/113_data.scan.ipynb #3f48e4bd
 def _kind(found):
@@ -108,7 +108,7 @@ def scan_set(
     "Decode every file once; from the cache where nothing has changed since"
     if image_set.scan_record is None:
         file = settings().cache_path/f"{image_set.name}-{image_set.fingerprint[:8]}"/"survey.json"
-        version = f"1 {image_set.fingerprint} {image_set.stamp}"
+        version = f"2 {image_set.fingerprint} {image_set.stamp}"
         image_set.scan_record = scan_once(file, version, partial(_scan_all, image_set))
     return image_set.scan_record
 
@@ -156,7 +156,7 @@ def white(self:ImageSet)->float: # 255 or 1
 def stats(self:ImageSet,
     which:str|tuple="train", # "train" computes from the training split; a name in `STATS`; or `(mean, std)`
 )->tuple: # `(mean, std)`, lists of a number a channel: in [0,1] for 8-bit images, else in units of the stored values
-    "Compute mean and standard deviation of each channel, over all pixels of train"
+    "Compute mean and standard deviation of each channel, over all pixels of train that are no padding"
     if not isinstance(which, str): return given_stats(which, self.channels())
     if which != "train":
         found = published_stats(which, self.channels())

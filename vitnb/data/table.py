@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..core import moved_names, one_of
 from .holdout import Split, as_tasks, hold_out
-from .image import read_map, readers
+from .image import read_map, readers, valid_readers
 from ..escape import in_page
 from ..task import OneClass, Task
 
@@ -141,6 +141,16 @@ def read(self:ImageSet,
     items = self.split(split).items
     if isinstance(items, np.ndarray): return read_array(items[i], self.reader)
     return readers[self.reader](self.root/items[i])
+
+@patch
+def read_valid(self:ImageSet,
+    split:str, # "train", "valid" or "test"
+    i:int, # Position in the split
+)->tuple: # The image (H,W,C), and which pixels are image and no padding, `bool` (H,W); None: all
+    "Read image `i`, and find what is padding where its reader can tell (`valid_readers`)"
+    if self.reader not in valid_readers: return self.read(split, i), None
+    item = self.split(split).items[i]
+    return valid_readers[self.reader](item if self.root is None else self.root/item)
 
 @patch
 def label_map(self:ImageSet,

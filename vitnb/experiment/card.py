@@ -102,12 +102,13 @@ _FACTS = "vitnb_card" # where the notebook keeps them, in its metadata
 def _score_rows(facts):
     "Scores as lines of a table"
     scores = facts["scores"]
-    lines = ["| score | value | 95 % interval | better | images |", "|---|---|---|---|---|"]
+    lines = ["| score | value | 95 % interval | better | images | known entries |", "|---|---|---|---|---|---|"]
     for name,better in facts["better"].items():
         low,high = scores.get(f"{name}_lo"), scores.get(f"{name}_hi")
         between = "" if low is None else f"{low:.4f} to {high:.4f}"
         shown = "undefined" if scores[name] is None else f"{scores[name]:.4f}"
-        lines.append(f"| {name} | {shown} | {between} | {better} | {scores[name.partition('_')[0] + '_n']} |")
+        images = scores[name.partition("_")[0] + "_n"]
+        lines.append(f"| {name} | {shown} | {between} | {better} | {images} | {scores.get(f'{name}_n', images)} |")
     others = [f"- result.json has {name} {value:.4f}, which is not what was found now" for name,value in
               facts["result"].items() if name in scores and not math.isclose(value, scores[name] or 0, abs_tol=1e-3)]
     return [*lines, "", *others]

@@ -140,6 +140,7 @@ def _row(self:Comparison, name, run):
         row[score] = self.value(run, score)
         low,high = interval(run, score)
         if low is not None: row |= {f"{score}_lo":low, f"{score}_hi":high}
+        if f"{score}_n" in run.scores: row[f"{score}_n"] = run.scores[f"{score}_n"]
         if self.baseline is None: continue
         base = self.value(self.baseline, score)
         row[f"{score}_difference"] = None if None in (base, row[score]) else row[score] - base
@@ -178,9 +179,11 @@ def _clock(seconds):
 @patch
 def _cell(self:Comparison, row, score):
     "A score as text: its interval, and the difference to the baseline"
-    if row[score] is None: return ""
+    entries = row.get(f"{score}_n")
+    if row[score] is None: return "" if entries is None else f"undefined (n={entries})"
     text = _number(float(row[score]))
     if row.get(f"{score}_lo") is not None: text += f" ({_number(row[f'{score}_lo'])} to {_number(row[f'{score}_hi'])})"
+    if entries is not None: text += f" n={entries}"
     difference = row.get(f"{score}_difference")
     return text if difference is None else f"{text} {difference:+.3g}"
 

@@ -198,7 +198,7 @@ def described(
 
 # %% ../../nbs/library/554_learner.baseline.ipynb #ae9fc684
 class Baselines(list):
-    "A row for each model and task: `task`, `model`, `metric`, `score`, `low`, `high`, `n`, `trained_on`, `seconds`"
+    "A row for each model and task: `task`, `model`, `metric`, `score`, `low`, `high`, `n`, `rests_on` (entries) ..."
     def __init__(self,
         rows:list=(), # Dictionaries
         skipped:list=(), # Names of tasks that have no baseline
@@ -212,7 +212,7 @@ class Baselines(list):
         found = {}
         for row in self:
             name = column(row["task"], f"baseline_{row['model']}_{row['metric']}")
-            found |= {name:row["score"], f"{name}_lo":row["low"], f"{name}_hi":row["high"]}
+            found |= {name:row["score"], f"{name}_lo":row["low"], f"{name}_hi":row["high"], f"{name}_n":row["rests_on"]}
         if self: found |= dict(baseline_n=self[0]["n"], baseline_trained_on=self[0]["trained_on"])
         return found
 
@@ -222,7 +222,7 @@ def _scored(task, name, model, probs, target):
     metric = task.monitor if task.monitor in report["scores"] else next(iter(report["scores"]))
     found = report["scores"][metric]
     score = dict(score=found["value"], low=found["lo"], high=found["hi"], better=found["better"])
-    return dict(task=name, model=model, metric=metric, **score, n=len(target))
+    return dict(task=name, model=model, metric=metric, **score, n=len(target), rests_on=found["n"])
 
 # %% ../../nbs/library/554_learner.baseline.ipynb #754a3f47
 def _rows(task, name, describe, x, y, new, true, seed):
@@ -267,6 +267,10 @@ def beside(self:Baselines,
     hidden = ["better"] if set(names) - {""} else ["better", "task"]
     return rows.drop(columns=hidden, errors="ignore").round(3)
 
+def _of_known(row):
+    "Say how many entries a score rests on, where that is not a number of samples"
+    return "" if row["rests_on"] in (None, row["n"]) else f", of {row['rests_on']} known entries"
+
 def _compared(own, rows):
     "Compare the network with the best of its baselines"
     sign = -1 if own["better"] == "min" else 1
@@ -274,11 +278,12 @@ def _compared(own, rows):
     def text(row): return f"{row['score']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
     what = f"{own['task']}: " if own["task"] else ""
     if sign*best["score"] <= sign*own["score"]:
-        return f"{what}no baseline reaches the network: {own['metric']} {text(own)}, {best['model']} {text(best)}"
+        said = f"{own['metric']} {text(own)}, {best['model']} {text(best)}"
+        return f"{what}no baseline reaches the network: {said}{_of_known(own)}"
     apart = best["low"] > own["high"] or best["high"] < own["low"]
     sure = "by more than chance" if apart else "by less than the intervals tell apart"
     return f"{what}the baseline {best['model']} beats the network {sure}: {own['metric']} {text(best)}, " \
-           f"the network {text(own)}"
+           f"the network {text(own)}{_of_known(own)}"
 
 @patch
 def says(self:Baselines)->str:

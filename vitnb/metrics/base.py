@@ -15,8 +15,9 @@ from fastai.learner import Metric
 from fastcore.basics import patch
 
 from ..core import Registry
-from .scores import (Score, answers, class_counts, count_accuracy, defined_mean, f1_macro, intervals,
-    label_counts, label_precision, label_ranks, level_moments, levels_apart, mean_iou, n_classes, pixel_counts,
+from .scores import (Score, answered_entries, answers, class_counts, count_accuracy, defined_mean,
+    f1_macro, intervals, known_pixels, known_values, label_counts, label_precision, label_ranks, level_moments,
+    levels_apart, mean_iou, n_classes, pixel_counts,
     quadratic_kappa, r_squared, right_answers, root_ratio, sum_ratio, top_hits, value_errors, value_moments,
     value_pairs, weighted_sums)
 from ..task import ClassMap, Column, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column
@@ -63,6 +64,11 @@ def arrays(self:EpochMetric)->tuple: # One array for each thing kept, a row a sa
     return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*self.kept))
 
 @patch
+def entries(self:EpochMetric)->int|None: # None where the score does not say
+    "Count the entries that the value rests on: known ones, and of kappa and distance those that were answered"
+    return self.score.count(*self.arrays()) if self.kept else 0
+
+@patch
 def interval(self:EpochMetric,
     **kw, # level, draws and seed, as for `intervals`
 )->tuple: # (low, high)
@@ -99,7 +105,7 @@ def _(task, taskname=""):
 
 @_accuracy.register
 def _(task:ClassMap, taskname=""):
-    score = Score("accuracy", pixel_counts, weighted_sums, count_accuracy)
+    score = Score("accuracy", pixel_counts, weighted_sums, count_accuracy, count=known_pixels)
     return EpochMetric(score, task, taskname)
 
 @_top5.register
@@ -122,7 +128,7 @@ def _(task:MultiLabel, taskname=""):
 
 @_f1.register
 def _(task:ClassMap, taskname=""):
-    score = Score("f1_macro", pixel_counts, weighted_sums, f1_macro)
+    score = Score("f1_macro", pixel_counts, weighted_sums, f1_macro, count=known_pixels)
     return EpochMetric(score, task, taskname)
 
 # %% ../../nbs/library/340_metrics.base.ipynb #bffc452f
@@ -135,12 +141,13 @@ def _(task:MultiLabel, taskname=""):
 
 @_iou.register
 def _(task:ClassMap, taskname=""):
-    score = Score("iou", pixel_counts, weighted_sums, mean_iou)
+    score = Score("iou", pixel_counts, weighted_sums, mean_iou, count=known_pixels)
     return EpochMetric(score, task, taskname)
 
 @_kappa.register
 def _(task:Ordinal, taskname=""):
-    score = Score("kappa", answers, partial(level_moments, n=task.levels), quadratic_kappa)
+    counts = dict(weigh=partial(level_moments, n=task.levels), count=partial(answered_entries, n=task.levels))
+    score = Score("kappa", answers, finish=quadratic_kappa, **counts)
     return EpochMetric(score, task, taskname)
 
 # %% ../../nbs/library/340_metrics.base.ipynb #875059d9
@@ -148,22 +155,24 @@ _mae,_rmse,_r2 = map(new_metric, ("mae", "rmse", "r2"))
 
 @_mae.register
 def _(task:Ordinal, taskname=""):
-    score = Score("mae", answers, partial(levels_apart, n=task.levels), sum_ratio, "min", "levels")
+    counts = dict(weigh=partial(levels_apart, n=task.levels), count=partial(answered_entries, n=task.levels))
+    score = Score("mae", answers, finish=sum_ratio, better="min", unit="levels", **counts)
     return EpochMetric(score, task, taskname)
 
 @_mae.register
 def _(task:Value, taskname=""):
-    score = Score("mae", value_pairs, value_errors, sum_ratio, "min", task.unit)
+    score = Score("mae", value_pairs, value_errors, sum_ratio, "min", task.unit, known_values)
     return EpochMetric(score, task, taskname)
 
 @_rmse.register
 def _(task:Value, taskname=""):
-    score = Score("rmse", value_pairs, partial(value_errors, power=2), root_ratio, "min", task.unit)
+    squares = partial(value_errors, power=2)
+    score = Score("rmse", value_pairs, squares, root_ratio, "min", task.unit, known_values)
     return EpochMetric(score, task, taskname)
 
 @_r2.register
 def _(task:Value, taskname=""):
-    score = Score("r2", value_pairs, value_moments, r_squared)
+    score = Score("r2", value_pairs, value_moments, r_squared, count=known_values)
     return EpochMetric(score, task, taskname)
 
 # %% ../../nbs/library/340_metrics.base.ipynb #b0460aac

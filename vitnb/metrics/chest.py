@@ -18,8 +18,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from .base import EpochMetric, new_metric
-from .scores import (Score, answers, class_counts, defined_mean, defined_share, level_moments,
-    levels_apart, quadratic_kappa, sum_ratio, weighted_sums)
+from .scores import (Score, answered_entries, answers, class_counts, defined_mean, defined_share,
+    level_moments, levels_apart, quadratic_kappa, sum_ratio, weighted_sums)
 from ..task import Ordinal
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #7515bd30
@@ -141,7 +141,7 @@ def compute_precision_recall(
 def compute_ordinal_metrics(
     predictions:Tensor|np.ndarray, # Logits or one-hot answers, (B,Z,5)
     targets:Tensor|np.ndarray, # 0 to 3; 4: unknown, (B,Z)
-)->dict: # kappa and mae, of all zones and of each
+)->dict: # kappa, mae, and n: the graded zones that were answered, on which they rest; of all zones and of each
     "Find how far off grades are: quadratic weighted kappa, and mean distance; zones without an answer have none"
     said, true = zone_answers(predictions, targets)
     found = {}
@@ -150,6 +150,7 @@ def compute_ordinal_metrics(
         name = "" if zone == 0 else f"_zone_{zone}"
         found[f"kappa{name}"] = quadratic_kappa(level_moments(*pair, len(GRADES))(_all(said)))
         found[f"mae{name}"] = sum_ratio(levels_apart(*pair, len(GRADES))(_all(said)))
+        found[f"n{name}"] = answered_entries(*pair, len(GRADES))
     return _plain(found)
 
 # %% ../../nbs/library/362_metrics.chest.ipynb #a93df80d
@@ -332,13 +333,15 @@ def _(task:Ordinal, taskname=""):
 @_csi_mae.register
 def _(task:Ordinal, taskname=""):
     weigh = partial(csi_errors, n=task.levels)
-    score = Score("csi_mae", answers, weigh, lambda sums: sum_ratio(sums[:2]), "min", "levels")
+    def films(said, true): return int(weigh(said, true)(_all(said))[1])
+    score = Score("csi_mae", answers, weigh, lambda sums: sum_ratio(sums[:2]), "min", "levels", films)
     return EpochMetric(score, task, taskname)
 
 @_coverage.register
 def _(task:Ordinal, taskname=""):
     weigh = partial(csi_errors, n=task.levels)
-    return EpochMetric(Score("csi_coverage", answers, weigh, lambda sums: sum_ratio(sums[1:])), task, taskname)
+    score = Score("csi_coverage", answers, weigh, lambda sums: sum_ratio(sums[1:]), count=lambda said, true: len(true))
+    return EpochMetric(score, task, taskname)
 
 @_abstention.register
 def _(task:Ordinal, taskname=""):

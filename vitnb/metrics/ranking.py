@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import EpochMetric, new_metric
-from .scores import Score, answers, defined_mean, intervals, label_ranks
+from .scores import Score, answers, defined_mean, intervals, known_entries, label_ranks
 from ..task import MultiLabel, OneClass, Task
 
 # %% ../../nbs/library/345_metrics.ranking.ipynb #1b14d265
@@ -59,7 +59,8 @@ def _(task:MultiLabel, taskname=""):
 
 @auroc.register
 def _(task:OneClass, taskname=""):
-    return EpochMetric(Score("auroc", class_ranks, label_auroc, defined_mean), task, taskname)
+    def samples(said, true): return known_entries(said, true[:,:1])
+    return EpochMetric(Score("auroc", class_ranks, label_auroc, defined_mean, count=samples), task, taskname)
 
 # %% ../../nbs/library/345_metrics.ranking.ipynb #462fb17b
 def _of_groups(score, place, weights):

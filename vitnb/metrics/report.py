@@ -80,7 +80,7 @@ def part_rows(
     found:Sequence, # `EpochMetric`s that have seen the set
     names:Sequence, # Of labels, zones or values
     known:np.ndarray, # Which entries are known, (N,E)
-)->dict: # name -> score -> value, and n
+)->dict: # name -> score -> value, and n; `kappa_n` too where fewer were answered
     "The scores of each part of a sample"
     rows = {name:dict(n=int(count)) for name,count in zip(names, known.sum(0))}
     for metric in found:
@@ -89,6 +89,9 @@ def part_rows(
         for index,name in enumerate(names):
             part = tuple(array[:,[index]] for array in kept)
             rows[name][metric.score.name] = _plain(metric.score.value(part))
+            entries = metric.score.count(*part)
+            if entries in (None, rows[name]["n"]): continue
+            rows[name][f"{metric.score.name}_n"] = entries # some known ones were not answered
     return rows
 
 def _known(task, target):
@@ -201,6 +204,7 @@ def _score_rows(found, n, level, draws):
         low,high = spans.get(metric.name, (None, None))
         rows[metric.name] = dict(value=_plain(metric.value), lo=_plain(low), hi=_plain(high))
         rows[metric.name] |= dict(better=getattr(metric, "better", ""), unit=getattr(metric, "unit", ""))
+        rows[metric.name]["n"] = metric.entries() if isinstance(metric, EpochMetric) else None
     return rows
 
 def task_report(
@@ -210,7 +214,7 @@ def task_report(
     level:float=.95, # Share of resampled sets inside the intervals
     raw:bool=False, # Whether `probs` is what the model said, before the activation
     draws:int=2000, # Resampled sets
-)->dict: # n, known (entries), level, scores (value, lo, hi, better, unit of each), tables, confusion; plain Python
+)->dict: # n, known (entries), level, scores (value, lo, hi, better, unit, n), tables, confusion; plain Python
     "What a model does on a set"
     pred,target = _finite(probs, targets)
     task.check(target)
@@ -227,12 +231,12 @@ def flat_scores(
     report:dict, # From `task_report`
     prefix:str="test_", # Before each name
     task:str="", # Name of the task; empty for the only one
-)->dict: # `test_accuracy`, `test_accuracy_lo`, `test_accuracy_hi`, ...; None where undefined
-    "The scores of a report with their intervals, flat"
+)->dict: # `test_accuracy`, `test_accuracy_lo`, `test_accuracy_hi`, `test_accuracy_n`, ...; None where undefined
+    "The scores of a report with their intervals and how many entries they rest on, flat"
     flat = {}
     for name,row in report["scores"].items():
         key = prefix + column(task, name)
-        flat |= {key:row["value"], f"{key}_lo":row["lo"], f"{key}_hi":row["hi"]}
+        flat |= {key:row["value"], f"{key}_lo":row["lo"], f"{key}_hi":row["hi"], f"{key}_n":row["n"]}
     return flat
 
 def score_directions(

@@ -6,7 +6,8 @@
 __all__ = ['n_classes', 'answers', 'label_ranks', 'top_hits', 'value_pairs', 'pixel_counts', 'weighted_sums', 'right_answers',
            'class_counts', 'label_counts', 'defined_mean', 'defined_share', 'sum_ratio', 'f1_macro', 'mean_iou',
            'count_accuracy', 'label_precision', 'levels_apart', 'level_moments', 'quadratic_kappa', 'value_errors',
-           'value_moments', 'root_ratio', 'r_squared', 'Score', 'drawn_weights', 'intervals']
+           'value_moments', 'root_ratio', 'r_squared', 'known_entries', 'known_values', 'known_pixels',
+           'answered_entries', 'Score', 'drawn_weights', 'intervals']
 
 # %% ../../nbs/library/335_metrics.scores.ipynb #06ea24fb
 from collections.abc import Callable
@@ -261,6 +262,35 @@ def r_squared(
     varies = about_mean > 1e-12*np.maximum(squared, 1e-300) # rounding makes no variance
     return defined_mean(np.where(varies, 1 - defined_share(errors, np.where(varies, about_mean, 0.)), np.nan))
 
+# %% ../../nbs/library/335_metrics.scores.ipynb #0a05d5b9
+def known_entries(
+    *kept:np.ndarray, # From `answers` or alike: what was said, and what is true, -1 where unknown
+)->int|None: # None where nothing of the kind was kept
+    "Count the entries whose truth is known"
+    has_truth = len(kept) == 2 and kept[1].dtype.kind in "iu"
+    return int((kept[1] >= 0).sum()) if has_truth else None
+
+def known_values(
+    said:np.ndarray, # From `value_pairs`, (N,V)
+    true:np.ndarray, # NaN: unknown
+)->int: # Values
+    "Count the known values"
+    return int((~np.isnan(true)).sum())
+
+def known_pixels(
+    counts:np.ndarray, # From `pixel_counts`, (N,3,K)
+)->int: # Pixels
+    "Count the pixels whose class is known"
+    return int(counts[:,1].sum())
+
+def answered_entries(
+    said:np.ndarray, # From `answers`, (N,E)
+    true:np.ndarray, # -1: unknown
+    n:int, # Levels
+)->int: # Entries
+    "Count the entries that have a level on both sides"
+    return int(_level_pairs(said, true, n)[0].sum())
+
 # %% ../../nbs/library/335_metrics.scores.ipynb #49fee319
 @dataclass(frozen=True)
 class Score:
@@ -271,6 +301,7 @@ class Score:
     finish:Callable # Sums -> score, NaN where undefined
     better:str="max" # "min" or "max"
     unit:str="" # Such as "degrees"; empty for shares
+    count:Callable=known_entries # (what was kept) -> entries it rests on
 
 @patch
 def at(self:Score,

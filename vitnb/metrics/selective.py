@@ -19,7 +19,7 @@ def _numbers(values): return np.asarray(torch.as_tensor(values).detach().cpu(), 
 def risk_coverage(
     confidence:Tensor|np.ndarray, # How sure each answer is, in any unit, (N,)
     error:Tensor|np.ndarray, # How wrong it is: 0 or 1, or a distance, (N,)
-)->dict: # coverage, risk and threshold at each step, and their area
+)->dict: # coverage, risk and threshold at each step, their area, and n, the answers they rest on
     "Find the mean error of the surest answers, for each share of them"
     confidence, error = _numbers(confidence), _numbers(error)
     there = ~np.isnan(confidence) & ~np.isnan(error)
@@ -33,7 +33,7 @@ def risk_coverage(
     risk = wrong.cumsum()[last]/count
     steps = np.diff(count, prepend=0)
     area = float((risk*steps).sum()/len(ranked))
-    return dict(coverage=count/len(ranked), risk=risk, threshold=ranked[last], area=area)
+    return dict(coverage=count/len(ranked), risk=risk, threshold=ranked[last], area=area, n=len(ranked))
 
 def risk_at(
     curve:dict, # From `risk_coverage`
