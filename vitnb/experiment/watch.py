@@ -20,6 +20,7 @@ from ..core import need, settings
 from ..escape import in_page
 from .guard import guarded
 from .run import commands
+from .values import check_typed, number, whole
 from ..files import BrokenFile
 from ..launch import is_living
 from ..progress import fmt_time
@@ -229,6 +230,7 @@ def runs_table(
 # %% ../../nbs/library/688_experiment.watch.ipynb #d0f03820
 def _watch(args):
     "Show the table, and again as long as nobody stops it"
+    check_typed(args, seconds=number(above=True, like="2"), last=whole(1))
     need("rich", extra="watch")
     from rich.console import Console
     from rich.live import Live

@@ -21,6 +21,7 @@ from ..losses.base import losses
 from ..metrics.base import metrics
 from ..metrics.spectral import make_spectral_metrics
 from ..models.protocol import list_models, models
+from ..task import ClassMap, MultiLabel, OneClass, Ordinal, Value
 
 # %% ../../nbs/library/558_learner.registered.ipynb #163dfedc
 _STATS = ["train", "arch"] # counted on the split, or those that the network was trained with
@@ -42,10 +43,33 @@ def _columns():
     terms = [f"{part}_{term}" for terms in weights for term in terms for part in ("train", "valid")]
     return [*metrics, *measures, *(metric.name for metric in make_spectral_metrics()), *terms, *_OTHER]
 
+# %% ../../nbs/library/558_learner.registered.ipynb #dd78230b
+_EXAMPLES = (OneClass(tuple("abcdef")), MultiLabel(("a", "b")), ClassMap(("a", "b")), Ordinal(("a", "b"), levels=4),
+             Value(("a",)))
+_DECLARED = dict(train_loss="min", valid_loss="min", train_accuracy="max", train_mae="min", skipped_steps="min",
+                 probe_accuracy="max", probe_f1="max", knn_accuracy="max") # by the engine and its callbacks
+
+def _of_kinds(name):
+    "The directions that a metric has for the kinds of tasks"
+    found = set()
+    for task in _EXAMPLES:
+        try: metric = metrics[name](task)
+        except ValueError: continue # not of this kind
+        if metric is not None: found.add(metric.better)
+    return found
+
+def _directions():
+    "Which end of a column is good, where it is the same for every kind of task"
+    found = {name:_of_kinds(name) for name in metrics}
+    found |= {name:{better} for name,(_,_,better) in measures.items()}
+    found |= {metric.name:{metric.better} for metric in make_spectral_metrics()}
+    declared = {name:min(ends) for name,ends in found.items() if len(ends) == 1}
+    return dict(sorted({**_DECLARED, **{name:end for name,end in declared.items() if end}}.items()))
+
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
 _WITH_NAMES = ("data", "losses", "models", "callback", "learner") # packages whose rooms register what a recipe names
 
-def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}}`
+def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}, "better": {column: end}}`
     "List what the rooms have registered, by the field of a recipe that names it"
     for package in _WITH_NAMES: import_rooms(f"vitnb.{package}")
     registered = dict(arch=list_models(), data=[*sets, *cube_sets], augment=[*augments, *cube_augments],
@@ -54,4 +78,5 @@ def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: 
     options |= _keywords()
     registered |= {kind:options[kind] for kind in ("pretext", *_AUGMENTS)}
     registered |= dict(stats=_STATS + [*STATS], normalize=[*normalizers], column=_columns())
-    return dict(names={field:sorted(set(known)) for field,known in registered.items()}, options=options)
+    names = {field:sorted(set(known)) for field,known in registered.items()}
+    return dict(names=names, options=options, better=_directions())
