@@ -14,7 +14,10 @@ def test_the_exit_code_says_whether_it_holds(monkeypatch, capfd, found, code, sa
     assert says in out and all(line in out for line in [*found[0], *found[1]])
 
 
-@pytest.mark.parametrize("args,says", [(["card", "nowhere"], "nowhere"), (["verify", "nowhere.ipynb"], "no notebook")])
+@pytest.mark.parametrize("args,says", [(["card", "nowhere"], "nowhere"), (["verify", "nowhere.ipynb"], "no notebook"),
+    (["verify", "nowhere.ipynb", "--tolerance", "-1"], "--tolerance -1"), (["verify", "nowhere.ipynb", "--tolerance", "nan"], "--tolerance nan"), (["card", "nowhere", "-o", "/dev/null/card.ipynb"], "is no folder"),
+    (["recover", "/nowhere"], "is not there"), (["recover", __file__], "is no notebook"), (["reopen", "/nowhere"], "no executed notebook"),
+    (["watch", "--seconds", "0"], "--seconds 0"), (["watch", "--seconds", "nan"], "--seconds nan"), (["watch", "--last", "0"], "--last 0")])
 def test_a_wrong_call_is_one_line_and_exit_2(capfd, args, says):
     assert main(args) == 2
     err = capfd.readouterr().err

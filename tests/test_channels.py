@@ -1,4 +1,5 @@
 "How a kernel is reached: private sockets, and signals"
+import json
 import os
 import signal
 import stat
@@ -6,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from command_helpers import notebook
 
 from vitnb.experiment.channels import kernel_channels, pass_on
 
@@ -43,3 +45,25 @@ def test_a_signal_nobody_catches_comes_as_an_interrupt(caught, comes):
     pass_on(child.pid, signal.SIGTERM)
     assert child.communicate(timeout=120)[0] == f"{int(comes)}\n"
     pass_on(child.pid, signal.SIGTERM) # it has ended
+
+
+def test_no_port_is_opened_and_forks_are_heard(tmp_path):
+    "A8: the kernel and all that it starts listen nowhere on the network; what a forked process prints still comes"
+    body = """import multiprocessing, os, sys, psutil
+def say(): print("from the fork", flush=True)
+child = multiprocessing.get_context("fork").Process(target=say)
+child.start()
+child.join()
+me = psutil.Process()
+print("ports", [c.laddr.port for process in (me, *me.children(recursive=True)) for c in process.net_connections("inet") if c.status == "LISTEN"])
+print(os.getcwd())"""
+    (tmp_path/"sub").mkdir()
+    source = notebook(tmp_path/"sub/nb.ipynb", "n = 1", body)
+    printed = []
+    for place in (tmp_path, tmp_path/"sub"): # A6: and wherever it is called from, it works in the same folder
+        run = [sys.executable, "-m", "vitnb.experiment.cli", "run", os.path.relpath(source, place)]
+        done = subprocess.run(run, cwd=place, env={**os.environ, "VITNB_OUTPUTS_PATH":str(tmp_path/"out")}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.partition("\n")[2].partition("finished in")[0])
+    assert printed[0] == printed[1] and "ports []" in printed[0] and "from the fork" in printed[0] and str(tmp_path/"sub") in printed[0]
+    for status in (tmp_path/"out/nb").glob("*/status.json"): assert json.loads(status.read_text())["folder"] == str(tmp_path/"sub")

@@ -36,7 +36,11 @@ def test_a_run_is_opened(outputs, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("args,says", [(["nowhere"], "no runs at"), (["OUT", "--score", "acc"], "none of 6 runs"), (["OUT", "--open", "nobody"], "none of these"),
-    (["OUT", "--open", "lr0.1_0"], "holds no notebook"), (["OUT", "--pair", "lr"], "--pair needs --score"), (["OUT", "-o", "x.txt"], "neither")])
+    (["OUT", "--open", "lr0.1_0"], "holds no notebook"), (["OUT", "--pair", "lr"], "--pair needs --score"), (["OUT", "-o", "x.txt"], "neither"),
+    (["OUT", "--last", "-1"], "--last -1"), (["OUT", "--last", "0"], "--last 0"), (["OUT", "--better", "max"], "--better needs --score"), (["OUT", "--against", "1"], "--against needs --pair"),
+    (["OUT", "--score", "test_accuracy", "--pair", "lr", "bs", "--against", "0.1"], "1 values for 2"), (["OUT", "--score", "test_accuracy", "--pair", "lrr"], "no parameter 'lrr'"),
+    (["OUT", "--open", "lr0.1_0", "-o", "x.csv"], "give one of them"), (["OUT", "--figures", "FILE"], "is no folder"), (["OUT", "-o", "FILE/t.csv"], "is no folder")])
 def test_a_wrong_call_is_one_line_and_exit_2(outputs, capfd, args, says):
-    code,_,err = compare(capfd, *[outputs if arg == "OUT" else arg for arg in args])
+    (outputs/"a_file").write_text("")
+    code,_,err = compare(capfd, *[outputs if arg == "OUT" else arg.replace("FILE", str(outputs/"a_file")) for arg in args])
     assert code == 2 and says in err and "Traceback" not in err

@@ -1,4 +1,5 @@
 "Live views: drawn from fixed samples, bounded in time and bytes, and without a trace in training"
+import json
 from itertools import pairwise
 
 import pytest
@@ -20,6 +21,17 @@ def test_live_pictures_change_nothing_and_are_bounded(tmp_path):
     frames = sorted(p.name for p in tmp_path.glob("*.png"))
     assert frames == ["masked.png", "masked_epoch_0002.png", "masked_epoch_0003.png"]
     assert all(p.stat().st_size < 250_000 for p in tmp_path.glob("*.png"))
+
+
+def test_a_stored_picture_is_an_event_that_whoever_watches_sees(tmp_path):
+    "From the callback that draws to what `vitnb watch` shows"
+    from vitnb.callback.history import EventLog
+    from vitnb.experiment.watch import RunView, runs_html
+    tiny().fit(2, cbs=[EventLog(tmp_path/"events.jsonl"), MaskedLive(tmp_path/"figures", n=1, share=1.)])
+    events = [json.loads(line) for line in (tmp_path/"events.jsonl").read_text().splitlines()]
+    assert [(event["path"], event["epoch"]) for event in events if event["event"] == "picture"] == [(f"figures/masked_epoch_000{n}.png", n) for n in (1, 2)]
+    view = RunView(tmp_path).read()
+    assert view.picture_file() == tmp_path/"figures/masked_epoch_0002.png" and "data:image/png" in runs_html([view])
 
 def test_live_pictures_take_their_share_of_the_time(tmp_path):
     "Four epochs within five seconds"

@@ -249,6 +249,7 @@ from vitnb.experiment.compare import *
 from vitnb.experiment.comparefigures import *
 from vitnb.experiment.comparing import *
 from vitnb.experiment.watch import *
+from vitnb.experiment.watching import *
 from vitnb.experiment.configurations import *
 from vitnb.experiment.configured import *
 from vitnb.experiment.sweep import *

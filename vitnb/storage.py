@@ -62,6 +62,7 @@ def make_named(
 )->object: # The object
     "Make one of Optuna's objects from plain data"
     what = module.split(".")[-1]
+    if not isinstance(spec, Mapping): raise ValueError(f"{what}={spec!r} must be a dict with a name and options")
     options = {k:v for k,v in spec.items() if k != "name"}
     name = spec.get("name")
     if name not in classes: raise ValueError(f"{what}: unknown name {name!r}: {nearest(str(name), classes)}")

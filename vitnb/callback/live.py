@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .base import TrainCallback
 from .ema import bare
-from .history import TRAINING_COLUMNS
+from .history import TRAINING_COLUMNS, note_picture
 from .masked import VALID_EPOCH, fixed_batch, masked_view
 from .remaining import news_of, standing
 from .tracker import track_figure
@@ -238,5 +238,6 @@ def store(self:MaskedLive):
         image = png(self.figure, self.dpi, self.file_format)
         for name in (f"masked_epoch_{self.epoch+1:04}", "masked"):
             write_image(image, self.folder/f"{name}.{self.file_format}")
+        note_picture(self.learn, self.folder/f"masked_epoch_{self.epoch+1:04}.{self.file_format}")
     track_figure(self.learn, "masked", self.figure)
     self.live.spent += time.time() - start

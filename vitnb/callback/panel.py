@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .base import TrainCallback
 from .contrastive import Contrastive
+from .history import note_picture
 from .live import LiveFigure, LiveView, is_worth_keeping
 from .tracker import track_figure
 from ..core import is_main
@@ -59,6 +60,7 @@ class HealthLive(TrainCallback):
         "Keep the frame in the trackers; the time counts as drawing"
         start = time.time()
         self.kept = self.epoch + 1
+        if self.folder: note_picture(self.learn, self.live.path)
         track_figure(self.learn, "health", self.figure)
         self.live.spent += time.time() - start
 

@@ -10,13 +10,16 @@ import argparse
 from pathlib import Path
 
 from .card import verify_card, write_card
+from .execute import check_output
 from .guard import guarded
 from .run import commands
+from .values import check_typed, number
 
 # %% ../../nbs/library/698_experiment.carding.ipynb #0ed0c340
 DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
 
 def _card(args):
+    check_output(args.output)
     path = write_card(args.run, args.output, args.limitations, args.diverse)
     print(f"wrote {path}")
     return 0
@@ -28,6 +31,7 @@ def cmd_card(
     return guarded("card", _card, args)
 
 def _verify(args):
+    check_typed(args, tolerance=number(like="1e-4"))
     drifted,others = verify_card(args.card, args.run, args.tolerance)
     for line in others: print(f"other than then: {line}")
     for line in drifted: print(f"drifted: {line}")

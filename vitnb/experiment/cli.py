@@ -25,6 +25,7 @@ from .execute import (as_given_before, check_kernel, check_output, environ, make
                                       watch_others, workspace_of)
 from .guard import outlived
 from .notebook import notebook_askable, notebook_params, read_notebook
+from .plainrun import whole_paths, working_folder
 from .run import commands, goes_on, load_families
 from .show import show_run
 from ..kernel import on_signals
@@ -164,6 +165,7 @@ def _asked(args, pairs):
     family = notebook_askable(nb, [*typed, *file])
     file = check_given({name:value for name,value in file.items() if name not in typed}, shown, family)
     params = as_given_before({**file, **parse_params(pairs, shown, family)}, shown, family)
+    params = whole_paths(params, working_folder(args.notebook, nb))
     check_output(args.output)
     family.refuse({**shown, **params}, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
     check_kernel(args.kernel)

@@ -287,6 +287,9 @@ def paired_differences(
 )->object: # A DataFrame: the setting, n runs, mean; pairs, difference to the baseline, lo, hi, beyond_noise
     "Compare settings with one of them on the same seeds"
     params = [params] if isinstance(params, str) else list(params)
+    known = list(dict.fromkeys(name for run in runs for name in run.params))
+    unknown = [name for name in params if name not in known]
+    if unknown: raise ValueError(f"the runs have no parameter {unknown[0]!r}: {nearest(unknown[0], known)}")
     better = better or next(filter(None, (direction(run, score) for run in runs)), "")
     found = _by_setting(runs, params, score, better)
     if not found: raise ValueError(f"none of {len(runs)} runs has a score {score!r}")

@@ -15,8 +15,10 @@ from ..core import atomic_write
 from .compare import Comparison, paired_differences, run_page
 from .comparefigures import draw_comparison
 from .folders import read_runs
+from .execute import check_output
 from .guard import guarded
 from .run import commands
+from .values import check_typed, whole
 from ..parameters import parse_value
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #58ef32b7
@@ -47,12 +49,31 @@ def _open(table, name):
     print(f"{run.notebook}: {'opened' if shown else 'no browser is here, the page is'} {page}")
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #9059ccfe
+_ACTS_WITH = dict(better="score", against="pair", pair="score") # what would do nothing without another option
+
+def _check_asked(args):
+    "Refuse what cannot be meant, before anything is read"
+    check_typed(args, last=whole(1))
+    for name,other in _ACTS_WITH.items():
+        if getattr(args, name) and not getattr(args, other):
+            raise ValueError(f"--{name} needs --{other}, such as "
+                             + dict(score="--score test_accuracy", pair="--pair lr")[other])
+    if args.against and len(args.against) != len(args.pair):
+        raise ValueError(f"--against has {len(args.against)} values for {len(args.pair)} parameters; give one for each")
+    if args.output and args.output.suffix not in (".csv", ".md"):
+        raise ValueError(f"--output {args.output} ends in neither .csv nor .md")
+    check_output(args.output)
+    if args.figures and args.figures.exists() and not args.figures.is_dir():
+        raise ValueError(f"--figures {args.figures} is no folder; name one")
+    shown = [name for name in ("open", "pair", "output") if getattr(args, name)]
+    if len(shown) > 1: raise ValueError(f"--{shown[0]} and --{shown[1]} are given; give one of them")
+
 def _compare(args):
+    _check_asked(args)
     runs = _chosen(args)
     table = Comparison(runs, args.score or "", args.better or "", args.baseline or "", args.all)
     if args.open: return _open(table, args.open) or 0
     if args.pair:
-        if not args.score: raise ValueError("--pair needs --score, such as --score test_accuracy")
         pairs = paired_differences(table.runs, args.pair, args.score, args.better or "", _values(args.against))
         print(pairs.to_string(index=False))
     elif args.output: print(f"wrote {table.save(args.output)}: {len(table)} runs")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..core import Registry, nearest, one_of, repo_root
 from .asking import read_params_file
-from .space import is_active
+from .space import check_space, is_active, settings_of
 from .study import SearchPlan, make_plan
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #e6468adb
@@ -36,10 +36,11 @@ class SweepPlan:
 
 def _check_number(name, value, low, whole=False):
     "Refuse what is no number, or too small"
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     kind = "a whole number" if whole else "a number"
     if not fits or not value > low: raise ValueError(f"{name}={value!r} must be {kind} above {low}")
 
+# %% ../../nbs/library/690_experiment.configurations.ipynb #4f42026a
 def _grid_size(space):
     "How many configurations a grid has"
     ranges = [name for name,entry in space.items() if "values" not in entry]
@@ -58,8 +59,16 @@ def _runs(method, runs, space):
     _check_number("runs", runs, 0, whole=True)
     return runs
 
+def _check_tpe(method, more, startup):
+    "Refuse what acts with tpe alone"
+    if startup is not None and method != "tpe":
+        raise ValueError(f"startup={startup!r} does nothing for method {method}; leave it out, or use tpe")
+    if startup is not None: _check_number("startup", startup, -1, whole=True)
+    if not isinstance(more.get("params", {}), Mapping): raise ValueError(f"params={more['params']!r} must be a dict")
+
 def _pruner(method, more):
     "A pruner acts where trials report to a study"
+    if isinstance(more.get("pruner"), str): more = dict(more, pruner=dict(name=more["pruner"]))
     if method != "tpe" and "pruner" in more:
         raise ValueError(f"pruner={more['pruner']!r} does nothing for method {method}; leave it out, or use tpe")
     return more if method == "tpe" else dict(more, pruner=dict(name="none"))
@@ -78,19 +87,22 @@ def make_sweep(
     name:str="", # Of each run: "lr{lr}_wd{weight_decay}"; what differs, or "trial_{i}", if empty
     seed:int=42, # Of what is drawn
     minutes:float|None=None, # Limit of each run
-    startup:int=10, # tpe: configurations that are drawn at random first
+    startup:int|None=None, # tpe: configurations that are drawn at random first; 10 if None
     **more, # `params` that every run is given, `pick` ("best" or "last" epoch), and for tpe `pruner`
 )->SweepPlan: # Checked
     "Plan a sweep; what cannot be meant is refused before anything runs"
+    check_space(space) # its form; names and values are checked with the notebook
     plain = all(isinstance(entry, (list, tuple)) or "values" in entry for entry in space.values()
                 if isinstance(entry, (list, tuple, Mapping)))
     method = one_of(method or ("grid" if plain else "random"), SWEEP_METHODS, "method")
     path = Path(notebook).expanduser()
     path = path if path.is_file() else repo_root()/path
+    _check_number("seed", seed, -1, whole=True)
+    _check_tpe(method, more, startup)
     more = _pruner(method, more)
+    startup = 10 if startup is None else startup
     if method == "tpe": more["sampler"] = dict(name="tpe", seed=seed, n_startup_trials=startup)
     search = make_plan(path, space, score, better, **more)
-    _check_number("seed", seed, -1, whole=True)
     if minutes is not None: _check_number("minutes", minutes, 0)
     plan = SweepPlan(search, method, _runs(method, runs, search.space), name or _usual_name(method, search.space),
                      seed, minutes)
@@ -107,7 +119,9 @@ def read_sweep(
     else: raise ValueError(f"{str(what)!r} is no sweep: give a .yaml or .json file, or one of {', '.join(sweeps)}")
     unknown = [name for name in said if name not in _FIELDS]
     if unknown: raise ValueError(f"{what}: a sweep has no {unknown[0]!r}: {nearest(unknown[0], _FIELDS)}")
-    params = {**(said.pop("params", None) or {}), **typed.pop("params", {})}
+    given = said.pop("params", None) or {}
+    if not isinstance(given, Mapping): raise ValueError(f"{what}: params={given!r} must be a dict")
+    params = {**given, **typed.pop("params", {})}
     said |= {name:value for name,value in typed.items() if value is not None}
     missing = [name for name in _FIELDS[:4] if said.get(name) is None]
     if missing: raise ValueError(f"{what}: {missing[0]} is missing; a sweep has {', '.join(_FIELDS[:4])}")
@@ -169,12 +183,18 @@ def run_tag(
 
 def _check_names(plan):
     "Refuse a name that the parameters cannot fill, or that two runs of a grid would share"
-    parts = string.Formatter().parse(plan.naming)
+    if not isinstance(plan.naming, str): raise ValueError(f"name={plan.naming!r} must be text such as lr{{lr}}")
+    try: parts = list(string.Formatter().parse(plan.naming))
+    except ValueError as error: raise ValueError(f"name={plan.naming!r} cannot be filled in: {error}") from error
     fields = [re.split(r"[.\[]", field)[0] for _,field,_,_ in parts if field is not None]
     known = ["i", *plan.search.space]
     unknown = [field for field in fields if field not in known]
     if unknown: raise ValueError(f"name={plan.naming!r} has {unknown[0]!r}: {nearest(unknown[0], known)}")
-    tags = [run_tag(plan.naming, number, params) for number,params in enumerate(configurations(plan))]
+    settings = configurations(plan) or settings_of(plan.search.space)
+    try: tags = [run_tag(plan.naming, number, params) for number,params in enumerate(settings)]
+    except (ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"name={plan.naming!r} cannot be filled in for every run ({error}); name what all have, or "
+                         "{i}") from error
     twice = [tag for tag in tags if tags.count(tag) > 1]
     if twice and plan.method == "grid":
         raise ValueError(f"name={plan.naming!r} calls {tags.count(twice[0])} runs {twice[0]!r}; add what "

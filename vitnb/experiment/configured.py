@@ -104,7 +104,10 @@ def slot_variables(
     devices:list|None=None, # CUDA devices, by number or name; the slots take turns
 )->list: # Variables of the environment for each slot
     "Divide devices and threads"
-    if devices is not None and not devices: raise ValueError("devices is empty; leave it out, or name some")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(f"workers={workers!r} must be a whole number from 1")
+    if devices is not None and not (devices and all(str(device).strip() for device in devices)):
+        raise ValueError(f"devices={devices!r} has an empty name; leave it out, or name some, such as 0,1")
     share = str(max(1, (os.cpu_count() or 1)//workers))
     threads = {} if "OMP_NUM_THREADS" in os.environ else dict(OMP_NUM_THREADS=share)
     def device(slot): return dict(CUDA_VISIBLE_DEVICES=str(devices[slot % len(devices)])) if devices else {}

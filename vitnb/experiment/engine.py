@@ -172,7 +172,7 @@ class Engine:
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #d780efae
 def _execute(nb, kernel_name, output, run_dir, started, stack, *, progress_bar=True, log_output=False, plan=None,
-             autosave_cell_every=30, stdout_file=None, stderr_file=None, execution_timeout=None, start_timeout=60,
+             autosave_cell_every=30, folder=None, stdout_file=None, stderr_file=None, execution_timeout=None, start_timeout=60,
              input_path=None, **options):
     "Run the cells with papermill's options"
     from papermill.log import logger
@@ -183,7 +183,8 @@ def _execute(nb, kernel_name, output, run_dir, started, stack, *, progress_bar=T
     try:
         client = client_class()(scribe, plan, started, timeout=execution_timeout, startup_timeout=start_timeout,
                                  kernel_name=kernel_name, log=logger, **options)
-        client.execute(env={**os.environ, "VITNB_HEADLESS":"1"})
+        place = {} if folder is None else dict(cwd=str(folder)) # papermill's own calls: where they are
+        client.execute(env={**os.environ, "VITNB_HEADLESS":"1"}, **place)
     finally:
         finish(scribe)
         for cell in nb.cells: join_text(cell)

@@ -23,7 +23,7 @@ from ..core import PEER_LOST, atomic_write, is_main, my_rank, n_ranks, nearest, 
 from .channels import kernel_manager
 from .engine import Engine
 from .notebook import notebook_askable, notebook_params, read_notebook
-from .plainrun import note_end, note_start
+from .plainrun import note_end, note_start, whole_paths, working_folder
 from .products import Plan, code_cells
 from .run import as_before, run_folder
 from .salvage import complete_all
@@ -135,14 +135,15 @@ def _outputs(run_dir):
     else:
         with open(run_dir/f"rank{my_rank()}.log", "w", buffering=1) as log: yield dict(stdout_file=log, stderr_file=log)
 
-def _execute(path, output, params, run_dir, kernel=None, plan=None):
+def _execute(path, output, params, run_dir, kernel=None, plan=None, folder=None):
     "Run papermill with our engine, with what the notebook prints on our standard output"
     import papermill
     from papermill.engines import papermill_engines
     papermill_engines.register("vitnb", Engine)
     def literally(path): return str(path).replace("{", "{{").replace("}", "}}") # papermill fills in braces in a path
     quiet = ["--log-level=ERROR"] # of the kernel's own start-up messages, not of the notebook
-    ours = dict(engine_name="vitnb", run_dir=run_dir, on_kernel=partial(_note_kernel, run_dir), plan=plan)
+    ours = dict(engine_name="vitnb", run_dir=run_dir, on_kernel=partial(_note_kernel, run_dir), plan=plan,
+                folder=folder)
     log = logging.getLogger("papermill")
     with ExitStack() as stack:
         stack.enter_context(environ(**_kernel_environment(path, run_dir)))
@@ -239,16 +240,18 @@ def run_notebook(
     shown = notebook_params(nb)
     family = notebook_askable(nb, params or ())
     params = as_given_before(check_given(params or {}, shown, family), shown, family)
+    folder = working_folder(path, nb)
+    params = whole_paths(params, folder)
     run_dir = Path(run_dir or make_run_dir(path, shown, params, "auto" if resume else None)).resolve()
     output = Path(output or run_dir/path.name).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     with _held(run_dir):
         if is_main(): complete_all(run_dir.parent)
         earlier = _earlier_outputs(output, run_dir) if resume else None
-        plan = Plan(run_dir, nb, {**shown, **params}, Path.cwd(), earlier, _tell_plan)
+        plan = Plan(run_dir, nb, {**shown, **params}, folder, earlier, _tell_plan)
         if is_main(): keep_earlier(output, run_dir)
-        note_start(run_dir, path, nb, {**shown, **params}, workspace_of(path))
-        _run_held(path, output, params, run_dir, kernel, plan)
+        note_start(run_dir, path, nb, {**shown, **params}, workspace_of(path), folder)
+        _run_held(path, output, params, run_dir, kernel, plan, folder)
     return run_dir
 
 @contextmanager
@@ -260,10 +263,11 @@ def _held(run_dir):
     finally:
         if not before: release(run_dir)
 
-def _run_held(path, output, params, run_dir, kernel, plan):
+def _run_held(path, output, params, run_dir, kernel, plan, folder):
     "Run the notebook, and write down how it stands"
-    mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir), pid=None) # the kernel's
-    try: _execute(path, output, params, run_dir, kernel, plan)
+    mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir), folder=str(folder),
+                pid=None) # the kernel's
+    try: _execute(path, output, params, run_dir, kernel, plan, folder)
     except BaseException as e:
         state = end_state(e)
         cause = None if state == "stopped" else _cause(run_dir, e) # all ranks stop together

@@ -160,6 +160,8 @@ def _recover(args):
     where = Path(args.path or settings().outputs_path)
     if not where.exists() and not journal_of(where).exists():
         raise ValueError(f"{where} is not there; give a notebook, a run folder, or a folder of them")
+    if where.is_file() and where.suffix != ".ipynb":
+        raise ValueError(f"{where} is no notebook; give a notebook, a run folder, or a folder of them")
     done = complete_all(where) if where.is_dir() else [where]*complete(where)
     for path in done: print(f"completed {path}")
     if not done: print("nothing to complete")

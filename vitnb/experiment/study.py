@@ -17,11 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from ..core import nearest, need, one_of, repo_root, settings
+from .asking import names_are_ours
 from .execute import workspace_of
+from .keywords import check_score
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import plain
-from .space import check_space
-from ..parameters import check_given, flat
+from .space import check_space, settings_of
+from ..parameters import NOTHING, check_given, flat
 from ..storage import make_named, make_pruner, open_storage
 
 # %% ../../nbs/library/674_experiment.study.ipynb #3de55bef
@@ -70,6 +72,7 @@ _PARTS = ("pick", "sampler", "pruner") # of a plan, that have defaults
 
 def _check_parts(plan):
     "Refuse a plan that could not be carried out"
+    if not isinstance(plan.score, str): raise ValueError(f"score={plan.score!r} must be the name of a score")
     one_of(plan.better, ("min", "max"), "better")
     one_of(plan.pick, ("best", "last"), "pick")
     if plan.score.split("/")[-1].startswith("test_"):
@@ -81,6 +84,15 @@ def _check_parts(plan):
     if ours: raise ValueError(f"{ours[0]!r} of a trial is set by the search; leave it out")
     make_sampler(plan.sampler)
     make_pruner(plan.pruner)
+
+# %% ../../nbs/library/674_experiment.study.ipynb #f7cb0bbd
+def _check_asked(plan, nb, shown, family, root):
+    "Refuse settings with which the notebook could not train, and a score that it does not write"
+    is_ours = names_are_ours(nb)
+    for setting in settings_of(plan.space):
+        family.refuse({**shown, **plan.params, **setting}, named=is_ours, workspace=root)
+    text = "\n".join(cell["source"] for cell in nb["cells"] if cell.get("cell_type") == "code")
+    if is_ours and family is not NOTHING: check_score(plan.score, plan.better, text)
 
 def _from_workspace(path):
     "A notebook's path from its workspace, which is the same on every machine"
@@ -109,6 +121,7 @@ def make_plan(
     known = family.beyond(shown)
     plan = SearchPlan(_from_workspace(notebook), plain(check_space(space, known)), score, better, params=given, **more)
     _check_parts(plan)
+    _check_asked(plan, nb, shown, family, workspace_of(notebook))
     return plan
 
 # %% ../../nbs/library/674_experiment.study.ipynb #9f5ab220

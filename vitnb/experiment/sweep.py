@@ -82,6 +82,9 @@ class Sweep:
         self.name = name or plan.search.name
         self.outputs = settings(root).outputs_path
         self.folder = study_folder(self.name, root, "sweeps")
+        if storage and plan.method != "tpe":
+            raise ValueError(f"storage does nothing for method {plan.method}, which keeps no study; leave it out, or "
+                             "use tpe")
         self.storage = storage_url(storage or self.folder/"study.db")
         self.rows = {} # number -> Configuration
         self.study = None
@@ -116,10 +119,11 @@ def _load(self:Sweep):
     if changes:
         raise ValueError(f"sweep {self.name!r} exists with another plan ({'; '.join(changes)}); give the same, or give "
                          "this one a name of its own")
+    store = open_storage(self.storage) if self.plan.method == "tpe" else None # one that is not there is told first
     write_json(self.folder/"plan.json", new)
     self.rows = {number:Configuration(number, params) for number,params in enumerate(configurations(self.plan))}
     self.rows |= read_journal(self.folder/"runs.jsonl")
-    if self.plan.method == "tpe": self._open_study()
+    if store is not None: self._open_study(store)
     for one in list(self.rows.values()): self._settle(one)
     done = next((one for one in self.rows.values() if one.state == "finished"), None)
     if done is not None: self._check_score(done)
@@ -162,13 +166,13 @@ def retry_failed(self:Sweep)->int: # How many
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #6a7b77d4
 @patch
-def _open_study(self:Sweep):
+def _open_study(self:Sweep, store):
     "Open Optuna's study, and fail the trials of which nothing was placed"
     optuna = need("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = dict(min="minimize", max="maximize")[self.plan.search.better]
-    self.study = optuna.create_study(study_name=self.name, storage=open_storage(self.storage), direction=direction,
-                                     load_if_exists=True, pruner=make_pruner(self.plan.search.pruner))
+    self.study = optuna.create_study(study_name=self.name, storage=store, direction=direction, load_if_exists=True,
+                                     pruner=make_pruner(self.plan.search.pruner))
     known = {one.trial for one in self.rows.values()}
     running = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
     for trial in running:

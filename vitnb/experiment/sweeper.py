@@ -62,8 +62,6 @@ class Sweeper:
         devices:Sequence|None=None, # CUDA devices for them
         say:Callable=print, # Gets a line for each configuration
     ):
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-            raise ValueError(f"workers={workers!r} must be a whole number from 1")
         self.sweep = sweep
         self.slots = slot_variables(workers, devices)
         self.executor = OwnProcesses(workers) if executor is None else GivenExecutor(executor)
@@ -150,6 +148,7 @@ def run_sweep(
     say:Callable=print, # Gets a line for each configuration
 )->Sweep: # `rows`, `compare()`, `best()`
     "Carry out a sweep, or go on with it"
+    slot_variables(workers, devices) # refused before the sweep has a folder
     with Sweep(plan, name, root, storage) as sweep:
         if retry_failed: sweep.retry_failed()
         sweep.signals = Sweeper(sweep, executor, workers, devices, say).work()

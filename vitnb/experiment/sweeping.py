@@ -7,12 +7,14 @@ __all__ = ['sweep_of', 'cmd_sweep', 'add_sweep']
 
 # %% ../../nbs/library/694_experiment.sweeping.ipynb #f91f3e11
 import argparse
+import shlex
 from pathlib import Path
 
 from ..core import nearest, need, repo_root
 from .asking import read_params_file
-from .commands import create_wandb_sweep
+from .commands import create_wandb_sweep, named_part
 from .configurations import SWEEP_METHODS, make_sweep, read_sweep, sweeps
+from .configured import slot_variables
 from .execute import workspace_of
 from .guard import REFUSED, guarded
 from .notebook import notebook_askable, notebook_params, read_notebook
@@ -20,10 +22,11 @@ from .run import commands
 from .space import read_plan
 from .sweeper import run_sweep
 from .wandbsweep import join_sweep
+from ..launch import device_environment
 from ..parameters import parse_params
 
 # %% ../../nbs/library/694_experiment.sweeping.ipynb #fc023493
-_FIELDS = ("score", "better", "method", "runs", "seed", "minutes", "pick")
+_FIELDS = ("score", "better", "method", "runs", "seed", "minutes", "pick", "startup")
 
 def _typed_params(args, notebook):
     "What was typed with -p, as the notebook takes it"
@@ -43,7 +46,7 @@ def sweep_of(
     "Plan what was typed"
     typed = {name:getattr(args, name) for name in _FIELDS if getattr(args, name) is not None}
     if args.run_name: typed["name"] = args.run_name
-    if args.pruner: typed["pruner"] = dict(name=args.pruner)
+    if args.pruner: typed["pruner"] = named_part(args.pruner)
     is_file = args.what in sweeps or args.what.endswith((".yaml", ".yml", ".json"))
     if args.param: typed["params"] = _typed_params(args, _find(_notebook_of(args)))
     if is_file and args.space is None: return read_sweep(args.what, **typed)
@@ -68,30 +71,54 @@ def _executor(args):
     address = args.dask if "://" in args.dask else f"tcp://{args.dask}"
     return need("dask.distributed", "cluster").Client(address)
 
+_WANDB_ONLY = ("project", "entity")
+_LOCAL_ONLY = ("method", "run_name", "seed", "minutes", "startup", "dask", "storage", "devices", "retry_failed",
+               "workers")
+
+def _check_unused(args):
+    "Refuse an option that would do nothing"
+    others = _LOCAL_ONLY if args.wandb else _WANDB_ONLY
+    joins = args.wandb and not args.what.endswith(".ipynb")
+    if joins: others += ("space", "score", "better", "pick", "pruner", "param", "sweep_name", "project", "entity")
+    if args.wandb and not joins: others += ("runs",)
+    unused = [name for name in others if getattr(args, name) not in (None, False, [])]
+    where = "with --wandb" if args.wandb else "without --wandb"
+    if unused: raise ValueError(f"--{unused[0].replace('_', '-')} does nothing {where}; leave it out")
+
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #7e290a46
 def _local(args):
     "Carry the sweep out, or go on with it"
+    _check_unused(args)
     plan = sweep_of(args)
     root = workspace_of(plan.search.path())
     print(f"{plan.search.notebook}: {plan.runs} configurations ({plan.method})", flush=True)
-    devices = args.devices.split(",") if args.devices else None
+    devices = None if args.devices is None else args.devices.split(",")
+    workers = 1 if args.workers is None else args.workers
+    slot_variables(workers, devices)
+    if not args.dask: device_environment(args.devices) # those of a cluster are elsewhere
     client = _executor(args)
     try:
-        sweep = run_sweep(plan, args.sweep_name or "", args.workers, devices, client, args.storage, root,
+        sweep = run_sweep(plan, args.sweep_name or "", workers, devices, client, args.storage, root,
                           args.retry_failed, lambda line: print(line, flush=True))
     finally:
         if client is not None: client.close()
     return _report(sweep)
 
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #77eb4238
 def _report(sweep):
     "Say what came out"
     print(sweep.compare())
     print(f"{', '.join(f'{n} {state}' for state,n in sweep.counts().items())}: {sweep.folder}")
-    if sweep.best(): print(f"to train with the best: vitnb run {sweep.plan.search.notebook} -p hyperparams "
-                           f"{sweep.folder/'best_params.json'}")
+    search = sweep.plan.search
+    fixed = "".join(f"-p {name} {shlex.quote(str(value))} " for name,value in search.params.items())
+    best = sweep.folder/"best_params.json"
+    if sweep.best(): print(f"to train with the best: vitnb run {search.notebook} {fixed}-p hyperparams {best}")
     return 128 + sweep.signals[0] if sweep.signals else 0
 
 def _wandb(args):
     "Create a sweep of W&B, or join one by its id"
+    _check_unused(args)
+    if args.runs is not None and args.runs < 1: raise ValueError(f"--runs {args.runs} must be a whole number from 1")
     if args.what.endswith(".ipynb"):
         if args.space is None: raise ValueError("--space is missing; for example --space basic")
         args.notebook,args.sampler = args.what, None
@@ -122,7 +149,10 @@ def _add_plan(command):
     command.add_argument("--run-name", help="of each run, such as lr{lr}_wd{weight_decay} or trial_{i}")
     command.add_argument("--seed", type=int, help="of what is drawn (default: 42)")
     command.add_argument("--minutes", type=float, metavar="M", help="limit of each run")
-    command.add_argument("--pruner", help="tpe: median, hyperband, successive_halving or none (default: median)")
+    command.add_argument("--pruner", help="tpe: median, hyperband, successive_halving or none, or JSON with options "
+                         "(default: median)")
+    command.add_argument("--startup", type=int, metavar="N",
+                         help="tpe: configurations that are drawn at random first (default: 10)")
     command.add_argument("-p", "--param", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                          help="a parameter that every run is given; may be repeated")
 
@@ -134,7 +164,7 @@ def add_sweep(
     command = subparsers.add_parser("sweep", help="run a notebook with many settings, or go on with it")
     _add_plan(command)
     command.add_argument("--sweep-name", help="name of the sweep and its folder (default: the notebook's)")
-    command.add_argument("--workers", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
+    command.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: 1)")
     command.add_argument("--devices", metavar="0,1", help="CUDA devices; the workers take turns")
     command.add_argument("--dask", metavar="ADDRESS", help="scheduler of a dask cluster that carries the runs out")
     command.add_argument("--storage", help="tpe: file, or postgresql://user@host/database (default: in the folder)")

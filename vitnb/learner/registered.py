@@ -26,7 +26,7 @@ from ..losses.regress import ValueLoss
 from ..metrics.base import metrics
 from ..metrics.spectral import make_spectral_metrics
 from ..models.protocol import list_models, models
-from ..task import OneClass
+from ..task import ClassMap, MultiLabel, OneClass, Ordinal, Value
 
 # %% ../../nbs/library/558_learner.registered.ipynb #163dfedc
 _STATS = ["train", "arch"] # counted on the split, or those that the network was trained with
@@ -47,6 +47,29 @@ def _columns():
     weights = [*(losses[name]().weights for name in losses), Masked().weights]
     terms = [f"{part}_{term}" for terms in weights for term in terms for part in ("train", "valid")]
     return [*metrics, *measures, *(metric.name for metric in make_spectral_metrics()), *terms, *_OTHER]
+
+# %% ../../nbs/library/558_learner.registered.ipynb #dd78230b
+_EXAMPLES = (OneClass(tuple("abcdef")), MultiLabel(("a", "b")), ClassMap(("a", "b")), Ordinal(("a", "b"), levels=4),
+             Value(("a",)))
+_DECLARED = dict(train_loss="min", valid_loss="min", train_accuracy="max", train_mae="min", skipped_steps="min",
+                 probe_accuracy="max", probe_f1="max", knn_accuracy="max") # by the engine and its callbacks
+
+def _of_kinds(name):
+    "The directions that a metric has for the kinds of tasks"
+    found = set()
+    for task in _EXAMPLES:
+        try: metric = metrics[name](task)
+        except ValueError: continue # not of this kind
+        if metric is not None: found.add(metric.better)
+    return found
+
+def _directions():
+    "Which end of a column is good, where it is the same for every kind of task"
+    found = {name:_of_kinds(name) for name in metrics}
+    found |= {name:{better} for name,(_,_,better) in measures.items()}
+    found |= {metric.name:{metric.better} for metric in make_spectral_metrics()}
+    declared = {name:min(ends) for name,ends in found.items() if len(ends) == 1}
+    return dict(sorted({**_DECLARED, **{name:end for name,end in declared.items() if end}}.items()))
 
 # %% ../../nbs/library/558_learner.registered.ipynb #1166416c
 _UNDIRECTED = ("lr", "grad_norm", "skipped_steps", "memory_mib") # no best epoch is chosen by these
@@ -97,7 +120,7 @@ def _facts(registries):
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
 _WITH_NAMES = ("data", "losses", "models", "callback", "learner") # packages whose rooms register what a recipe names
 
-def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}, "facts": {fact: names}}`
+def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: options}}, "facts", "better"}`
     "List what the rooms have registered, by the field of a recipe that names it"
     for package in _WITH_NAMES: import_rooms(f"vitnb.{package}")
     chosen = {kind:known for kind,(known, _) in OPTIONS.items()}
@@ -110,4 +133,4 @@ def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: 
     registered |= dict(stats=_STATS + [*STATS], normalize=[*normalizers], column=_columns())
     names = {field:sorted(set(known)) for field,known in registered.items()}
     facts = {name:sorted(set(known)) if isinstance(known, list) else known for name,known in facts.items()}
-    return dict(names=names, options=options, facts=facts)
+    return dict(names=names, options=options, facts=facts, better=_directions())
