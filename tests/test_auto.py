@@ -119,3 +119,9 @@ def test_networks_go_by_device_size_and_weights():
     assert choose_network(networks, 64)[:2] == ("s", dict(a=1)) and choose_network(networks, 64, "cuda")[:2] == ("l", dict(a=2))
     assert choose_network(networks, 64, published=True)[:2] == ("p", {}) and choose_network(networks, 16, "cuda")[:2] == ("s", {})
     assert choose_network(networks, 64, arch="mine")[:2] == ("mine", dict(a=2))
+
+
+@pytest.mark.parametrize("family", ["swin", "densenet"])
+def test_the_reason_of_a_step_names_the_batch_that_is_chosen(family):
+    made = fit_recipe(family, "auto", photographs(64, 400), dict(data="x", minutes=1))
+    assert made["accumulate"] == 1 and f"of {made['bs']} images" in made.why["accumulate"]

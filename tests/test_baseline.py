@@ -131,3 +131,10 @@ def test_spectra_are_those_of_the_middle_and_of_valid_pixels():
     x,new = middle(dls.train),middle(dls.test)
     probs = class_probs("svm", x, dls.train.dataset.labels, new, dls.c)
     assert found["svm_pixel"]["score"] == pytest.approx((probs.argmax(1) == dls.test.dataset.labels).mean())
+
+
+def test_pixels_alone_have_no_neighbours():
+    cubes = load_cube_set(n=12, size=16, bands=10)
+    places = {split:pixel_windows(cubes, split, 1, 4) for split in ("train", "valid", "test")}
+    dls = cube_loaders(cubes, bs=4, window=1, windows=places, label="class", label_of="center", device="cpu", workers=0)
+    assert [row["model"] for row in baselines(dls, "pixel")] == ["linear_pixel", "svm_pixel"]

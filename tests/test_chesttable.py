@@ -104,3 +104,10 @@ def test_one_film_for_two_rows_is_refused(tmp_path):
     (tmp_path/"12.png").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"12\.png is that of two rows, '12' and '12\.0'"):
         find_films(["12", "12.0"], tmp_path, TableReport())
+
+
+def test_films_are_found_by_the_one_walk(tmp_path):
+    "Thumbnails of a server are no second film, a link to a folder above does not lead in circles, and a film that is a link has its own name"
+    for name in ("p1/12.dcm", "p1/@eaDir/12.dcm", "p1/.trash/13.dcm"): (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); (tmp_path/name).write_bytes(b"")
+    (tmp_path/"p1"/"up").symlink_to(".."); (tmp_path/"p1"/"14.dcm").symlink_to("12.dcm")
+    assert find_films(["12", "13", "14"], tmp_path, TableReport()) == ["p1/12.dcm", None, "p1/14.dcm"]

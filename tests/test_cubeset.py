@@ -1,9 +1,14 @@
 "Sets of cubes: wavelengths, windows and what is valid in them"
+import ast
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from cube_files import fields, own_cache
 
+from vitnb.core import repo_root
 from vitnb.data.cube import CubeArray, cube_loaders, load_cube_set, rgb_bands, scene_set
 
 
@@ -54,3 +59,16 @@ def test_fewer_bands_than_a_token_are_padded():
     s = scene_set("s", CubeArray(np.ones((3,40,40), np.float32)), block=12, guard=1)
     with pytest.raises(ValueError, match="fewer than one group of 5; use fit_bands='pad'"): s.fit_bands(5)
     assert s.fit_bands(5, "pad").bands == 5
+
+
+def test_notebooks_that_cut_cubes_into_tokens_hand_fit_bands_through():
+    "The message on bands that fill no token names this option, so whoever gives a patch to loaders gives it too"
+    seen = []
+    for path in sorted((repo_root(Path(__file__).parent)/"nbs").glob("*.ipynb")):
+        text = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code")
+        if "cube_loaders(" not in text: continue
+        calls = [{word.arg for word in call.keywords} for call in ast.walk(ast.parse(text)) if isinstance(call, ast.Call)]
+        asked = [words for words in calls if {"patch_size", "bs"} <= words and "family" not in words]
+        if asked: seen.append(path.stem)
+        assert all("fit_bands" in words for words in asked) or ".fit_bands(" in text, path.stem
+    assert {"finetune_spectral", "explore_masking", "compare_scenes"} <= set(seen)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitnb.learner.inputs import find_inputs
 
@@ -53,3 +54,15 @@ def test_a_table_that_does_not_say_its_paths_is_an_error(tmp_path, text, says):
 def test_several_at_once_keep_their_order(folder):
     assert names(find_inputs([f"{folder}/*.png", folder/"sub", "missing.png"], "rgb")) == ["b.png", "c.tif", "missing.png"]
     assert names(find_inputs(np.zeros((2, 4, 4)))) == [0, 1]
+
+
+@pytest.mark.parametrize("reader", ["rgb", "cube", "film", "mine"])
+def test_a_folder_is_walked_as_in_training(tmp_path, reader):
+    "Thumbnails are not predicted, nothing twice, and a file without an ending is known by its contents"
+    (tmp_path/"@eaDir").mkdir()
+    if reader == "cube":
+        for name in ("a.npy", "@eaDir/a.npy"): np.save(tmp_path/name, np.ones((3,4,4)))
+    for name in {"rgb":("a.png", "scan", "@eaDir/a.png"), "cube":()}.get(reader, ("a.png", "@eaDir/a.png")): Image.new("RGB", (4,4)).save(tmp_path/name, format="PNG")
+    first = "a.npy" if reader == "cube" else "a.png"
+    (tmp_path/"link.png").symlink_to(first); (tmp_path/"up").symlink_to(".")
+    assert names(find_inputs(tmp_path, reader)) == [first, *["scan"]*(reader == "rgb")]

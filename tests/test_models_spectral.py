@@ -346,3 +346,38 @@ def test_gmacs_of_the_guides_model():
     last = 1920*256*256*10 + 2400*256*256*2 + 2*1920*2400*256 # queries, projection and MLP of removed tokens alone
     want = 480*3125*512 + 16*block(480, 512) + 480*512*256 + 7*block(2400, 256) + last + 1920*256*3125
     assert counter.get_total_flops()/2 == want
+
+
+# the head of the middle
+
+@pytest.mark.parametrize("size,side", [(2, 2), (8, 2), (6, 2), (3, 1), (4, 1), (1, 1)])
+def test_the_middle_is_the_place_of_the_labelled_pixel_with_all_its_band_groups(size, side):
+    model = seeded(img_size=size, patch_size=(side,3), num_classes=4, head="middle").eval()
+    x = cubes(2, 6, size, size)
+    tokens = model.forward_features(x)
+    place = size//2//side # of pixel size//2, whose class `label_of='center'` gives
+    groups,rows,columns = model.grid
+    joined = torch.cat([tokens[:,(group*rows + place)*columns + place] for group in range(groups)], 1)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), joined)
+    torch.testing.assert_close(model(x), joined @ model.head.weight.T + model.head.bias)
+    assert model.head.in_features == groups*16 and model.get_classifier() is model.head
+
+def test_a_joined_head_belongs_to_its_number_of_band_groups():
+    nm = [500. + 10*i for i in range(6)]
+    model = seeded(wavelengths=nm, num_classes=4, head="middle")
+    model.set_wavelengths([wave + 100 for wave in nm])
+    with pytest.raises(ValueError, match="3 band groups do not fit a head that joins 2; call reset_classifier"): model.set_wavelengths([500. + 10*i for i in range(9)])
+    encoder = seeded(wavelengths=nm)
+    encoder.set_wavelengths([500. + 10*i for i in range(9)])
+    encoder.reset_classifier(5, "middle")
+    assert encoder(cubes(2, 9, 8, 8)).shape == (2,5)
+
+def test_a_mean_over_band_groups_cannot_tell_what_joined_tokens_can():
+    "Two spectra whose band groups changed places: without positions their mean is one, whatever the encoder"
+    for head,alike in (("pool", True), ("middle", False)):
+        model = seeded(num_classes=3, head=head, img_size=2).eval()
+        with torch.no_grad():
+            for table in (model.pos.spatial, model.pos.spectral): table.zero_()
+            x = cubes(1, 6, 2, 2)
+            assert torch.allclose(model(x), model(x[:,[3,4,5,0,1,2]]), atol=1e-5) == alike
+

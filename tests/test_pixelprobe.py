@@ -2,8 +2,13 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
-from vitnb.learner.pixelprobe import choose_labelled, class_mean_accuracy, mean_spectrum, pixel_tokens, probe, reduce_features
+from vitnb.data.cube import cube_loaders, load_cube_set, scene_set
+from vitnb.data.cubefile import CubeArray
+from vitnb.data.cubepixels import pixel_loaders
+from vitnb.learner.core import vit_learner
+from vitnb.learner.pixelprobe import choose_labelled, class_mean_accuracy, fit_head, mean_spectrum, pixel_tokens, probe, reduce_features
 from vitnb.models.protocol import create_model
 
 
@@ -62,3 +67,27 @@ def test_the_probe_finds_classes_where_there_are_some():
 
 def test_accuracy_is_over_classes():
     assert class_mean_accuracy(np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1])) == .5
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_head_begins_as_logistic_regression_on_the_networks_features(n):
+    labels = np.random.default_rng(0).integers(0, min(n, 3), (24,24)) # of four classes one has no sample
+    land = scene_set("land", CubeArray((np.random.default_rng(1).random((6,24,24))*.1 + .2*labels).astype("f4")), labels + 1, {i+1:f"c{i}" for i in range(min(n, 3))}, block=8, guard=0)
+    land.pixel_classes += ["none of them"]*(n - min(n, 3))
+    dls,_ = pixel_loaders(land, 3, 6, 20, patch_size=(1,3), normalize="zscore", bs=4, augment="flip", device="cpu", workers=0)
+    learn = vit_learner(dls, "spectral_mae_micro", dict(patch_size=(1,3), head="middle"), seed=1, device="cpu", precision="fp32")
+    frozen = {name:weight.clone() for name,weight in learn.model.named_parameters() if not name.startswith("head.")}
+    fit_head(learn, strength=.5)
+    assert all(torch.equal(weight, frozen[name]) for name,weight in learn.model.named_parameters() if name in frozen)
+    x,y = (torch.cat(part) for part in zip(*[(b["image"], b["target"]) for b in dls.train.new(shuffle=False, drop_last=False, pipeline=dls.valid.pipeline)]))
+    with torch.no_grad(): features,probs = learn.model.forward_head(learn.model.forward_features(x), pre_logits=True).double(),learn.model(x).softmax(1)
+    by_hand = LogisticRegression(C=.5, max_iter=500).fit((features - features.mean(0))/features.std(correction=0), y)
+    known = by_hand.predict_proba((features - features.mean(0))/features.std(correction=0))
+    assert np.allclose(probs[:,:known.shape[1]], known, atol=1e-3) and (n < 4 or probs[:,3].max() < 1e-2)
+
+
+def test_a_head_that_is_no_probe_is_refused():
+    cubes = load_cube_set(n=12, size=8, bands=6)
+    dls = cube_loaders(cubes, label="pixels", bs=2, patch_size=(2,3), device="cpu", workers=0)
+    learn = vit_learner(dls, "spectral_mae_micro", dict(patch_size=(2,3), head="pixel"), seed=1, device="cpu", precision="fp32")
+    with pytest.raises(ValueError, match="needs a linear head and one class a sample.*train it from random weights"): fit_head(learn)

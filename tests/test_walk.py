@@ -7,7 +7,7 @@ from PIL import Image
 from data_helpers import folder, own_folders, picture
 
 from vitnb.data.sets import load_set
-from vitnb.data.walk import difference, image_format, is_system, locate, say_passed, walk_images
+from vitnb.data.walk import FileKind, difference, image_format, is_system, locate, say_passed, walk_files, walk_images
 
 
 def listed(root): return walk_images(root, {"":root}).images[""]
@@ -119,3 +119,21 @@ def test_files_are_found_by_what_a_table_calls_them(tmp_path):
     assert locate(asked, tmp_path) == ["a/1.png", ["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"], "a/2.png", "a/2.png", "c/ex\u00e9.png", None]
     assert locate(["b/1.png"], tmp_path.parent) == ["s/b/1.png"]
     assert [is_system(name) for name in (".x", "thumbs.DB", "__init__")] == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe"])
+def test_what_is_no_file_is_counted_and_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path/name); picture(tmp_path/"a.png"); (tmp_path/"s").mkdir(); (tmp_path/"s"/"link.png").symlink_to(f"../{name}")
+    found = walk_images(tmp_path, {"":tmp_path})
+    assert found.images[""] == ["a.png"] and found.passed == {"what is no file":2}
+
+
+def test_one_walk_looks_for_any_kind_of_file_by_the_same_rules(tmp_path):
+    notes = FileKind("notes", frozenset({".txt"}), lambda path: "" if str(path).endswith(".txt") else "no notes")
+    (tmp_path/"@eaDir").mkdir()
+    for name in ("a.txt", "b.dat", "@eaDir/a.txt", ".c.txt"): (tmp_path/name).write_text("x")
+    for name,to in {"gone.txt":"nowhere", "gone.dat":"nowhere", "same.txt":"a.txt"}.items(): (tmp_path/name).symlink_to(to)
+    found = walk_files(tmp_path, {"":tmp_path}, notes)
+    assert found.images[""] == ["a.txt", "gone.txt"] and found.endings == {".dat"}
+    assert found.passed == {"no notes":1, "hidden or system folders":1, "hidden or system files":1, "links that lead nowhere":1, "links to files that are there already":1}
+    assert walk_files(tmp_path, {"":tmp_path}, notes, every_name=True).images[""] == ["a.txt", "gone.txt", "same.txt"]

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ..core import nearest, one_of
-from .film import film_end
+from .film import film_end, film_formats
 from .delimited import read_frame
 from .lungmask import film_stem
+from .walk import FileKind, walk_files
 from .zones import CSI_LEVELS, CSI_UNKNOWN, ZONES
 from ..files import load_text
 
@@ -181,15 +182,13 @@ def read_scores(
     return frame, report
 
 # %% ../../nbs/library/192_data.chesttable.ipynb #e22ad674
+_FILMS = FileKind("films", frozenset(film_formats) - {""}, lambda path: "no films" if film_end(path) is None else "")
+
 def _index(folder, end):
     "Find the films below a folder by their names without an end"
     found = {}
-    for parent,folders,names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            if name.startswith(".") or film_end(name) is None or (end and not name.endswith(end)): continue
-            path = (Path(parent)/name).relative_to(folder).as_posix()
-            found.setdefault(film_stem(name), []).append(path)
+    for path in walk_files(folder, {"":folder}, _FILMS, every_name=True).images[""]:
+        if path.endswith(end): found.setdefault(film_stem(path), []).append(path)
     return found
 
 def _check_films(ids, paths):

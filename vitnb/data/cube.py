@@ -20,7 +20,7 @@ from vitnb.data.classmap import (check_class_map, class_numbers, drop_unmeasured
 from vitnb.data.cubeaugment import (BandDropout, BandModulation, CubeAffine, CubeFlip, CubeGain, CubeNoise,
     CubeNormalize, CubeNormalizer, KeepReflectance, LogScale, ZScore, cube_augments, cube_pipeline, make_normalizer,
     normalizers)
-from .cubefile import CubeArray, CubeFile, close_cubes, open_cube, say_again, valid_pixels
+from .cubefile import CubeArray, CubeFile, close_cubes, open_cube, say_again, say_once, valid_pixels
 from .cubeloader import LABEL_KINDS, CubeDataset, CubeSource, cube_loaders
 from .cubescan import scan_cubes
 from .cubeset import IGNORE, SPLITS, CubeRecord, CubeSet, rgb_bands
@@ -281,14 +281,26 @@ def _many_cubes(path, places, options, max_bad, classes, shares, split_seed, dar
     records = [record for _, record in opened]
     groups = [record.group for record in records]
     _check_groups(path, groups)
+    _need_map(path, classes, any(row.truth for row, _ in opened))
     names = _add_maps(opened, places, classes, dark)
     splits = group_split(groups, shares or SHARES, [record.label for record in records], split_seed)
     return CubeSet(path.stem, records, splits, labels, nm, unreadable=bad, pixel_classes=names, **dark)
 
 # %% ../../nbs/library/160_data.cube.ipynb #de68fe4b
+def _say_unused(path, block, guard):
+    "Say that cubes of many patients are not split into blocks"
+    given = " and ".join(name for name, value in dict(block=block, guard=guard).items() if value is not None)
+    if given: say_once(path, f"{given} not used: one scene is split so, these cubes by patient")
+
+def _need_map(path, classes, has_map):
+    "Refuse names of classes where nothing has classes"
+    if classes is None or has_map: return
+    raise ValueError(f"classes={classes!r} names the values of a class map, and {path.name} has none; give truth=... "
+                     "(of a catalogue: its column `truth`)")
+
 def _cubes_at(path, split_seed=0, shares=None, root=None, dataset=None, axes="auto", size=None, bands=None, scale=None,
               ignore=None, wavelengths=None, wavelength_unit=None, background=None, background_band=0, max_bad=.01,
-              block=None, guard=2, label_map=None, truth=None, classes=None, keep=None):
+              block=None, guard=None, label_map=None, truth=None, classes=None, keep=None):
     "Make a set of a catalogue, a folder or one file"
     places = [path.parent, *_homes(root), Path()] if path.is_file() else [path, *_homes(root), Path()]
     is_scene = path.is_file() and path.suffix.lower() != ".csv"
@@ -301,7 +313,9 @@ def _cubes_at(path, split_seed=0, shares=None, root=None, dataset=None, axes="au
         raise ValueError(f"truth={truth!r} is the class map of one scene, and {path.name} lists cubes; give each its "
                          f"own in "
                          "the catalogue's column `truth`")
-    split = shares, block, guard, split_seed
+    if is_scene: _need_map(path, classes, truth is not None)
+    else: _say_unused(path, block, guard)
+    split = shares, block, 2 if guard is None else guard, split_seed
     if is_scene: cubes = _one_scene(path, places, options, truth, classes, split, dark)
     else: cubes = _many_cubes(path, places, options, max_bad, classes, shares, split_seed, dark)
     return cubes if keep is None else cubes.keep_bands(_band_numbers(keep))

@@ -130,6 +130,7 @@ class CubeFile:
         self.ignore = [*facts.ignore, *ignored_values(ignore)]
         self.valid = tuple(facts.valid)
         self.file, self.inner, self.form = _place(self.path, facts, form, axes)
+        if dataset and not facts.inner: note = f"{note}; dataset={dataset!r} is not used: it has one array".strip("; ")
         self.notes = [*facts.notes, *filter(None, [note])]
         self._measure(facts, axes, size, bands, wavelengths, wavelength_unit)
         self.options = dict(dataset=dataset, axes=axes, size=size and list(size), scale=scale, ignore=ignore,

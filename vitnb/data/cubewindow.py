@@ -76,6 +76,8 @@ def lay_windows(
     size:tuple, # (height, width) of a window, pixels
     stride:int|tuple|None=None, # From one window to the next, pixels; the window's size if None
     min_valid:float=.25, # Share of its own pixels that a window needs
+    most:int|None=None, # At most so many, spread over the split; None: all
+    seed:int=0, # Decides which
 )->np.ndarray: # Record, first row, first column of each window, (N,3)
     "Lay a grid of windows over the cubes of a split"
     number = SPLITS.index(one_of(split, SPLITS, "split"))
@@ -86,7 +88,10 @@ def lay_windows(
         for top in _starts(record.shape[1], size[0], down):
             for left in _starts(record.shape[2], size[1], right):
                 if _own_share(record, top, left, size, number) >= min_valid: found.append((index, top, left))
-    return np.array(found, dtype=np.int64).reshape(-1, 3)
+    places = np.array(found, dtype=np.int64).reshape(-1, 3)
+    if most is None: return places
+    order = np.argsort(hash_ints(seed, *places.T), kind="stable")
+    return places[np.sort(order[:most])]
 
 # %% ../../nbs/library/155_data.cubewindow.ipynb #66da5c12
 LABELS = ("cube", "window", "center")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core import is_main, nearest, one_of
+from ..core import nearest, one_of
 from .delimited import read_frame
 from .download import SPLIT_NAMES
-from .walk import IMAGE_TYPES, Found, difference, is_system, say_passed, visible_folders, walk_images
+from .walk import IMAGE_TYPES, Found, difference, is_system, say_alike, say_passed, visible_folders, walk_images
 
 # %% ../../nbs/library/109_data.folder.ipynb #c793fe4a
 def _named_splits(root):
@@ -100,15 +100,6 @@ def _check_names(folder, names, classes, train):
     raise ValueError(f"{folder} has class folders that train does not have: {', '.join(extra[:5])}; a model cannot "
         "have learnt them, so choose those that count with classes=[...]")
 
-def _say_alike(folder, classes):
-    "Refuse classes that only Unicode tells apart, and say which only their case does"
-    pairs = [(one, other, difference(one, other)) for number,one in enumerate(classes) for other in classes[:number]]
-    for one,other,how in pairs:
-        if "Unicode" in how:
-            raise ValueError(f"{folder} has two classes {one!r}: their names differ only {how}; give the folders one "
-                "name, or choose with classes=[...]")
-        if how and is_main(): print(f"{folder.name}: classes {one!r} and {other!r} differ only {how}")
-
 def _class_names(folder, chosen):
     "Find the classes of train"
     names = [path.name for path in visible_folders(folder)]
@@ -121,7 +112,7 @@ def _class_names(folder, chosen):
         raise ValueError(f"{folder} has {len(classes)} class folders{loose}; put each class into a folder of its own, "
             "two at least, or say where labels are: a table (load_set('labels.csv')), or the names of files "
             "(pattern=r'(?P<label>...)')")
-    _say_alike(folder, classes)
+    say_alike(folder, classes)
     return classes
 
 # %% ../../nbs/library/109_data.folder.ipynb #eae83e93

@@ -19,7 +19,7 @@ _table = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
 NAMES = _table["names"] # field of a recipe -> names that the rooms of vitnb have registered
 NAMED_OPTIONS = _table["options"] # "schedule", "optimizer", "loss" or "objective" -> name -> options that it takes
 FACTS = _table.get("facts", {}) # what else is known: "published": networks with published weights, and so on
-BETTER = _table["better"] # column of the history -> "min" or "max", where every kind of task means the same
+BETTER = _table.get("better", {}) # column of the history -> "min" or "max", where every kind of task means the same
 
 # %% ../../nbs/library/650_experiment.names.ipynb #4dc60a8e
 def as_registered(

@@ -7,6 +7,7 @@ __all__ = ['register_study']
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #8f7f1b34
 from .recipes import FIELDS, register_family
+from .values import field_rules, flag, one_name, whole
 from ..renamed import rename
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #ca341765
@@ -23,11 +24,14 @@ def register_study(
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #c2a7bf10
 register_study("finetune",
-    shown="data set_kw task window per_class test_per_class augment encoder arch patch_size pretrain_epochs modes "
+    shown="data set_kw task window per_class test_per_class n_splits augment encoder arch patch_size pretrain_epochs modes "
           "epochs bs lr",
-    fields=dict(data_root=None, truth="", fit_bands=None, normalize="log", mask_ratio=.7, frozen_lr=1e-2,
-                baseline=True),
+    fields=dict(data_root=None, truth="", fit_bands=None, normalize="zscore", mask_ratio=.7, frozen_lr=1e-3,
+                baseline=True, readout="auto", probe_first=True, pretrain_windows=1000),
     recipes=dict(eyes={}), without=("recipe", "max_hours", "dry_run"))
+
+field_rules["finetune"] = dict(readout=one_name("auto middle pool"), probe_first=flag, pretrain_windows=whole(1),
+                               n_splits=whole(1))
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3
 _synthetic = dict(

@@ -59,7 +59,9 @@ def _image_features(batch):
 
 def _middle_spectra(batch):
     around = (batch["image"].float(), batch["mask"].float())
-    return {"pixel":mean_spectrum(*around, [1]), "3x3":mean_spectrum(*around, [1, 1, 1])}
+    found = {"pixel":mean_spectrum(*around, [1])}
+    if min(batch["image"].shape[-2:]) >= 3: found["3x3"] = mean_spectrum(*around, [1, 1, 1])
+    return found
 
 def _whole_spectra(batch):
     valid = batch["mask"].float()

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from ..core import nearest
+from ..data.cubetable import find_cubes
 from ..data.film import film_end
 from ..data.delimited import read_frame
-from ..data.walk import IMAGE_TYPES
+from ..data.walk import IMAGES, FileKind, walk_files
 from ..files import at_home
 
 # %% ../../nbs/library/513_learner.inputs.ipynb #fad72449
-_CUBES = {".h5", ".hdf5", ".hdf", ".mat", ".npy"}
-_ENDINGS = dict(rgb=IMAGE_TYPES, grey=IMAGE_TYPES, native=IMAGE_TYPES | {".npy"}, pair=IMAGE_TYPES | {".npy"},
-                cube=_CUBES)
+_OF_IMAGES = ("rgb", "grey", "native", "pair") # readers
+_ANY = FileKind("files", frozenset(), lambda path: "")
 
 def _has_dicom_mark(path):
     "Whether a file says at its beginning that it is DICOM"
@@ -36,17 +36,18 @@ def _is_film(path):
 def _can_read(path, reader):
     "Whether a reader may have a use for a file"
     if reader.startswith("film"): return _is_film(path)
-    return reader not in _ENDINGS or path.suffix.lower() in _ENDINGS[reader]
+    if reader in ("native", "pair") and path.suffix.lower() == ".npy": return True
+    return reader not in _OF_IMAGES or not IMAGES.why_not(path)
 
 def _visible(folder):
-    "List the files anywhere below a folder, sorted, without hidden ones"
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    "List the files anywhere below a folder, sorted, each once, without what is hidden or a system's own"
+    return [folder/path for path in walk_files(folder, {"":folder}, _ANY).images[""]]
 
 def _folder_files(folder, reader):
     "List the files of a folder that a reader may have a use for, and say what is passed over"
     files = _visible(folder)
-    chosen = [path for path in files if _can_read(path, reader)]
+    if reader == "cube": chosen = [folder/path for path in find_cubes(folder).images[""]]
+    else: chosen = [path for path in files if _can_read(path, reader)]
     others = Counter(path.suffix.lower() or "no ending" for path in files if path not in set(chosen))
     kinds = ", ".join(f"{n} × {kind}" for kind,n in sorted(others.items()))
     if not chosen:

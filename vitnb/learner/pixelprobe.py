@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECTRA', 'pixel_tokens', 'mean_spectrum', 'describe_pixels', 'reduce_features', 'class_mean_accuracy',
-           'choose_labelled', 'probe']
+           'choose_labelled', 'probe', 'fit_head']
 
 # %% ../../nbs/library/552_learner.pixelprobe.ipynb #f3280871
 from collections.abc import Mapping, Sequence
@@ -131,3 +131,45 @@ def probe(
                 accuracy = class_mean_accuracy(predicted, test_target)
                 rows.append(dict(labels=per_class, draw=draw, features=name, accuracy=accuracy))
     return rows
+
+# %% ../../nbs/library/552_learner.pixelprobe.ipynb #4d6b478f
+@torch.no_grad()
+def _features(learn):
+    "What the head gets of the training samples as they are, and their classes"
+    loader = learn.dls.train.new(shuffle=False, drop_last=False, pipeline=learn.dls.valid.pipeline, views=1)
+    model = learn.model.eval()
+    device = next(model.parameters()).device
+    parts = []
+    for batch in loader:
+        tokens = model.forward_features(batch["image"].to(device))
+        parts.append((model.forward_head(tokens, pre_logits=True).float().cpu(), batch["target"].cpu()))
+    return [torch.cat(part).numpy() for part in zip(*parts)]
+
+def _logistic(x, y, n, strength):
+    "Weights `(n,D)` and biases `(n,)` of logistic regression; a class without a sample is never the answer"
+    mean, scale = x.mean(0), max(float(x.std()), 1e-6)
+    fitted = LogisticRegression(C=strength, max_iter=500).fit((x - mean)/scale, y)
+    coef, intercept = fitted.coef_/scale, fitted.intercept_
+    if len(coef) == 1: coef, intercept = np.concatenate([-coef, coef])/2, np.concatenate([-intercept, intercept])/2
+    weight = np.zeros((n, x.shape[1]))
+    bias = np.full(n, -10.)
+    weight[fitted.classes_] = coef
+    bias[fitted.classes_] = intercept - coef @ mean
+    return weight, bias
+
+# %% ../../nbs/library/552_learner.pixelprobe.ipynb #ea36180f
+def fit_head(
+    learn:object, # A Learner of one class a sample, whose head is a linear layer
+    strength:float=1., # C of scikit-learn, on features scaled by one number; less is smoother
+)->None:
+    "Give the head the weights of a linear probe of the network as it is"
+    head = learn.model.get_classifier()
+    x, y = _features(learn)
+    if not isinstance(head, nn.Linear) or x.ndim != 2 or y.ndim != 1:
+        raise ValueError(f"fit_head needs a linear head and one class a sample; this head is a {type(head).__name__} "
+                         f"and targets have shape {y.shape}: train it from random weights")
+    if len(np.unique(y)) < 2: raise ValueError(f"all {len(y)} training samples are of class {y[0]}; give two classes")
+    weight, bias = _logistic(x.astype(np.float64), y, head.out_features, strength)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))

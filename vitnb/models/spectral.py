@@ -26,7 +26,7 @@ from .tokens import mask_choices, mask_order, n_visible, seeded_noise, take_toke
 from ..seeding import hash_seed
 
 # %% ../../nbs/library/240_models.spectral.ipynb #062e4783
-HEADS = ("pool", "patch", "pixel") # a label a cube, a place, a pixel
+HEADS = ("pool", "middle", "patch", "pixel") # a label a cube, the middle of a window, a place, a pixel
 
 class SpectralMAE(nn.Module):
     "A transformer over the tokens of a cube, with a decoder (pre-training) or a head"
@@ -93,7 +93,8 @@ def _make_head(self:SpectralMAE, num_classes):
     self.head = nn.Identity()
     if not num_classes: return
     outputs = num_classes*self.patch_size[0]**2 if self.head_kind == "pixel" else num_classes
-    self.head = nn.Linear(self.num_features, outputs, device=self.patch_embed.weight.device)
+    inputs = self.num_features*(self.grid[0] if self.head_kind == "middle" else 1)
+    self.head = nn.Linear(inputs, outputs, device=self.patch_embed.weight.device)
     nn.init.trunc_normal_(self.head.weight, std=.02)
     nn.init.zeros_(self.head.bias)
 
@@ -111,6 +112,9 @@ def set_wavelengths(self:SpectralMAE,
 @patch
 def _describe_bands(self:SpectralMAE, nm):
     "Take in where the bands of the cubes lie and which are missing; `nm` is `(T,s)`"
+    if self.num_classes and self.head_kind == "middle" and len(nm) != self.grid[0]:
+        raise ValueError(f"{len(nm)} band groups do not fit a head that joins {self.grid[0]}; call reset_classifier, or "
+                         "create the model with head='pool', which takes any number")
     self.wavelengths = nm.flatten().tolist()
     self.in_chans = nm.numel()
     self.grid = (len(nm), *self.grid[1:])
@@ -203,16 +207,32 @@ def places(self:SpectralMAE,
     return x.unflatten(1, self.grid).mean(1)
 
 @patch
+def middle(self:SpectralMAE,
+    x:Tensor, # Tokens, `(B,L,D)`
+)->Tensor: # `(B,T*D)`
+    "Join the tokens of all band groups at the middle place"
+    _, rows, columns = self.grid
+    return x.unflatten(1, self.grid)[:,:,rows//2,columns//2].flatten(1)
+
+@patch
+def read_tokens(self:SpectralMAE,
+    x:Tensor, # Tokens, `(B,L,D)`
+)->Tensor: # What the linear layer of the head gets
+    "Read tokens as the kind of head does"
+    if self.head_kind == "pool": return x.mean(1)
+    return self.middle(x) if self.head_kind == "middle" else self.places(x)
+
+@patch
 def forward_head(self:SpectralMAE,
     x:Tensor, # Tokens, `(B,L,D)`
-    pre_logits:bool=False, # Leave out the linear layer: `(B,D)` or `(B,h,w,D)`
+    pre_logits:bool=False, # Leave out the linear layer: `(B,D)`, `(B,T*D)` or `(B,h,w,D)`
 )->Tensor: # Logits `(B,K)`, `(B,K,h,w)` or `(B,K,H,W)`
     "Pool tokens and apply the head"
-    x = x.mean(1) if self.head_kind == "pool" else self.places(x)
+    x = self.read_tokens(x)
     x = nn.functional.dropout(x, self.drop_rate, self.training)
     if pre_logits: return x
     x = self.head(x)
-    if self.head_kind == "pool": return x
+    if self.head_kind in ("pool", "middle"): return x
     x = x.movedim(-1, 1) # B,K,h,w
     if self.head_kind == "pixel" and self.num_classes: x = nn.functional.pixel_shuffle(x, self.patch_size[0]) # B,K,H,W
     return x
@@ -296,7 +316,7 @@ def spectral_mae(
     wavelengths:Sequence|None=None, # Band centres of the cubes, nm; NaN where a band is missing
     spectral_pos:str="auto", # Positions by "wavelength" or "index"; "auto": wavelength if wavelengths are given
     num_classes:int=0, # 0: an autoencoder; else outputs of a head in place of the decoder
-    head:str="pool", # "pool": a label a cube; "patch": a label a place; "pixel": a label a pixel
+    head:str="pool", # A label a cube ("pool"), its middle ("middle"), a place ("patch"), a pixel ("pixel")
     embed_dim:int=512, # Width
     depth:int=16, # Blocks
     num_heads:int=16, # Heads
