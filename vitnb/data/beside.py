@@ -75,6 +75,7 @@ def is_list_of(
     if own == base: return None if rank is None or rank > 0 else 4 # of all cubes of the folder
     return rank
 
+# %% ../../nbs/library/149_data.beside.ipynb #59902f46
 class _Lists:
     "Names of the files of a folder that may hold lists"
     def __init__(self, folder):
@@ -94,6 +95,7 @@ class _Lists:
 @lru_cache(64)
 def _lists_in(folder, changed): return _Lists(folder)
 
+# %% ../../nbs/library/149_data.beside.ipynb #ab442cc7
 def _read_list(path):
     if path.suffix.lower() == ".npy": return Listed(path.name, np.squeeze(load_npy(path)), unit_in(path.stem))
     listed = parse_numbers(load_text(path), path.name)
