@@ -10,8 +10,10 @@ import importlib.util
 import os
 import sys
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +84,17 @@ class _Lists:
         files = [entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(_LISTS) and entry.is_file()]
         self.names = sorted(files)
         self.shared = [name for name in files if is_list_of(name, "\0") is not None] # no cube is called so
-        self.headers = {name.lower():name for name in files if name.lower().endswith(".hdr")}
+        self.headers = defaultdict(list) # their case does not count
+        for name in files:
+            if name.lower().endswith(".hdr"): self.headers[name.lower()].append(name)
 
     def of(self, path):
         "Those that may belong to a cube; a folder has many cubes, so that not every name is looked at for each"
         begin = bisect_left(self.names, path.stem)
         end = bisect_left(self.names, path.stem + chr(sys.maxunicode))
-        headers = [self.headers.get(f"{name}.hdr".lower()) for name in (path.stem, path.name)]
-        found = [*self.names[begin:end], *self.shared, *headers]
-        return [name for name in dict.fromkeys(found) if name and name != path.name]
+        headers = [self.headers.get(f"{name}.hdr".lower(), []) for name in (path.stem, path.name)]
+        found = dict.fromkeys([*self.names[begin:end], *self.shared, *chain(*headers)])
+        return [name for name in found if name != path.name]
 
 @lru_cache(64)
 def _lists_in(folder, changed): return _Lists(folder)
