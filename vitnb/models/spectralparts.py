@@ -186,7 +186,7 @@ def rows_at(
     "Take rows of a table; no row twice in a sample, so the gradient is a plain scatter"
     return table.expand(index.shape[0], -1, -1).gather(1, index[...,None].expand(-1, -1, table.shape[-1]))
 
-# %% ../../nbs/library/238_models.spectralparts.ipynb #0a46f89f
+# %% ../../nbs/library/238_models.spectralparts.ipynb #bc4c3e44
 def read_tokens(
     x:Tensor, # Tokens, `(B,L,D)`
     grid:Sequence, # Band groups, rows, columns
@@ -203,8 +203,8 @@ def check_joined(
 )->None:
     "Refuse bands that do not fit a head that joins band groups"
     if groups == joined: return
-    raise ValueError(f"{groups} band groups do not fit a head that joins {joined}; call reset_classifier, or create the "
-                     "model with head='pool', which takes any number")
+    raise ValueError(f"{groups} band groups do not fit a head that joins {joined}; call reset_classifier, or create "
+                     "the model with head='pool', which takes any number")
 
 # %% ../../nbs/library/238_models.spectralparts.ipynb #150197b9
 class SpectralDecoder(nn.Module):
