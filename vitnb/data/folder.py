@@ -17,7 +17,8 @@ import pandas as pd
 from ..core import nearest, one_of
 from .delimited import read_frame
 from .download import SPLIT_NAMES
-from .walk import IMAGE_TYPES, Found, difference, is_system, say_alike, say_passed, visible_folders, walk_images
+from vitnb.data.walk import (IMAGE_TYPES, Found, difference, is_system, say_alike, say_passed, visible_folders,
+    walk_images)
 
 # %% ../../nbs/library/109_data.folder.ipynb #c793fe4a
 def _named_splits(root):

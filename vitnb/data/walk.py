@@ -202,7 +202,7 @@ def walk_images(
     "List the images below folders"
     return walk_files(root, folders)
 
-# %% ../../nbs/library/101_data.walk.ipynb #1d614831
+# %% ../../nbs/library/101_data.walk.ipynb #62bc1871
 def say_passed(
     name:str, # Name of the set
     found:Found, # From `walk_files`
@@ -210,7 +210,8 @@ def say_passed(
     "Say in one line how many files were passed over, by reason"
     if not found.passed: return ""
     endings = f" ({', '.join(sorted(found.endings)[:5])})" if found.endings else ""
-    parts = [f"{count:,} {reason}{endings*(reason == f'no {found.kind.what}')}" for reason,count in found.passed.most_common()]
+    none = f"no {found.kind.what}"
+    parts = [f"{count:,} {reason}{endings*(reason == none)}" for reason,count in found.passed.most_common()]
     line = f"{name}: {sum(found.passed.values()):,} passed over: {', '.join(parts)}"
     if is_main(): print(line)
     return line

@@ -152,7 +152,8 @@ def _measured(auto, n, pretrained):
     lr = auto["fields"]["lr"]*bs/32*(.1 if pretrained else 1.)
     fields = auto["fields"] | dict(bs=bs, lr=float(f"{lr:.2g}"))
     why = "as in short runs on 1,000 photographs; others were not tried"
-    return {name:(value, why) for name,value in fields.items()}
+    step = dict(accumulate=(1, f"a step is one batch, of {bs} images unless bs is given"))
+    return {name:(value, why) for name,value in fields.items()} | step
 
 def _choices(family, image_set, own, minutes, device):
     "Choose all fields"

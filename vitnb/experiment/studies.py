@@ -24,8 +24,8 @@ def register_study(
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #c2a7bf10
 register_study("finetune",
-    shown="data set_kw task window per_class test_per_class n_splits augment encoder arch patch_size pretrain_epochs modes "
-          "epochs bs lr",
+    shown="data set_kw task window per_class test_per_class n_splits augment encoder arch patch_size pretrain_epochs "
+          "modes epochs bs lr",
     fields=dict(data_root=None, truth="", fit_bands=None, normalize="zscore", mask_ratio=.7, frozen_lr=1e-3,
                 baseline=True, readout="auto", probe_first=True, pretrain_windows=1000),
     recipes=dict(eyes={}), without=("recipe", "max_hours", "dry_run"))

@@ -132,7 +132,7 @@ def probe(
                 rows.append(dict(labels=per_class, draw=draw, features=name, accuracy=accuracy))
     return rows
 
-# %% ../../nbs/library/552_learner.pixelprobe.ipynb #4d6b478f
+# %% ../../nbs/library/552_learner.pixelprobe.ipynb #2e8e9505
 @torch.no_grad()
 def _features(learn):
     "What the head gets of the training samples as they are, and their classes"
@@ -143,7 +143,7 @@ def _features(learn):
     for batch in loader:
         tokens = model.forward_features(batch["image"].to(device))
         parts.append((model.forward_head(tokens, pre_logits=True).float().cpu(), batch["target"].cpu()))
-    return [torch.cat(part).numpy() for part in zip(*parts)]
+    return [torch.cat(part) for part in zip(*parts)]
 
 def _logistic(x, y, n, strength):
     "Weights `(n,D)` and biases `(n,)` of logistic regression; a class without a sample is never the answer"
@@ -157,19 +157,22 @@ def _logistic(x, y, n, strength):
     bias[fitted.classes_] = intercept - coef @ mean
     return weight, bias
 
-# %% ../../nbs/library/552_learner.pixelprobe.ipynb #ea36180f
+# %% ../../nbs/library/552_learner.pixelprobe.ipynb #4ebcf10c
 def fit_head(
     learn:object, # A Learner of one class a sample, whose head is a linear layer
     strength:float=1., # C of scikit-learn, on features scaled by one number; less is smoother
 )->None:
     "Give the head the weights of a linear probe of the network as it is"
     head = learn.model.get_classifier()
-    x, y = _features(learn)
-    if not isinstance(head, nn.Linear) or x.ndim != 2 or y.ndim != 1:
+    x, target = _features(learn)
+    if not isinstance(head, nn.Linear) or target.shape != x.shape[:-1] or target.is_floating_point():
         raise ValueError(f"fit_head needs a linear head and one class a sample; this head is a {type(head).__name__} "
-                         f"and targets have shape {y.shape}: train it from random weights")
+                         f"and targets have shape {tuple(target.shape)}: train it from random weights")
+    known = learn.tasks.only.known(target)
+    if known is not None: x, target = x[known], target[known]
+    y = target.numpy()
     if len(np.unique(y)) < 2: raise ValueError(f"all {len(y)} training samples are of class {y[0]}; give two classes")
-    weight, bias = _logistic(x.astype(np.float64), y, head.out_features, strength)
+    weight, bias = _logistic(x.double().numpy(), y, head.out_features, strength)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias))

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..core import moved_names, one_of
 from .protocol import register_model
-from .spectralparts import (FastNorm, Positions, SpectralBlock, SpectralDecoder, band_groups, check_heads,
-    fit_places, init_linear, rows_at, run_block)
+from .spectralparts import (FastNorm, Positions, SpectralBlock, SpectralDecoder, band_groups,
+    check_heads, check_joined, fit_places, init_linear, read_tokens, rows_at, run_block)
 from .tokens import mask_choices, mask_order, n_visible, seeded_noise, take_tokens, token_grid
 from ..seeding import hash_seed
 
@@ -112,9 +112,7 @@ def set_wavelengths(self:SpectralMAE,
 @patch
 def _describe_bands(self:SpectralMAE, nm):
     "Take in where the bands of the cubes lie and which are missing; `nm` is `(T,s)`"
-    if self.num_classes and self.head_kind == "middle" and len(nm) != self.grid[0]:
-        raise ValueError(f"{len(nm)} band groups do not fit a head that joins {self.grid[0]}; call reset_classifier, or "
-                         "create the model with head='pool', which takes any number")
+    if self.num_classes and self.head_kind == "middle": check_joined(len(nm), self.grid[0])
     self.wavelengths = nm.flatten().tolist()
     self.in_chans = nm.numel()
     self.grid = (len(nm), *self.grid[1:])
@@ -200,35 +198,12 @@ def forward_features(self:SpectralMAE,
     return self.encode(x)
 
 @patch
-def places(self:SpectralMAE,
-    x:Tensor, # Tokens, `(B,L,D)`
-)->Tensor: # `(B,h,w,D)`
-    "Take the mean over band groups at each place"
-    return x.unflatten(1, self.grid).mean(1)
-
-@patch
-def middle(self:SpectralMAE,
-    x:Tensor, # Tokens, `(B,L,D)`
-)->Tensor: # `(B,T*D)`
-    "Join the tokens of all band groups at the middle place"
-    _, rows, columns = self.grid
-    return x.unflatten(1, self.grid)[:,:,rows//2,columns//2].flatten(1)
-
-@patch
-def read_tokens(self:SpectralMAE,
-    x:Tensor, # Tokens, `(B,L,D)`
-)->Tensor: # What the linear layer of the head gets
-    "Read tokens as the kind of head does"
-    if self.head_kind == "pool": return x.mean(1)
-    return self.middle(x) if self.head_kind == "middle" else self.places(x)
-
-@patch
 def forward_head(self:SpectralMAE,
     x:Tensor, # Tokens, `(B,L,D)`
     pre_logits:bool=False, # Leave out the linear layer: `(B,D)`, `(B,T*D)` or `(B,h,w,D)`
 )->Tensor: # Logits `(B,K)`, `(B,K,h,w)` or `(B,K,H,W)`
     "Pool tokens and apply the head"
-    x = self.read_tokens(x)
+    x = read_tokens(x, self.grid, self.head_kind)
     x = nn.functional.dropout(x, self.drop_rate, self.training)
     if pre_logits: return x
     x = self.head(x)
@@ -253,7 +228,7 @@ def forward_intermediates(self:SpectralMAE,
     last = self.encode(x, keep=kept, depth=top+1 if stop_early else None)
     maps = [kept[block] for block in wanted]
     if norm: maps = [self.norm(tokens) for tokens in maps]
-    if output_fmt == "NCHW": maps = [self.places(tokens).permute(0, 3, 1, 2) for tokens in maps]
+    if output_fmt == "NCHW": maps = [read_tokens(tokens, self.grid, "patch").permute(0, 3, 1, 2) for tokens in maps]
     return maps if intermediates_only else (last, maps)
 
 # %% ../../nbs/library/240_models.spectral.ipynb #ac50a2ab

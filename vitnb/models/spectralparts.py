@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['encode_wavelengths', 'band_groups', 'Positions', 'FastNorm', 'SpectralBlock', 'init_linear', 'check_heads',
-           'run_block', 'fit_places', 'rows_at', 'SpectralDecoder']
+           'run_block', 'fit_places', 'rows_at', 'read_tokens', 'check_joined', 'SpectralDecoder']
 
 # %% ../../nbs/library/238_models.spectralparts.ipynb #326f210c
 import math
@@ -185,6 +185,26 @@ def rows_at(
 )->Tensor: # `(B,V,D)`
     "Take rows of a table; no row twice in a sample, so the gradient is a plain scatter"
     return table.expand(index.shape[0], -1, -1).gather(1, index[...,None].expand(-1, -1, table.shape[-1]))
+
+# %% ../../nbs/library/238_models.spectralparts.ipynb #bc4c3e44
+def read_tokens(
+    x:Tensor, # Tokens, `(B,L,D)`
+    grid:Sequence, # Band groups, rows, columns
+    head:str, # "pool": the mean; "middle": the band groups of the middle place, joined; else a mean at each place
+)->Tensor: # `(B,D)`, `(B,T*D)` or `(B,h,w,D)`
+    "Give the linear layer of a head what it reads"
+    if head == "pool": return x.mean(1)
+    x = x.unflatten(1, grid) # B,T,h,w,D
+    return x[:,:,grid[1]//2,grid[2]//2].flatten(1) if head == "middle" else x.mean(1)
+
+def check_joined(
+    groups:int, # Band groups of the cubes to come
+    joined:int, # Band groups that the head joins
+)->None:
+    "Refuse bands that do not fit a head that joins band groups"
+    if groups == joined: return
+    raise ValueError(f"{groups} band groups do not fit a head that joins {joined}; call reset_classifier, or create "
+                     "the model with head='pool', which takes any number")
 
 # %% ../../nbs/library/238_models.spectralparts.ipynb #150197b9
 class SpectralDecoder(nn.Module):
