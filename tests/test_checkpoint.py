@@ -181,3 +181,19 @@ def test_a_folder_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", no)
     with pytest.raises(OSError, match="(?s)could not write checkpoint.*Permission denied.*intact"): tiny_fit(tmp_path, epochs=1, resume="never")
     assert (tmp_path/"checkpoints/last_model.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("values,said", [([.1, .5, .3], "best epoch 2 of 3: accuracy 0.5 (higher is better), in best_model.pth"),
+                                         ([float("nan")]*3, "no epoch is the best: accuracy (higher is better) was defined in none; no best_model.pth")])
+def test_the_log_says_which_score_chose_the_best_epoch(tmp_path, capsys, values, said):
+    tiny_fit(tmp_path, epochs=3, cbs=[Scores(values)])
+    assert capsys.readouterr().out.rstrip().endswith(said)
+
+
+def test_the_log_says_it_of_another_column_and_after_a_resume(tmp_path, capsys):
+    kw = dict(epochs=3, run_kw=dict(monitor="valid_loss"))
+    with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[StopAt(len(tiny_learner().dls.train) + 2)], **kw)
+    learn = tiny_fit(tmp_path, **kw)
+    losses = [row["valid_loss"] for row in learn.recorder.rows]
+    epoch = min(range(3), key=losses.__getitem__) + 1
+    assert f"best epoch {epoch} of 3: valid_loss {min(losses):.4g} (lower is better), in best_model.pth" in capsys.readouterr().out

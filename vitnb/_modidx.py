@@ -57,6 +57,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'vitnb/callback/checkpoint.py'),
                                            'vitnb.callback.checkpoint.Checkpoints.before_validate': ( 'library/callback.checkpoint.html#checkpoints.before_validate',
                                                                                                       'vitnb/callback/checkpoint.py'),
+                                           'vitnb.callback.checkpoint.Checkpoints.choice': ( 'library/callback.checkpoint.html#checkpoints.choice',
+                                                                                             'vitnb/callback/checkpoint.py'),
                                            'vitnb.callback.checkpoint.Checkpoints.leftovers': ( 'library/callback.checkpoint.html#checkpoints.leftovers',
                                                                                                 'vitnb/callback/checkpoint.py'),
                                            'vitnb.callback.checkpoint.Checkpoints.load_state_dict': ( 'library/callback.checkpoint.html#checkpoints.load_state_dict',

@@ -105,8 +105,8 @@ def find_weights(
     file,_,choice = str(path).partition(CHOICE)
     path = Path(file).expanduser()
     if re.match(r"https?://", file):
-        raise ValueError(f"{file} is an address, and weights are read from files; fetch it, check its checksum, and give "
-                         "the path of the file; of the hub it is hf://owner/name/file.safetensors")
+        raise ValueError(f"{file} is an address, and weights are read from files; fetch it, check its checksum, and "
+                         "give the path of the file; of the hub it is hf://owner/name/file.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, "
                                 "or pretrained=True for published weights")
@@ -182,6 +182,7 @@ def _place(name):
     config = timm.get_pretrained_cfg(name)
     return getattr(config, "hf_hub_id", None), getattr(config, "hf_hub_filename", None) or "model.safetensors"
 
+# %% ../nbs/library/039_hub.ipynb #9bef3198
 def check_copy(
     file:str|Path, # A file in the cache of the hub's client
 )->None:
@@ -205,6 +206,7 @@ def _fetched(name):
     if isinstance(copy, str): check_copy(copy)
     return weights
 
+# %% ../nbs/library/039_hub.ipynb #f4b4c15c
 def _elsewhere(name):
     "Say where weights can be fetched by other means"
     repository,file = _place(name)

@@ -161,10 +161,20 @@ class Checkpoints(TrainCallback):
 
     def after_fit(self):
         self.writer.join()
+        if is_main() and self.recorder.rows: print(self.choice(), flush=True)
         if self.kept and is_main(): # a run may have been killed when it was about to do so
             for path in self.outdated(): path.unlink(missing_ok=True)
 
 # %% ../../nbs/library/460_callback.checkpoint.ipynb #063dc4f8
+@patch
+def choice(self:Checkpoints)->str: # Such as "best epoch 3 of 5: accuracy 0.91 (higher is better), in best_model.pth"
+    "Say which score chose the best epoch"
+    better = dict(max="higher is better", min="lower is better")[self.column.better]
+    name = self.column.name
+    if self.best is None: return f"no epoch is the best: {name} ({better}) was defined in none; no best_model.pth"
+    return f"best epoch {self.best_epoch} of {self.recorder.rows[-1]['epoch']}: {name} {self.best:.4g} ({better}), " \
+           "in best_model.pth"
+
 @patch
 def state_dict(self:Checkpoints)->dict:
     return dict(best=self.best, best_epoch=self.best_epoch, kept=[list(entry) for entry in self.kept],

@@ -170,11 +170,13 @@ def put_weights(
     if use == "ema":
         if not kept: raise ValueError("use='ema' needs an average: train with ema_decay or ema_half_life")
         restore_weights(learn.model, kept[0].state_dict())
+    said = _WORDS[use]
     if use == "best":
         checkpoint = load_checkpoint(Path(folder)/"best_model.pth", learn.device)
         by_average = checkpoint["monitor"].endswith("_ema")
         restore_weights(learn.model, weights_of(checkpoint, "ema" if by_average else "trained")[0])
-    print(f"tested weights: {_WORDS[use]}", flush=True)
+        said += f": epoch {checkpoint['epoch']}, {checkpoint['monitor']} {checkpoint['best']:.4g}"
+    print(f"tested weights: {said}", flush=True)
     return use
 
 _WORDS = dict(ema="the moving average (ema)", last="of the last epoch (last)", best="of the best epoch (best)")
