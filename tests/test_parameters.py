@@ -133,6 +133,13 @@ def test_a_hidden_field_of_another_type_is_an_error_before_the_run(way):
     with pytest.raises(ValueError, match="early_stop='soon' is a str, but must be a int"): calls[way]()
 
 
+def test_of_two_lines_in_a_cell_the_last_counts_and_this_is_said(capsys):
+    cell = "tag = ''\nlr = 0.1\nepochs = 3\nlr = 0.5"
+    assert literal_params(cell) == dict(tag="", lr=.5, epochs=3)
+    assert take_params({"In":["", cell], "tag":"", "lr":.5, "epochs":3})["lr"] == .5
+    assert capsys.readouterr().out == "lr has 2 lines in the cell; the last counts: lr = 0.5\n"
+
+
 def test_a_field_that_is_given_twice_is_an_error_in_each_way():
     nb,shown,family = opened("train_swin")
     more = "{'lr': 0.1}"
@@ -140,7 +147,7 @@ def test_a_field_that_is_given_twice_is_an_error_in_each_way():
         parse_params([["lr", "1"], ["more", more]], shown, family)
     with pytest.raises(ValueError, match="more than once"): parse_params([["lr", "1"], ["lr", "2"]], shown, family)
     cell = cell_of(nb) + "\nlr = 0.5" # a second line, below the one that is shown
-    with pytest.raises(ValueError, match="'lr' has two lines"): take_params({"In":["", cell], "tag":"", "lr":.5}, family)
+    assert take_params({"In":["", cell], "tag":"", "lr":.5}, family)["lr"] == .5 # as in every cell of Python
     space = in_jupyterlab(cell_of(nb), "mixup", "0.8")
     with pytest.raises(ValueError, match="'mixup' is given as a parameter and in more"):
         take_params({**space, "more":{"mixup":.1}}, family)

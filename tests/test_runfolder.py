@@ -153,3 +153,9 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="make room there.*[.]lock"): hold(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{\"a\": 1", "[1]"], ids=["empty", "cut", "another kind"])
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path/"history.json").write_text(content)
+    with pytest.raises(ValueError, match="(?s)history.json.*remove it: what training goes on from"): read_json(tmp_path/"history.json")

@@ -7430,6 +7430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.parameters._literal': ('library/parameters.html#_literal', 'vitnb/parameters.py'),
                                   'vitnb.parameters._no_number': ('library/parameters.html#_no_number', 'vitnb/parameters.py'),
                                   'vitnb.parameters._own_cell': ('library/parameters.html#_own_cell', 'vitnb/parameters.py'),
+                                  'vitnb.parameters._say_twice': ('library/parameters.html#_say_twice', 'vitnb/parameters.py'),
                                   'vitnb.parameters._take_hyperparams': ( 'library/parameters.html#_take_hyperparams',
                                                                           'vitnb/parameters.py'),
                                   'vitnb.parameters._take_old_names': ('library/parameters.html#_take_old_names', 'vitnb/parameters.py'),

@@ -57,12 +57,18 @@ def _assignments(source):
 def literal_params(
     source:str, # Source of a parameters cell: lines `name = literal`
 )->dict: # Names and values, in order
-    "Read the parameters that a cell assigns"
+    "Read the parameters that a cell assigns; of two lines the last counts, as everywhere in Python"
+    return dict(_assignments(source))
+
+# %% ../nbs/library/040_parameters.ipynb #bee684a1
+def _say_twice(source):
+    "Say which parameters have several lines, and what counts"
     found = {}
-    for name,value in _assignments(source):
-        if name in found: raise ValueError(f"parameter {name!r} has two lines in the cell; give it once")
-        found[name] = value
-    return found
+    for name,value in _assignments(source): found.setdefault(name, []).append(value)
+    for name,values in found.items():
+        counts = f"the last counts: {name} = {values[-1]!r}"
+        if len(values) > 1: print(f"{name} has {len(values)} lines in the cell; {counts}")
+
 
 def _fits(value, default):
     "Whether `value` may replace `default`"
@@ -289,7 +295,9 @@ def _own_cell(history):
         if _is_injected(source): continue
         try: names = [name for name,_ in _assignments(source)]
         except (ValueError, SyntaxError): continue
-        if "tag" in names: return literal_params(source)
+        if "tag" not in names: continue
+        _say_twice(source)
+        return literal_params(source)
     return {}
 
 def _take_old_names(namespace, known, found):
@@ -303,6 +311,7 @@ def _take_hyperparams(namespace, asked, known):
     path = namespace.get("hyperparams")
     if path: namespace.update(add_hyperparams({**asked, "hyperparams":path}, known))
 
+# %% ../nbs/library/040_parameters.ipynb #d7f3037a
 def take_params(
     namespace:dict, # `globals()` of a notebook, where old names are replaced, or a dict
     family:Askable=NOTHING, # What may be asked for beside the cell

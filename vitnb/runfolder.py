@@ -51,7 +51,8 @@ def read_json(
     kind:type=dict, # What it holds: `dict` or `list`
 )->dict|list: # Its content; empty if the file is not there
     "Read JSON that a run wrote"
-    return load_json(path, kind) if Path(path).is_file() else kind()
+    remedy = "put back a copy of it, or remove it: what training goes on from is in checkpoints/"
+    return load_json(path, kind, remedy) if Path(path).is_file() else kind()
 
 # %% ../nbs/library/034_runfolder.ipynb #1d965981
 _held = {} # folder -> descriptor of its lock

@@ -122,12 +122,13 @@ def _check_field_twice(given, place, options, fields):
         if given.get(field) is not None and option in options:
             raise ValueError(f"{field}={given[field]!r} and {place} with {option!r} say the same thing twice; give one")
 
-# %% ../../nbs/library/659_experiment.agreement.ipynb #f4daf58c
+# %% ../../nbs/library/659_experiment.agreement.ipynb #30a44e80
 def _check_network(value, given, fields):
     "Refuse fields that the network has no argument for; those of the recipe too, for the network was given"
     known = NAMED_OPTIONS["arch"].get(value("arch"))
     for field,option in fields.items():
-        if known is None or not value(field) or option in known: continue
+        is_ours = any(option in options for options in NAMED_OPTIONS["arch"].values()) # or of somebody's own network
+        if known is None or not is_ours or not value(field) or option in known: continue
         whose = "given" if field in given else "of the recipe"
         raise ValueError(f"{field}={value(field)!r} is {whose}, and {value('arch')} has no {option}; give {field}=0, "
                          "or another arch")
