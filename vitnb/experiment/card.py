@@ -22,7 +22,7 @@ from ..runfolder import read_json
 def _gap(scores, better):
     "The main score on train and valid"
     name = next((name.removeprefix("test_") for name in better if name.startswith("test_")), None)
-    if scores.get(f"train_{name}") is None: # a pre-training is not scored on what it has seen
+    if f"train_{name}" not in scores: # a pre-training is not scored on what it has seen
         return name, scores.get(f"valid_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
     return name, scores.get(f"train_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
 
