@@ -4,11 +4,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import optuna
 import pytest
 from search_helpers import demo, space_file, start, workspace # noqa: F401, two of them are fixtures
 
 from vitnb.experiment.search import best_params, study_rows
 from vitnb.experiment.study import open_study
+from vitnb.storage import open_storage
 
 pytest.importorskip("optuna")
 
@@ -71,3 +73,17 @@ def test_a_link_that_the_server_has_dropped_is_made_anew(workspace, postgres):
         ended = link.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'studies' AND pid <> pg_backend_pid()").fetchall()
     assert ended, "no link was idle"
     assert study.ask().number == 1 and len(study.get_trials()) == 2
+
+
+@pytest.mark.slow # starts a kernel for each trial
+def test_a_sweep_keeps_its_study_on_a_postgresql_server(workspace, postgres):
+    "Typed once, and gone on with; the password stands in no file"
+    from sweep_helpers import start_sweep
+    args = ["train_demo.ipynb", "--space", '{"x": {"low": 0.0, "high": 4.0}}', "--score", "near", "--better", "max", "--method", "tpe", "--workers", 2, "--storage", postgres, "-p", "epochs", "1"]
+    for runs in (2, 3):
+        sweep = start_sweep(workspace, *args, "--runs", runs)
+        out,_ = sweep.communicate(timeout=300)
+        assert sweep.returncode == 0 and f"{runs} finished" in out, out
+    study = optuna.load_study(study_name="train_demo", storage=open_storage(postgres))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"]*3 and not (workspace/"out/sweeps/train_demo/study.db").exists()
+    assert not [p for p in (workspace/"out").rglob("*") if p.is_file() and b"secret" in p.read_bytes()]

@@ -94,3 +94,14 @@ def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspac
     assert killed and sweep.counts() == dict(finished=3)
     starts = sorted(began(workspace).values())
     assert sum(len(one) for one in starts) <= 4 and all(one == sorted(set(one)) for one in starts), starts
+
+
+@pytest.mark.slow # starts two jobs, each with a kernel
+def test_submitit_carries_a_sweep_out(workspace):
+    "Its own local executor, by the command: jobs of this machine, as those of Slurm would be"
+    pytest.importorskip("submitit")
+    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1.])), "--score", "near", "--better", "max", "--workers", 2, "--submitit", "local", "--minutes", "3", "-p", "epochs", "2"]
+    sweep = start_sweep(workspace, *args)
+    out,_ = sweep.communicate(timeout=200)
+    assert sweep.returncode == 0 and "2 finished" in out, out
+    assert len(list((workspace/"out/sweeps/train_demo/jobs").glob("*_result.pkl"))) == 2 and len(began(workspace)) == 2

@@ -201,6 +201,7 @@ from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.baseline import *
 from vitnb.learner.fits import *
+from vitnb.learner.rundata import *
 from vitnb.learner.registered import *
 from vitnb.learner.rebuilt import *
 from vitnb.experiment.run import *

@@ -22,6 +22,8 @@ from ..runfolder import read_json
 def _gap(scores, better):
     "The main score on train and valid"
     name = next((name.removeprefix("test_") for name in better if name.startswith("test_")), None)
+    if f"train_{name}" not in scores: # a pre-training is not scored on what it has seen
+        return name, scores.get(f"valid_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
     return name, scores.get(f"train_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
 
 def _epochs_line(training):
@@ -37,6 +39,7 @@ def _test_line(facts):
 def _gap_line(scores, better):
     name,train,valid,test = _gap(scores, better)
     if None in (train, valid, test): return False, "there is no score of train, valid and test"
+    if f"train_{name}" not in scores: return True, f"{name}: valid {valid:.4f}, test {test:.4f}"
     return True, f"{name}: train {train:.4f}, valid {valid:.4f}, test {test:.4f}"
 
 def checklist(
@@ -107,7 +110,7 @@ def _score_rows(facts):
         low,high = scores.get(f"{name}_lo"), scores.get(f"{name}_hi")
         between = "" if low is None else f"{low:.4f} to {high:.4f}"
         shown = "undefined" if scores[name] is None else f"{scores[name]:.4f}"
-        images = scores[name.partition("_")[0] + "_n"]
+        images = scores.get(name.partition("_")[0] + "_n", "")
         lines.append(f"| {name} | {shown} | {between} | {better} | {images} | {scores.get(f'{name}_n', images)} |")
     others = [f"- result.json has {name} {value:.4f}, which is not what was found now" for name,value in
               facts["result"].items() if name in scores and not math.isclose(value, scores[name] or 0, abs_tol=1e-3)]
@@ -124,13 +127,22 @@ def _prints(facts):
     changed = ", changed since" if now.get("dirty") else ""
     return [*lines, f"- environment: {shown}; commit {now.get('commit')}{changed}"]
 
+# %% ../../nbs/library/697_experiment.card.ipynb #52419cd7
 def _calibration(facts):
     found = facts["calibration"]
-    lines = ["| test split | ECE | Brier | log loss |", "|---|---|---|---|"]
+    if not found: return ["This model gives no probabilities, so there is nothing to calibrate."]
+    by_task = {"":found} if "temperature" in found else found
+    return [line for task,own in by_task.items() for line in _calibrated(task, own)]
+
+def _number(value): return "undefined" if value is None else f"{value:.4f}"
+
+def _calibrated(task, found):
+    "The calibration of one task"
+    lines = [f"| test split {task} | ECE | Brier | log loss |".replace("  ", " "), "|---|---|---|---|"]
     for name in ("before", "after"):
         row = [found[name][key] for key in ("ece", "brier", "log_loss")]
-        lines.append(f"| {name} scaling | " + " | ".join(f"{value:.4f}" for value in row) + " |")
-    return [*lines, "", f"The temperature, {found['temperature']:.3f}, is fitted on the validation split."]
+        lines.append(f"| {name} scaling | " + " | ".join(map(_number, row)) + " |")
+    return [*lines, "", f"The temperature, {found['temperature']:.3f}, is fitted on the validation split.", ""]
 
 def _exports(facts):
     found = {name:value if isinstance(value, str) else f"{value:.2g}" for name,value in facts["export"].items()}
@@ -155,12 +167,9 @@ def plot_samples(
     return _draw_samples(open_evaluated(run).learn, n)
 
 def _draw_samples(learn, n=24):
-    "Draw the first images of the test split"
-    from vitnb.figures import denormalize, plot_predictions
-    from vitnb.learner.predict import predict_split
-    probs,targets,images = predict_split(learn, "test", images=True)
-    pixels = denormalize(images[:n], learn.dls.mean, learn.dls.std)
-    return plot_predictions(pixels, probs[:n], targets[:n], learn.dls.vocab)
+    "Draw the first samples of the test split, as what the run was trained for looks"
+    from vitnb.learner.rebuilt import draw_samples
+    return draw_samples(learn, n)
 
 def check_card(
     facts:Mapping, # Of the card
@@ -182,6 +191,16 @@ def _picture(fig):
         data = {"image/png":b64encode(file.getvalue()).decode()}
     return need("nbformat").v4.new_output("display_data", data=data)
 
+# %% ../../nbs/library/697_experiment.card.ipynb #fbed00e5
+def _intended(facts):
+    "What the model is for, and what not"
+    answers = [f"{name}: {names}".removeprefix(": ") for name,names in facts["answers"].items()]
+    general = f"Images like those of {facts['data']['name']}, on which it was trained."
+    said = [f"It answers with {'; '.join(answers)}."] if answers else []
+    limit = f"Scores below are of {facts['data']['name']} alone, and say nothing of other data."
+    return [" ".join([facts["use"] or general, *said, limit])]
+
+# %% ../../nbs/library/697_experiment.card.ipynb #f151ca47
 def _cells(run, facts, rows, samples):
     "The cells of a card"
     new = need("nbformat").v4
@@ -190,8 +209,9 @@ def _cells(run, facts, rows, samples):
     first = f"run = {str(run)!r} # folder of the run"
     cells = [text(f"# Card of {run.name}", ["> What is this model worth, and does that still hold?"]),
              new.new_code_cell(first, metadata=dict(tags=["parameters"])),
+             text("## Intended use", _intended(facts)),
              text("## Fingerprints", _prints(facts)), text("## Scores", _score_rows(facts)),
-             text("## Calibration", _calibration(facts)), text("## Samples", ["Test images in the order of the set."]),
+             text("## Calibration", _calibration(facts)), text("## Samples", ["Test samples in the order of the set."]),
              new.new_code_cell(_SAMPLES, outputs=[_picture(samples)]), text("## Exports", _exports(facts)),
              text("## Production checklist", _checks(rows)),
              text("## Verify", ["`vitnb verify` runs this cell's check; it fails where the model has drifted."]),

@@ -52,7 +52,7 @@ wrap("_setup_pipe_out", "connect", lambda socket, address: connect(socket, FORKS
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
 """ # what a kernel of Python is started with: what its forked processes print comes by a socket of this user's too
 
-# %% ../../nbs/library/615_experiment.channels.ipynb #a2cabc0b
+# %% ../../nbs/library/615_experiment.channels.ipynb #e894b987
 def without_ports(
     command:list, # That starts a kernel
 )->list: # The same for a kernel that is not of ipykernel
@@ -77,7 +77,10 @@ def kernel_manager(
     descriptors = hand_on(run_dir)[1] if run_dir else ()
     class Manager(AsyncKernelManager):
         "Passes the lock on"
-        def format_kernel_cmd(self, extra_arguments=None):
+        def format_kernel_cmd(self,
+            extra_arguments:list|None=None, # Put behind the kernel's own
+        )->list: # The command
+            "Write the command that starts the kernel"
             command = super().format_kernel_cmd(extra_arguments)
             return without_ports(command) if self.transport == "ipc" else command
 

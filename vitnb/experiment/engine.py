@@ -172,8 +172,8 @@ class Engine:
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #d780efae
 def _execute(nb, kernel_name, output, run_dir, started, stack, *, progress_bar=True, log_output=False, plan=None,
-             autosave_cell_every=30, folder=None, stdout_file=None, stderr_file=None, execution_timeout=None, start_timeout=60,
-             input_path=None, **options):
+             autosave_cell_every=30, folder=None, stdout_file=None, stderr_file=None, execution_timeout=None,
+             start_timeout=60, input_path=None, **options):
     "Run the cells with papermill's options"
     from papermill.log import logger
     terminal = dict(stdout=stdout_file, stderr=stderr_file)

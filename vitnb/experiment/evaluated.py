@@ -26,6 +26,7 @@ def _weights(run):
         raise ValueError(f"{run.path} has no checkpoints/{name}: a card is of a run that was trained")
     return path, dict(ema="ema", best="auto").get(tested, "trained")
 
+# %% ../../nbs/library/696_experiment.evaluated.ipynb #daa0c5d8
 @dataclass
 class Evaluated:
     "A run that was built again"
@@ -40,16 +41,19 @@ def open_evaluated(
 )->Evaluated: # Its model, with its data
     "Build a run again"
     from vitnb.learner.rebuilt import rebuild
+    from vitnb.learner.rundata import load_run_data, run_data
     run = read_run(folder)
     recipe = stored_recipe(folder)
     checkpoint,use = _weights(run)
-    limit = 8 if run.params.get("smoke") else None # as the notebooks say
-    loaders = loader_args(recipe)
-    if "stats" not in loaders or "data" not in recipe: # the loaders of a set of images take it
-        raise ValueError(f"{folder} is of family {recipe.family!r}, and cards are for sets of images so far")
+    loaders = dict(loader_args(recipe), seed=run.params.get("seed"), device="cpu")
+    if recipe.family not in run_data and ("data" not in recipe or "stats" not in loaders):
+        raise ValueError(f"{folder} is of family {recipe.family!r}, and there are cards of {', '.join(run_data)}; "
+                         "register in vitnb.learner.rundata.run_data how its data is loaded")
+    smoke = bool(run.params.get("smoke"))
+    own = set_args(recipe) if "image" in recipe else {} # films and cubes are found otherwise
+    def load(): return load_run_data(recipe, smoke, own, loaders)
     seed = run.params.get("seed")
-    loaded,learn,image_set = rebuild(checkpoint, recipe.data, dict(limit=limit, **set_args(recipe)),
-                                     dict(loaders, seed=seed), dict(learner_args(recipe), seed=seed), use)
+    loaded,learn,image_set = rebuild(checkpoint, load, dict(learner_args(recipe), seed=seed), use)
     return Evaluated(run, loaded, learn, image_set, checkpoint)
 
 # %% ../../nbs/library/696_experiment.evaluated.ipynb #9b626742
@@ -62,10 +66,13 @@ def card_facts(
     evaluated:Evaluated|None=None, # Where it is built already
 )->dict: # Plain values
     "Find all that a card states"
+    from vitnb.learner.rundata import intended_uses
     from vitnb.learner.rebuilt import export_facts, score_facts, size_facts, split_facts
     evaluated = evaluated or open_evaluated(folder)
     run = evaluated.run
-    facts = score_facts(evaluated.learn)
+    facts = score_facts(evaluated.learn, evaluated.image_set)
+    facts["use"] = intended_uses.get(stored_recipe(folder).family, "")
+    facts["answers"] = {name:", ".join(task.names) for name,task in evaluated.learn.tasks.items()}
     facts["data"] = dict(name=evaluated.image_set.name, fingerprint=evaluated.image_set.fingerprint,
                          of_the_run=run.environment.get("data"))
     facts["split"] = split_facts(evaluated.image_set)

@@ -54,7 +54,8 @@ def note_start(
         with atomic_write(run_dir/"code.diff") as tmp: tmp.write_text(changes, encoding="utf-8", errors="replace")
     if not is_plain(nb): return
     write_json(run_dir/"params.json", params)
-    where = dict(folder=str(folder or Path.cwd()), notebook=str(path), sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    where = dict(folder=str(folder or Path.cwd()), notebook=str(path),
+                 sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
     write_json(run_dir/"environment.json", {**software(workspace), **where})
 
 def note_end(

@@ -7,6 +7,7 @@ __all__ = ['sweep_of', 'cmd_sweep', 'add_sweep']
 
 # %% ../../nbs/library/694_experiment.sweeping.ipynb #f91f3e11
 import argparse
+import math
 import shlex
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .guard import REFUSED, guarded
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .run import commands
 from .space import read_plan
+from .study import study_folder
 from .sweeper import run_sweep
 from .wandbsweep import join_sweep
 from ..launch import device_environment
@@ -65,19 +67,37 @@ def _find(notebook):
     return path if path.is_file() else repo_root()/path
 
 # %% ../../nbs/library/694_experiment.sweeping.ipynb #6e5c29d2
+_MARGIN = 5 # minutes that a queued job has beside the limit of its run
+
+def _queue(args):
+    "submitit's executor: jobs of Slurm, or of this machine"
+    submitit = need("submitit", "cluster")
+    where,_,partition = args.submitit.partition(":")
+    folder = study_folder(args.sweep_name or Path(_notebook_of(args)).stem, repo_root(), "sweeps")/"jobs"
+    executor = submitit.AutoExecutor(folder, cluster=where)
+    minutes = {} if args.minutes is None else dict(timeout_min=math.ceil(args.minutes) + _MARGIN)
+    executor.update_parameters(name="vitnb", **minutes, **(dict(slurm_partition=partition) if partition else {}))
+    return executor
+
 def _executor(args):
     "What carries the runs out; None: processes of this machine"
+    if args.submitit: return _queue(args)
     if not args.dask: return None
     address = args.dask if "://" in args.dask else f"tcp://{args.dask}"
     return need("dask.distributed", "cluster").Client(address)
 
+_QUEUES = ("local", "slurm", "debug") # of submitit
+
 _WANDB_ONLY = ("project", "entity")
-_LOCAL_ONLY = ("method", "run_name", "seed", "minutes", "startup", "dask", "storage", "devices", "retry_failed",
-               "workers")
+_LOCAL_ONLY = ("method", "run_name", "seed", "minutes", "startup", "dask", "submitit", "storage", "devices",
+               "retry_failed", "workers")
 
 def _check_unused(args):
     "Refuse an option that would do nothing"
     others = _LOCAL_ONLY if args.wandb else _WANDB_ONLY
+    if args.submitit and args.submitit.partition(":")[0] not in _QUEUES:
+        raise ValueError(f"--submitit {args.submitit}: {nearest(args.submitit, _QUEUES)}; or slurm:PARTITION")
+    if args.submitit and args.dask: raise ValueError("--submitit and --dask are given; give one of them")
     joins = args.wandb and not args.what.endswith(".ipynb")
     if joins: others += ("space", "score", "better", "pick", "pruner", "param", "sweep_name", "project", "entity")
     if args.wandb and not joins: others += ("runs",)
@@ -85,7 +105,7 @@ def _check_unused(args):
     where = "with --wandb" if args.wandb else "without --wandb"
     if unused: raise ValueError(f"--{unused[0].replace('_', '-')} does nothing {where}; leave it out")
 
-# %% ../../nbs/library/694_experiment.sweeping.ipynb #7e290a46
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #695c1cfe
 def _local(args):
     "Carry the sweep out, or go on with it"
     _check_unused(args)
@@ -95,16 +115,16 @@ def _local(args):
     devices = None if args.devices is None else args.devices.split(",")
     workers = 1 if args.workers is None else args.workers
     slot_variables(workers, devices)
-    if not args.dask: device_environment(args.devices) # those of a cluster are elsewhere
+    if not (args.dask or args.submitit): device_environment(args.devices) # those of a cluster are elsewhere
     client = _executor(args)
     try:
         sweep = run_sweep(plan, args.sweep_name or "", workers, devices, client, args.storage, root,
                           args.retry_failed, lambda line: print(line, flush=True))
     finally:
-        if client is not None: client.close()
+        if hasattr(client, "close"): client.close()
     return _report(sweep)
 
-# %% ../../nbs/library/694_experiment.sweeping.ipynb #77eb4238
+# %% ../../nbs/library/694_experiment.sweeping.ipynb #913e3439
 def _report(sweep):
     "Say what came out"
     print(sweep.compare())
@@ -167,6 +187,8 @@ def add_sweep(
     command.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: 1)")
     command.add_argument("--devices", metavar="0,1", help="CUDA devices; the workers take turns")
     command.add_argument("--dask", metavar="ADDRESS", help="scheduler of a dask cluster that carries the runs out")
+    command.add_argument("--submitit", metavar="WHERE", help="where submitit carries the runs out: local, slurm, or "
+                         "slurm:PARTITION")
     command.add_argument("--storage", help="tpe: file, or postgresql://user@host/database (default: in the folder)")
     command.add_argument("--retry-failed", action="store_true", help="run again what failed or ran out of time")
     command.add_argument("--wandb", action="store_true", help="create a sweep of Weights & Biases, or join one by id")
