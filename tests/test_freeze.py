@@ -80,7 +80,7 @@ def test_freezing_is_for_training_and_refuses_nonsense():
 def test_layers_that_wake_train_with_sgd(momentum):
     "In one epoch the head, then all: the weights of torch's own unfused optimiser, which takes parameters one by one"
     def run(**kw):
-        learn = frozen(epochs=1, optimizer="sgd", lr=.05, opt_kw=dict(momentum=momentum))
+        learn = frozen(epochs=1, optimizer="sgd", lr=.01, opt_kw=dict(momentum=momentum)) # at .05 rounding grows to 6e-3 on some kinds of CPU
         for group in learn.opt.opt.param_groups: group.update(kw)
         learn.fit(3)
         return learn

@@ -48,8 +48,11 @@ def test_upgrading_twice_is_upgrading_once_and_no_value_is_lost(chain, order, fi
     finally: del renamed["tried"]
 
 
+def is_free(name): return not any(name in entry.old for entry in renamed["recipe"]) # hypothesis tries the code's constants too
+
+
 @settings(max_examples=50, deadline=None)
-@given(fields=st.dictionaries(st.text(max_size=5), st.integers()))
+@given(fields=st.dictionaries(st.text(max_size=5).filter(is_free), st.integers()))
 def test_names_that_no_table_knows_stay(fields):
     assert upgrade(fields) == fields and upgrade(fields) is not fields
 
