@@ -136,8 +136,7 @@ def _list_of_file(path, key):
         inside = cube_formats[form].array(path, None)
         if axes_of(inside[0].shape) > 1:
             raise UnreadableImage(path, f"it holds an array of shape {inside[0].shape}; say which of its arrays are "
-                                        f"the "
-                                  f"wavelengths: '{Path(path).name}:name'")
+                                        f"the wavelengths: '{Path(path).name}:name'")
     values, unit = load_beside(path, key)
     return Listed(str(path if key is None else f"{path}:{key}"), np.ravel(values), unit_of(unit) or unit_in(key or ""))
 
@@ -158,5 +157,4 @@ def given_list(
         return parse_numbers(str(given), "wavelengths")
     has = ", ".join(listed.where for listed in inside) or "none that is called so"
     raise ValueError(f"wavelengths={str(given)!r} is no file in {' or '.join(map(str, places))} and no list of the "
-                     f"cube's "
-                     f"file, which has {has}; give numbers, a file, or 'file:key'")
+                     f"cube's file, which has {has}; give numbers, a file, or 'file:key'")

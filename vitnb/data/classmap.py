@@ -36,8 +36,7 @@ def _check_size(array, size, where):
     found = f"{where}: the class map of shape {array.shape} does not fit a scene of {size[0]}×{size[1]} pixels"
     if array.shape == tuple(size)[::-1]:
         raise ValueError(f"{found}; one of the two is transposed: give the other order of the cube's axes, such as "
-                         f"axes='whc' "
-                         "for 'hwc' or 'cwh' for 'chw', or store the map transposed")
+                         "axes='whc' for 'hwc' or 'cwh' for 'chw', or store the map transposed")
     if array.ndim == 1 and array.size == size[0]*size[1]:
         raise ValueError(f"{found}; it is a list of its pixels: store it as rows and columns, np.reshape(list, "
                          f"{tuple(size)}) "
@@ -71,8 +70,8 @@ def load_class_map(
     if path is None and own is not None and not Path(str(truth)).suffix: path, key = own, str(truth).lstrip(":")
     if path is None:
         raise ValueError(f"truth={str(truth)!r} is not in {' or '.join(map(str, places))}; give the file with the "
-                         f"class of each "
-                         "pixel, as 'file' or 'file:key', or the name of an array in the cube's own file")
+                         "class of each pixel, as 'file' or 'file:key', or the name of an array in the cube's own "
+                         "file")
     array, said = load_beside(path, key)
     where = path if key is None else f"{path}:{key}"
     names = {value:name for value, name in said.items() if value > 0} if isinstance(said, dict) else {}

@@ -118,8 +118,7 @@ def _check_groups(path, groups):
     if n >= len(SPLITS): return
     def count(number, what): return f"{number} {what}{'s'*(number > 1)}"
     raise ValueError(f"{path.name} has {count(len(groups), 'cube')} of {count(n, 'patient')}, and train, valid and "
-                     f"test need "
-                     "one each at least. A single scene is split into blocks: pass its file itself, "
+                     "test need one each at least. A single scene is split into blocks: pass its file itself, "
                      "load_cube_set('scene.mat', truth='scene_gt.mat')")
 
 # %% ../../nbs/library/160_data.cube.ipynb #4bc38f3a
@@ -311,8 +310,7 @@ def _cubes_at(path, split_seed=0, shares=None, root=None, dataset=None, axes="au
     elif label_map is not None: raise ValueError("truth and label_map are two ways to give the class map; give one")
     if not is_scene and truth is not None:
         raise ValueError(f"truth={truth!r} is the class map of one scene, and {path.name} lists cubes; give each its "
-                         f"own in "
-                         "the catalogue's column `truth`")
+                         "own in the catalogue's column `truth`")
     if is_scene: _need_map(path, classes, truth is not None)
     else: _say_unused(path, block, guard)
     split = shares, block, 2 if guard is None else guard, split_seed

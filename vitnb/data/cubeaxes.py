@@ -109,8 +109,7 @@ def _ask(shape, known, why):
     "Raise the question"
     said = f"{known.bands} bands" if known.bands else "neither wavelengths nor a number of bands"
     raise ValueError(f"which axis of its shape {tuple(shape)} holds the bands is not sure: there are {said}, and "
-                     f"{why}; "
-                     f"say it with axes='chw' (bands first), 'hwc' (bands last) or 'hcw', or with bands=... or "
+                     f"{why}; say it with axes='chw' (bands first), 'hwc' (bands last) or 'hcw', or with bands=... or "
                      f"wavelengths=...")
 
 def _guess(shape, known, look):

@@ -49,8 +49,7 @@ def check_patch(
     if cube_set.bands % group:
         over = cube_set.bands % group
         raise ValueError(f"{cube_set.bands} bands are no whole number of {group}; use fit_bands='drop' (leaves out "
-                         f"the last "
-                         f"{over}) or fit_bands='pad' (repeats the last one {group - over} times), or another "
+                         f"the last {over}) or fit_bands='pad' (repeats the last one {group - over} times), or another "
                          f"patch_size")
 
 # %% ../../nbs/library/155_data.cubewindow.ipynb #c79b5a81

@@ -62,11 +62,9 @@ def data_of(
     if len(found) == 1: return found[0]
     if found:
         raise UnreadableImage(header, f"{' and '.join(file.name for file in found)} may both hold its numbers; name "
-                                      f"the one "
-                              "that is meant, in place of the header")
+                                      "the one that is meant, in place of the header")
     raise UnreadableImage(header, f"the file with its numbers is not beside it; it would be called {names[0]}, "
-                                  f"{names[1]}, "
-                          f"{names[2]} or the like")
+                                  f"{names[1]}, {names[2]} or the like")
 
 def _pair(path):
     "Header and file of numbers, whichever was named"
@@ -91,8 +89,7 @@ def _type_of(fields, path):
     code = str(_whole(fields, path, "data type"))
     if code not in _TYPES:
         raise UnreadableImage(path, f"data type = {code} is {'complex' if code in '69' else 'unknown'}; real numbers "
-                                    f"are "
-                              f"{', '.join(_TYPES)}")
+                                    f"are {', '.join(_TYPES)}")
     order = str(_whole(fields, path, "byte order", "0"))
     if order not in "01": raise UnreadableImage(path, f"byte order = {order}; it is 0 (little endian) or 1 (big "
                                                       f"endian)")
@@ -117,8 +114,7 @@ def _check_size(path, data, shape, dtype, offset):
     size = os.path.getsize(data)
     if size == wanted: return
     raise UnreadableImage(path, f"{data.name} has {size:,} bytes, and its header says {wanted:,} (offset {offset}, "
-                                f"shape "
-                          f"{shape}, {dtype}); correct samples, lines, bands, data type or header offset")
+                                f"shape {shape}, {dtype}); correct samples, lines, bands, data type or header offset")
 
 def _floats(fields, name):
     "A list of numbers of a header, or one number; empty if there is none"

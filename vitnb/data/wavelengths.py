@@ -85,18 +85,15 @@ def to_nm(
     nm = _TO_NM[one_of(unit, WAVELENGTH_UNITS, "wavelength_unit")](values)
     if nm.min() >= _LIGHT[0] and nm.max() <= _LIGHT[1]: return nm
     raise ValueError(f"{found} are {nm.min():.4g} to {nm.max():.4g} nm if their unit is {unit}, and cameras see "
-                     f"{_LIGHT[0]} "
-                     f"to {_LIGHT[1]:,} nm; {remedy}")
+                     f"{_LIGHT[0]} to {_LIGHT[1]:,} nm; {remedy}")
 
 # %% ../../nbs/library/141_data.wavelengths.ipynb #b0b0b44d
 _WORDS = set("wavelength wavelengths wavelen wl wls wvl wvls wave waves lambda lambdas cw wavenumber "
              "wavenumbers".split())
 _CENTRES = set("center centers centre centres central".split())
 _OTHERS = set("fwhm fwhms width widths bandwidth bandwidths good bad flag flags mask valid quality error errors sigma "
-              "std "
-              "uncertainty resolution index indices number numbers unit units calibration range min max shift smile "
-              "name "
-              "names label labels start end lower upper".split())
+              "std uncertainty resolution index indices number numbers unit units calibration range min max shift "
+              "smile name names label labels start end lower upper".split())
 
 def words_of(
     name:str, # Of a dataset, an attribute or a file
