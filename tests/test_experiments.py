@@ -1,6 +1,7 @@
 "The experiment notebooks run as a user runs them, and fail as a user needs it"
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vitnb.core import settings
+from vitnb.experiment.card import read_card, verify_card, write_card
 from vitnb.experiment.notebook import notebook_params, read_notebook
+from vitnb.learner import rebuilt
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = [p for p in sorted((ROOT/"nbs").glob("[a-z]*.ipynb")) if "smoke" in notebook_params(read_notebook(p))]
@@ -34,10 +38,14 @@ def vitnb(*args, out, **env):
 SCORE = dict(train_chest="test_zone_f1") # by which a notebook is judged, where that is not accuracy
 WRONG = {"recipe":("digit", "did you mean 'digits'"), "data":("no/such/folder", "no/such/folder"), "arch":("swin_mikro", "did you mean 'swin_micro'"), "bs":("100000", "100000")}
 
+def smoke(path): return path, "-p", "smoke", "true"
+
+
 def asked(item):
     "The run that a test wants to see: a name, and what comes after `vitnb run`"
     name,params = getattr(item, "originalname", ""),getattr(getattr(item, "callspec", None), "params", {})
-    if name == "test_smoke": return params["path"].stem, (params["path"], "-p", "smoke", "true")
+    if name == "test_smoke": return params["path"].stem, smoke(params["path"])
+    if name.startswith("test_the_card_of"): return params["name"], smoke(ROOT/f"nbs/{params['name']}.ipynb")
     if name == "test_a_wrong_value_is_a_clear_error_and_an_exit_code": return params["wrong"], (ROOT/"nbs/train_swin.ipynb", "-p", params["wrong"], WRONG[params["wrong"]][0])
     if name == "test_a_dry_run_trains_nothing": return "dry", (ROOT/"nbs/train_swin.ipynb", "-p", "dry_run", "true", "-p", "data", "digits")
 
@@ -78,6 +86,37 @@ def test_smoke(path, ran):
             assert {f"figures/{name}.png" for name in ("roc_pr", "calibration", "index", "risk_coverage", "zone_maps")} <= have
         assert [l for l in p.stdout.splitlines() if l.startswith("epoch 1/1")], "one readable line an epoch"
         assert "it/s" not in p.stdout and "\r" not in p.stdout, "no bar spam"
+
+
+def spoil(run):
+    "Reverse the largest weights of every checkpoint"
+    for path in (run/"checkpoints").glob("*.pth"):
+        checkpoint = torch.load(path, weights_only=True)
+        for state in (value for name,value in checkpoint.items() if name.endswith("state_dict") and isinstance(value, dict)):
+            floats = [value for value in state.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+            if floats: max(floats, key=torch.numel).neg_()
+        torch.save(checkpoint, path)
+        Path(f"{path}.crc32").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name,score", [
+    ("train_chest", "zone_f1"), ("pretrain_hvit", "loss"), ("pretrain_spectral", "mse"),
+    *(pytest.param(name, "accuracy", marks=pytest.mark.slow) for name in ("train_densenet", "finetune_hvit"))]) # one task of images, as in test_card
+def test_the_card_of_each_family_holds_and_sees_other_weights(name, score, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr(rebuilt, "export_facts", lambda run: {}) # test_export and test_rebuilt do that
+    job,out = ran[name]
+    assert job.result().returncode == 0
+    run, = (out/name).iterdir()
+    card = write_card(run, tmp_path/"card.ipynb")
+    facts,_ = read_card(card)
+    assert [key for key in facts["scores"] if score in key], sorted(facts["scores"])
+    assert verify_card(card, run)[0] == []
+    other = tmp_path/"other"
+    shutil.copytree(run, other)
+    spoil(other)
+    found = [line.split(":")[0] for line in verify_card(card, other)[0]]
+    assert "weights" in found and [line for line in found if line.startswith("scores.")] and not [line for line in found if line.startswith(("data", "split"))]
+
 
 
 @pytest.mark.parametrize("wrong", WRONG)
