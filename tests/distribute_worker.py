@@ -93,7 +93,9 @@ def resume(folder, step=None, epochs=2, monitor="accuracy", **kw):
     if step is None: learn.fit(epochs, cbs=cbs, resume="auto")
     else:
         try: learn.fit(epochs, cbs=[*cbs, DieAt(step)], resume="auto")
-        except Die: return None
+        except Die:
+            if torch.distributed.is_initialized(): torch.distributed.barrier() # whoever goes on at once would read what rank 0 has not written yet
+            return None
     return result(learn)
 
 

@@ -266,9 +266,10 @@ def _check_set(data, options, fields):
     check_options_inside("data_kw", options, "data")
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #f81d0935
-def _check_minutes(r, recipe):
-    "Refuse minutes where nothing plans with them"
-    if r.get("minutes") and recipe != "auto":
+def _check_minutes(r, recipe, family):
+    "Refuse minutes where nothing plans with them; those of a study are its own"
+    plans = "auto" in (getattr(family, "advice", None) or {})
+    if plans and r.get("minutes") and recipe != "auto":
         raise ValueError(f"minutes={r['minutes']!r} is what recipe='auto' plans with, and the recipe is {recipe!r}; "
                          "leave it out, or give max_hours")
 
@@ -336,7 +337,7 @@ def check_agreement(
     "Refuse what the rooms that build network, loss and loaders would refuse later"
     def value(field): return decided(r, given, recipe, field)
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
-    _check_minutes(r, recipe)
+    _check_minutes(r, recipe, family)
     if named: _check_set(r.get("data"), inside("data_kw"), family.fields)
     _check_inside(value, inside, "cube_augment" if "normalize" in r else "image_augment")
     _check_said_twice(value, given, inside, family)
