@@ -94,6 +94,7 @@ def resume(folder, step=None, epochs=2, monitor="accuracy", **kw):
     else:
         try: learn.fit(epochs, cbs=[*cbs, DieAt(step)], resume="auto")
         except Die:
+            for writer in [cb.writer for cb in cbs if hasattr(cb, "writer")]: writer.wait()
             if torch.distributed.is_initialized(): torch.distributed.barrier() # whoever goes on at once would read what rank 0 has not written yet
             return None
     return result(learn)
