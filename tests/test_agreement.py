@@ -18,6 +18,7 @@ from vitnb.learner.views import view_sets, views
 from vitnb.losses.base import losses
 from vitnb.metrics.base import metrics
 from vitnb.models.protocol import create_model, list_models, models
+from vitnb.models.spectral import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
 REFUSED = dict(swin=[(dict(minutes=5), "recipe='auto' plans with"), (dict(recipe=None, minutes=5), "the recipe is 'digits'"), (dict(more=dict(minutes=5)), "plans with"), (dict(img_size=7), "give 6 or 8"),
@@ -67,6 +68,10 @@ def test_each_recipe_agrees_with_itself(family, name, tmp_path):
     "But for the data, which is not everywhere"
     data = "digits" if families[family].fields.get("loss", "") is None else "retina_synthetic"
     check_recipe(family, dict(recipe=name, data=data), named=family not in ("chest", "hvit_pretrain"))
+
+
+def test_a_head_is_accepted_just_where_the_network_has_it():
+    for head in (*HEADS, "none"): assert bool(OPTION_RULES["arch"]["head"](head)) == (head not in HEADS), head
 
 
 @pytest.mark.parametrize("kind", OPTION_RULES)

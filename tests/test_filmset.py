@@ -103,6 +103,7 @@ def test_a_padded_film_is_normalised_as_the_bare_one(tmp_path, kind, fit):
     for found in (bare.stats(), padded.stats()): assert np.allclose([found[0][0]*65535, found[1][0]*65535], [mean, std], rtol=1e-9)
     for i,film in enumerate(films):
         image,valid = padded.read_valid("train", i)
+        assert (padded.read("train", i) == image).all() # training reads without the mask
         assert (image[valid].ravel() == film.ravel()).all() and image[~valid].max(initial=0) == 0
     if kind != "declared": # counted as image, it moves both
         assert abs(padded.set_options(frame="image").stats()[0][0]*65535 - mean) > 1000
@@ -115,6 +116,7 @@ def test_the_letterbox_of_films_that_are_arrays_and_of_a_plain_table_is_no_image
     for i in range(6): Image.fromarray(made[i]).save(tmp_path/f"{i}.png")
     plain = ImageSet("plain", None, dict(train=Split([f"{i}.png" for i in range(6)])), tmp_path, reader="film")
     shown = np.stack([plain.read_valid("train", i)[0][:,4:16,0] for i in range(6)]) # 20×12 in 20×20
+    for films in (arrays, plain): assert (films.read("train", 0) == films.read_valid("train", 0)[0]).all()
     assert np.allclose(plain.stats(), [[shown.mean()], [shown.std()]])
 
 

@@ -69,7 +69,6 @@ def _say_twice(source):
         counts = f"the last counts: {name} = {values[-1]!r}"
         if len(values) > 1: print(f"{name} has {len(values)} lines in the cell; {counts}")
 
-
 def _fits(value, default):
     "Whether `value` may replace `default`"
     if default is None or value is None: return True

@@ -6,7 +6,6 @@
 __all__ = ['SEPARATORS', 'ODD', 'cell_text', 'score_of', 'TableReport', 'read_scores', 'find_films']
 
 # %% ../../nbs/library/192_data.chesttable.ipynb #ec6fbcb8
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

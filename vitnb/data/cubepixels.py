@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from .cubeloader import cube_loaders
 from .cubeset import SPLITS, CubeSet
 from .cubewindow import lay_windows, pixel_windows, window_size
-from .loader import ImageLoaders
 
 # %% ../../nbs/library/162_data.cubepixels.ipynb #3f0aa326
 def some_windows(

@@ -103,13 +103,13 @@ def show_film(
     film,_,said = _windowed(path, options)
     return squared(film, options.fit), said
 
-def _given(array, options):
-    "A film that is an array already, and which of its pixels are image (None: all)"
+def _given(array):
+    "A film that is an array already"
     film = array[...,0] if array.ndim == 3 and array.shape[2] == 1 else array
     if film.dtype != np.uint16 or film.ndim != 2:
         raise ValueError(f"an array of {array.dtype} and shape {array.shape} is no film; give uint16 (H,W), 0 black "
                          f"and {FILM_WHITE} white, or a file")
-    return film, inside_frame(film) if options.frame == "padding" else None
+    return film
 
 @valid_readers.register("film")
 def read_valid_film(
@@ -118,7 +118,10 @@ def read_valid_film(
 )->tuple: # `uint16` (H,W,1), 0 black and 65,535 white; and which pixels are image and no padding, `bool` (H,W)
     "Read a film, and find which of its pixels are padding"
     chosen = film_options(**options)
-    film,valid = _given(path, chosen) if isinstance(path, np.ndarray) else _windowed(path, chosen)[:2]
+    if isinstance(path, np.ndarray):
+        film = _given(path)
+        valid = inside_frame(film) if chosen.frame == "padding" else None
+    else: film,valid,_ = _windowed(path, chosen)
     if valid is None: valid = np.ones(film.shape, dtype=bool)
     return squared(film, chosen.fit)[...,None], squared(valid, chosen.fit)
 
@@ -128,4 +131,6 @@ def read_film(
     **options, # Fields of `FilmOptions`
 )->np.ndarray: # `uint16` (H,W,1), 0 black and 65,535 white
     "Read a film"
-    return read_valid_film(path, **options)[0]
+    chosen = film_options(**options)
+    film = _given(path) if isinstance(path, np.ndarray) else _windowed(path, chosen)[0]
+    return squared(film, chosen.fit)[...,None] # which pixels are padding is asked once, by the statistics

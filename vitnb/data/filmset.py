@@ -19,7 +19,7 @@ import vitnb.data.scan # gives `ImageSet` the `stats` that `FilmSet` builds on
 from ..core import one_of
 from .augment import Normalize
 from .dataset import ImageDataset
-from .film import FilmOptions, film_options, read_valid_film
+from .film import FilmOptions, film_options, read_film, read_valid_film
 from .filmaugment import Repeat
 from .geometry import Flip
 from .holdout import Split, strata
@@ -56,6 +56,7 @@ class FilmSplit(Split):
         names = [self.names[position] for position in idx]
         return FilmSplit(some.items, some.targets, some.groups, some.weights, names, lungs)
 
+# %% ../../nbs/library/194_data.filmset.ipynb #6fcc69e8
 class FilmSet(ImageSet):
     "A set of films; `options`, `masks` and `sides` say how they are read, `report` what was met in their table"
     options = FilmOptions()
@@ -82,13 +83,15 @@ class FilmSet(ImageSet):
 
     def read_valid(self, split:str, i:int)->tuple:
         "Read film `i`, and which of its pixels are no padding"
-        if self.reader != "film": return super().read_valid(split, i)
-        item = self.split(split).items[i]
-        return read_valid_film(item if self.root is None else self.root/item, **self.options._asdict())
+        return self._film(read_valid_film, split, i) if self.reader == "film" else super().read_valid(split, i)
 
     def read(self, split:str, i:int)->np.ndarray:
         "Read film `i`"
-        return self.read_valid(split, i)[0] if self.reader == "film" else super().read(split, i)
+        return self._film(read_film, split, i) if self.reader == "film" else super().read(split, i)
+
+    def _film(self, reader, split, i):
+        item = self.split(split).items[i]
+        return reader(item if self.root is None else self.root/item, **self.options._asdict())
 
     def white(self)->float: return float(FILM_WHITE)
 

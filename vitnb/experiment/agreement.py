@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
-from .values import each, either, flag, number, one_name, whole
+from .values import RULES, by_rule, each, either, flag, number, one_name, whole
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #aad12b92
 _share = number(0, 1, like="0.5")
@@ -30,44 +30,42 @@ def _bounds(value):
     fits = not each(_positive, 2)(value) and value[0] <= value[1]
     return "" if fits else "two numbers above 0, the smaller first, such as [0.5, 1.0]"
 
-def _by_rule(*rules): return {name:rule for names,rule in rules for name in names.split()}
-
 # %% ../../nbs/library/659_experiment.agreement.ipynb #3065156b
-_losses = _by_rule(
+_losses = by_rule(
     ("gamma delta invariance variance covariance w_focal w_ce", _from_zero),
     ("temperature teacher_temperature eps", _positive), ("label_smoothing", _below_one), ("levels", whole(2)),
-    ("unknown_weight", _share),
+    ("unknown_weight", RULES["unknown_weight"]),
     ("steps", whole(0)), ("normalize", one_name("weights count")), ("weight pos_weight", each(_from_zero)),
     ("alpha", either(_from_zero, each(_from_zero))), ("reduction", one_name("mean sum none")))
 
-_models = _by_rule(
+_models = by_rule(
     ("num_classes img_size", _of_data),
     ("window_size window_near in_chans embed_dim spectral_embed_dim decoder_embed_dim growth_rate bn_size", whole(1)),
     ("depth decoder_depth decoder_num_heads dfca_num_heads", whole(1)), ("mlp_ratio", _positive),
     ("spectral_channels n_pools mask_seed", whole(0)), ("patch_size", _sides), ("depths block_config widths", _stages),
     ("num_heads kernels", either(whole(1), _stages)),
     ("drop_rate drop_path_rate proj_drop_rate attn_drop_rate dfca_drop modality_dropout", _below_one),
-    ("mask_ratio", number(0, 1, above=True, below=True, like="0.5")), ("pad use_dfca memory_efficient", flag),
+    ("mask_ratio", RULES["mask_ratio"]), ("pad use_dfca memory_efficient", flag),
     ("stem", one_name("patch conv auto imagenet cifar")), ("pool", one_name("global zones")),
-    ("spectral_pos", one_name("auto index wavelength")), ("mask_mode", one_name("random spectral tube")),
-    ("head", one_name("pool patch pixel")), ("backbone", _text), ("backbone_kw", _fields),
+    ("spectral_pos", RULES["spectral_pos"]), ("mask_mode", RULES["mask_mode"]),
+    ("head", one_name("pool middle patch pixel")), ("backbone", _text), ("backbone_kw", _fields),
     ("wavelengths", each(_positive)))
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #ace7c39d
-_common = _by_rule(("flip p", _share))
-_images = _common | _by_rule(
+_common = by_rule(("flip p", _share))
+_images = _common | by_rule(
     ("erase jitter_p gray blur distort cutout", _share), ("scale sigma", _bounds), ("ratio", _positive),
     ("color", flag),
     ("padding num_ops magnitude", whole(0)), ("degrees hue contrast brightness jitter", _from_zero))
-_cubes = _common | _by_rule(
+_cubes = _common | by_rule(
     ("drop", _share), ("shift rotate scale gain offset noise", _from_zero), ("shortest longest", _positive),
     ("wavelengths", each(_positive)))
-_views = _losses | _by_rule(
+_views = _losses | by_rule(
     ("projection hidden", whole(1)), ("depth", whole(1)), ("patience", whole(0)),
     ("norm", one_name("none batch layer")),
     ("predictor use_groups", flag), ("momentum", _below_one))
 
-_sets = _by_rule(
+_sets = by_rule(
     ("n size bands", either(whole(1), _sides)), ("seed split_seed block guard", whole(0)), ("noise", _from_zero))
 
 OPTION_RULES = dict(loss=_losses, arch=_models, image_augment=_images, cube_augment=_cubes, objective=_views,

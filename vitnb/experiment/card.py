@@ -22,9 +22,8 @@ from ..runfolder import read_json
 def _gap(scores, better):
     "The main score on train and valid"
     name = next((name.removeprefix("test_") for name in better if name.startswith("test_")), None)
-    if f"train_{name}" not in scores: # a pre-training is not scored on what it has seen
-        return name, scores.get(f"valid_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
-    return name, scores.get(f"train_{name}"), scores.get(f"valid_{name}"), scores.get(f"test_{name}")
+    seen = "train" if f"train_{name}" in scores else "valid" # a pre-training is not scored on what it has seen
+    return name, *(scores.get(f"{split}_{name}") for split in (seen, "valid", "test"))
 
 def _epochs_line(training):
     why = "; ".join(training["symptoms"].values()) if "unfinished" in training["symptoms"] else ""

@@ -36,7 +36,8 @@ def with_given(
     lost = [options for field,options in OPTIONS_OF.items() if options in base and differs(field)]
     return {**base, **dict.fromkeys(lost), **{field:as_registered(field, value) for field,value in given.items()}}
 
-def named_by(    r:Mapping, # A recipe
+def named_by(
+    r:Mapping, # A recipe
     kind:str, # "schedule", "optimizer", "loss" or "objective"
 )->list: # None, one, or one for each task
     "List what a recipe names of a kind"

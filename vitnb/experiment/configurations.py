@@ -20,6 +20,7 @@ from ..core import Registry, nearest, one_of, repo_root
 from .asking import read_params_file
 from .space import check_space, is_active, settings_of
 from .study import SearchPlan, make_plan
+from .values import is_number
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #e6468adb
 SWEEP_METHODS = ("grid", "random", "tpe")
@@ -36,7 +37,7 @@ class SweepPlan:
 
 def _check_number(name, value, low, whole=False):
     "Refuse what is no number, or too small"
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fits = is_number(value) and (isinstance(value, int) or not whole)
     kind = "a whole number" if whole else "a number"
     if not fits or not value > low: raise ValueError(f"{name}={value!r} must be {kind} above {low}")
 

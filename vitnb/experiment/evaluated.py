@@ -45,14 +45,14 @@ def open_evaluated(
     run = read_run(folder)
     recipe = stored_recipe(folder)
     checkpoint,use = _weights(run)
-    loaders = dict(loader_args(recipe), seed=run.params.get("seed"), device="cpu")
+    seed = run.params.get("seed")
+    loaders = dict(loader_args(recipe), seed=seed, device="cpu")
     if recipe.family not in run_data and ("data" not in recipe or "stats" not in loaders):
         raise ValueError(f"{folder} is of family {recipe.family!r}, and there are cards of {', '.join(run_data)}; "
                          "register in vitnb.learner.rundata.run_data how its data is loaded")
     smoke = bool(run.params.get("smoke"))
     own = set_args(recipe) if "image" in recipe else {} # films and cubes are found otherwise
     def load(): return load_run_data(recipe, smoke, own, loaders)
-    seed = run.params.get("seed")
     loaded,learn,image_set = rebuild(checkpoint, load, dict(learner_args(recipe), seed=seed), use)
     return Evaluated(run, loaded, learn, image_set, checkpoint)
 

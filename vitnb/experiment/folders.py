@@ -7,7 +7,6 @@ __all__ = ['find_runs', 'RunRecord', 'read_run', 'direction', 'interval', 'score
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #59635c86
 import glob
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core import nearest, settings
+from .values import is_number
 from ..files import BrokenFile
 from ..parameters import flat
 from ..runfolder import read_json, run_status
@@ -96,8 +96,6 @@ class RunRecord:
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #e5dd0138
-def _is_number(value): return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
-
 def _status(folder, faults):
     "How a run stands; a run that says running is asked whether it lives"
     status = _part(folder, "status.json", dict, faults)
@@ -126,7 +124,7 @@ def read_run(
     recipe = _part(folder, "recipe.json", dict, faults)
     result = _part(folder, "result.json", dict, faults)
     columns = _part(folder, "columns.json", dict, faults)
-    scores = {name:value for name,value in result.items() if _is_number(value)}
+    scores = {name:value for name,value in result.items() if is_number(value)}
     columns = {name:facts for name,facts in columns.items() if isinstance(facts, Mapping)}
     environment = _part(folder, "environment.json", dict, faults)
     return RunRecord(folder, _acted(params, recipe), status, scores, columns, environment, faults)
@@ -157,7 +155,7 @@ def score_value(
 )->float|None: # None where the run has none
     "Find what a run scored"
     if score in run.scores: return run.scores[score]
-    values = [row[score] for row in run.history if _is_number(row.get(score))]
+    values = [row[score] for row in run.history if is_number(row.get(score))]
     if not values: return None
     end = better or direction(run, score)
     return {"min":min, "max":max}[end](values) if end else values[-1]

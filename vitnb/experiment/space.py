@@ -7,13 +7,12 @@ __all__ = ['spaces', 'check_space', 'is_active', 'decode', 'suggest', 'active_pa
 
 # %% ../../nbs/library/672_experiment.space.ipynb #95d062a5
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..core import Registry, nearest
 from .studies import register_study
-from .values import field_rules, one_name, whole
+from .values import field_rules, is_number, one_name, whole
 from ..files import load_text
 from ..parameters import check_params
 
@@ -21,8 +20,6 @@ from ..parameters import check_params
 _KEYS = ("values", "low", "high", "log", "step", "when")
 
 def _bad(name, entry, rule): return ValueError(f"space: {name}={entry!r} {rule}")
-
-def _is_number(value): return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
 
 def _as_list(value): return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -36,11 +33,11 @@ def _check_range(name, entry):
     "Refuse a range that is none"
     low = entry.get("low")
     high = entry.get("high")
-    numbers = all(_is_number(end) for end in (low, high))
+    numbers = all(is_number(end) for end in (low, high))
     if not numbers or not low < high: raise _bad(name, entry, "must have numbers low and high, low the lesser one")
     if entry.get("log") and low <= 0: raise _bad(name, entry, "has no logarithm: low must be above 0")
     if entry.get("log") and "step" in entry: raise _bad(name, entry, "has log and step; give one of them")
-    if "step" in entry and not (_is_number(entry["step"]) and entry["step"] > 0):
+    if "step" in entry and not (is_number(entry["step"]) and entry["step"] > 0):
         raise _bad(name, entry, "must have a step above 0")
 
 # %% ../../nbs/library/672_experiment.space.ipynb #7d9741a1

@@ -29,6 +29,7 @@ from .spectral import evaluate_model
 from .trained import LoadedRun, load_run
 from ..metrics.calibration import calibration_report, task_temperature
 from ..metrics.report import flat_scores, score_directions, task_report
+from ..metrics.spectral import SCORE_ENDS
 from ..runfolder import plain
 from ..spectra import plot_masked
 
@@ -93,12 +94,14 @@ def _own(parts, name): return tuple(part[name] if isinstance(part, Mapping) else
 def _task_scores(learn):
     "Score each task on each split"
     predicted = {split:predict_split(learn, split) for split in _SPLITS}
-    found = {name:_of_task(name, task, {split:_own(parts, name) for split,parts in predicted.items()})
-             for name,task in learn.tasks.items()}
-    scores = {name:value for one in found.values() for name,value in one[0].items()}
-    better = {name:value for one in found.values() for name,value in one[1].items()}
-    calibration = {name:one[2] for name,one in found.items() if one[2]}
-    tables = {name:one[3] for name,one in found.items() if one[3]}
+    scores,better,calibration,tables = {}, {}, {}, {}
+    for name,task in learn.tasks.items():
+        own = {split:_own(parts, name) for split,parts in predicted.items()}
+        its_scores,its_better,its_calibration,its_table = _of_task(name, task, own)
+        scores |= its_scores
+        better |= its_better
+        if its_calibration: calibration[name] = its_calibration
+        if its_table: tables[name] = its_table
     def alone(by_task): return by_task.get("", {}) if learn.tasks.only is not None else by_task
     return dict(scores=scores, better=better, calibration=alone(calibration), per_class=alone(tables))
 
@@ -111,7 +114,7 @@ def _reconstructed(learn):
         for name,score in found["scores"].items():
             key = f"{split}_{name}"
             scores |= {key:score["mean"], f"{key}_lo":score["lo"], f"{key}_hi":score["hi"]}
-            better[key] = "max" if name.startswith(("psnr", "ssim")) else "min"
+            better[key] = SCORE_ENDS[name.partition("_")[0]]
         scores[f"{split}_n"] = found["n"]
     return scores, better
 
