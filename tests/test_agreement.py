@@ -23,7 +23,7 @@ from vitnb.models.spectral import HEADS
 ROOT = Path(__file__).resolve().parents[1]
 REFUSED = dict(swin=[(dict(minutes=5), "recipe='auto' plans with"), (dict(recipe=None, minutes=5), "the recipe is 'digits'"), (dict(more=dict(minutes=5)), "plans with"), (dict(img_size=7), "give 6 or 8"),
     (dict(arch="swin_tiny", img_size=30), "give 28 or 32"), (dict(arch="hvit_tiny", img_size=100), "whole number of 128"), (dict(arch="densenet_micro"), "drop_path=0.1 is of the recipe, and densenet_micro has no"),
-    (dict(arch="spectral_mae_micro"), "does not fit this data"), (dict(arch="Spectral_MAE_Micro"), "does not fit this data"), (dict(pretrained=True), "no weights are published for swin_micro"), (dict(pretrained="nope"), "is not there"),
+    (dict(arch="spectral_mae_micro"), "does not fit this data"), (dict(arch="Spectral_MAE_Micro"), "does not fit this data"), (dict(pretrained=True), "no weights are published for swin_micro"), (dict(pretrained="nope"), "is not there"), (dict(pretrained="https://somewhere/model.pth"), "is an address"),
     (dict(pretrained="nbs"), "is a folder and holds no weights"), (dict(pretrained="README.md"), "holds no weights"), (dict(model_kw=dict(window_size=0)), "window_size=0, which must be a whole number from 1"),
     (dict(model_kw=dict(depths=[1, 2], num_heads=[1])), "one number a stage"), (dict(model_kw=dict(num_classes=3)), "the data says it"), (dict(model_kw=dict(stem="x")), "one of patch"),
     (dict(model_kw=dict(drop_path_rate=.2), drop_path=.1), "say the same thing twice"), (dict(aug_kw=dict(padding="x")), "padding='x'"), (dict(augment="imagenet", aug_kw=dict(scale=[1., .5])), "the smaller first"),

@@ -79,6 +79,9 @@ def test_the_command(workspace, capfd):
     assert cli.main(["watch", "--once", "--last", "3"]) == 0
     said = capfd.readouterr().out
     assert "accuracy 0.4000" in said and "accuracy 0.2000" in said and "accuracy 0.1000" not in said and said.index("0.4000") < said.index("0.2000")
+    assert cli.main(["watch", "--once"]) == 0
+    said = capfd.readouterr().out # a pipe: whole names and all columns, whatever its width would be
+    assert all(f"train_demo/2025010{n}" in said for n in range(5)) and "last event" in said and "…" not in said
     assert cli.main(["watch", "nowhere"]) == 2 and "not a folder of runs" in capfd.readouterr().err
 
 

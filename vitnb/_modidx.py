@@ -5042,6 +5042,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vitnb.files.naming': ('library/files.html#naming', 'vitnb/files.py'),
                              'vitnb.files.note_sums': ('library/files.html#note_sums', 'vitnb/files.py'),
                              'vitnb.files.read_sealed': ('library/files.html#read_sealed', 'vitnb/files.py'),
+                             'vitnb.files.refuse_address': ('library/files.html#refuse_address', 'vitnb/files.py'),
                              'vitnb.files.write_sealed': ('library/files.html#write_sealed', 'vitnb/files.py'),
                              'vitnb.files.zip_fault': ('library/files.html#zip_fault', 'vitnb/files.py')},
             'vitnb.gather': { 'vitnb.gather._Gather': ('library/gather.html#_gather', 'vitnb/gather.py'),

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from .core import nearest
-from .files import file_hash, zip_fault
+from .files import file_hash, refuse_address, zip_fault
 
 # %% ../nbs/library/039_hub.ipynb #16140408
 def _wrapper(state):
@@ -104,9 +104,7 @@ def find_weights(
     "Read weights from a file; code in the file does not run"
     file,_,choice = str(path).partition(CHOICE)
     path = Path(file).expanduser()
-    if re.match(r"https?://", file):
-        raise ValueError(f"{file} is an address, and weights are read from files; fetch it, check its checksum, and "
-                         "give the path of the file; of the hub it is hf://owner/name/file.safetensors")
+    refuse_address(file)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give the path of a .pth or .safetensors file, "
                                 "or pretrained=True for published weights")

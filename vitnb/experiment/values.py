@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..core import nearest, repo_root, settings
-from ..files import at_home
+from ..files import at_home, refuse_address
 from .choices import CHOICES, named_by
 from .names import NAMES, check_name
 
@@ -251,7 +251,8 @@ def _check_weights(pretrained, workspace, of_runs):
     "Refuse weights that are not there, or are none"
     if not isinstance(pretrained, str) or not pretrained: return
     path = at_home(pretrained.partition("::")[0])
-    if pretrained.startswith(("hf://", "timm/", "hf-hub:", "hf_hub:", "http")): return
+    refuse_address(pretrained)
+    if pretrained.startswith(("hf://", "timm/", "hf-hub:", "hf_hub:")): return
     places = list(dict.fromkeys([Path.cwd()/path, workspace/path]))
     there = [place for place in places if place.exists()]
     if there: return _check_kind_of_weights(pretrained, there[0], of_runs)

@@ -43,6 +43,8 @@ def _columns(rows, width):
         shown.remove(RUN_COLUMNS.index(name))
     return shown, max(8, left())
 
+_WIDE = 10_000 # signs that a line may have where it is not a terminal that shows it
+
 _STYLES = dict(running="green", training="green", failed="red", killed="red", interrupted="yellow", stopped="yellow")
 
 def runs_table(
@@ -103,7 +105,8 @@ def _watch(args):
     def screen(height=None):
         return screen_of(runs.read(), console.width if console.is_terminal else None, height)
     if args.once:
-        console.print(screen(), soft_wrap=not console.is_terminal)
+        if not console.is_terminal: console = Console(width=_WIDE) # a pipe or a file has no edge
+        console.print(screen())
         return 0
     with Live(screen(console.height), console=console, auto_refresh=False, screen=True) as live:
         while True:
