@@ -24,3 +24,10 @@ def test_a_name_that_nobody_knows_names_the_nearest(field, value, near):
 def test_all_of_it_is_known_without_torch():
     code = "import sys, vitnb.experiment.cli as cli; cli.parser(); print(sorted({'torch', 'pandas', 'fastai', 'papermill', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_from_above_a_clone(tmp_path):
+    (tmp_path/"vitnb").mkdir() # as a clone lies there: without an __init__.py of its own
+    (tmp_path/"mine.py").write_text("from vitnb.experiment.names import NAMES; print(len(NAMES))")
+    said = subprocess.run([sys.executable, tmp_path/"mine.py"], capture_output=True, text=True, cwd=tmp_path)
+    assert said.stdout.strip() == str(len(NAMES)), said.stderr

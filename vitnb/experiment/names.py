@@ -13,7 +13,8 @@ from importlib.resources import files
 from ..core import nearest
 
 # %% ../../nbs/library/650_experiment.names.ipynb #ce094216
-NAMES_FILE = files("vitnb")/"names.json" # written by `vitnb names`
+# Of the package inside: seen from above a clone, Python takes the clone's folder for vitnb itself
+NAMES_FILE = files("vitnb.experiment").parent/"names.json" # written by `vitnb names`
 
 _table = json.loads(NAMES_FILE.read_text(encoding="utf-8"))
 NAMES = _table["names"] # field of a recipe -> names that the rooms of vitnb have registered
