@@ -1,13 +1,14 @@
 "Every field of a recipe has its bounds: what lies inside arrives, what lies outside is named with the rule"
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vitnb.experiment.recipes import check_recipe, families, recipes
-from vitnb.experiment.values import RULES, check_data, check_values, each, number, whole
-from vitnb.parameters import RUN_FIELDS
+from vitnb.experiment.values import RULES, check_alike, check_data, check_values, each, number, whole
+from vitnb.parameters import RUN_FIELDS, askable, check_injected
 
 NOT_NUMBERS = {"family", "augment", "loss", "stats", "labels", "objective", "predictor", "spectral", "sizes", "normalize", "label", "splits"} # names, or several kinds of value
 
@@ -87,3 +88,23 @@ def test_a_text_is_data_where_it_has_columns(tmp_path, name, content, is_table):
     (tmp_path/name).write_text(content, encoding="utf-8")
     if is_table: return check_data(str(tmp_path/name))
     with pytest.raises(ValueError, match=f"{name}.*without columns"): check_data(str(tmp_path/name))
+
+
+SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5])
+
+
+@pytest.mark.parametrize("asked,said", [(dict(epochs=-3), "epochs=-3 must be a whole number from 1"), (dict(window=1.5), "window=1.5 must be"),
+    (dict(seed=-1), "seed=-1"), (dict(data="nowhere"), "is no set and not there"), (dict(arch="spectral_mae_micr"), "did you mean 'spectral_mae_micro'"),
+    (dict(data_root="nowhere"), "data_root='nowhere' is not there")])
+def test_a_notebook_without_a_family_has_the_bounds_of_the_fields_it_is_named_after(asked, said):
+    with pytest.raises(ValueError, match=re.escape(said)): check_alike(SHOWN, {**SHOWN, **asked}, named=True)
+
+
+@pytest.mark.parametrize("asked", [dict(minutes=0.), dict(minutes=-1.), dict(ratios=[2.]), dict(epochs=1, window=8)])
+def test_what_its_default_shows_to_mean_something_else_is_free(asked): # minutes of a recipe are above 0, and those of this notebook are not
+    check_alike(SHOWN, {**SHOWN, **asked}, named=True)
+
+
+def test_papermill_is_told_in_the_kernel(): # which has no quick check before
+    cells = ["tag = ''\nepochs = 40", "# Parameters\nepochs = -3\n"]
+    with pytest.raises(ValueError, match="epochs=-3 must be a whole number from 1"): check_injected(cells, askable[""])

@@ -103,18 +103,24 @@ class Askable:
     run:tuple = tuple(RUN_FIELDS) # Which of `RUN_FIELDS` they have beside those
     resolve:Callable|None = None # name of a recipe, what is asked for -> all its fields
     check:Callable|None = None # Refuses values that no recipe can have; gets all parameters
+    alike:Callable|None = None # The same without a family; gets what the cell shows and all parameters
 
     def refuse(self,
         params:Mapping, # Names and values
-        **how, # For `check`
+        shown:Mapping|None=None, # Names and defaults of the parameters cell, where it is known
+        **how, # For `check` or `alike`
     ):
         "Refuse values that the family cannot have"
         known = self.everything()
         if self.check: self.check({name:value for name,value in params.items() if name in known}, **how)
+        if self.alike and shown: self.alike(shown, params, **how)
 
     def everything(self)->dict: # Names and defaults
         "All that may stand in a parameters cell"
         return {**{name:RUN_FIELDS[name] for name in self.run}, **self.fields}
+
+    @property
+    def is_family(self): return bool(self.run or self.fields)
 
     def beyond(self,
         shown:Mapping, # Names and defaults of the parameters cell
@@ -124,7 +130,7 @@ class Askable:
         more = {name:RUN_FIELDS[name] for name in _UNSHOWN if name in self.run}
         return {**more, **shown, **hidden}
 
-askable = Registry("family of recipes") # family -> `Askable`
+askable = Registry("family of recipes") # family -> `Askable`; "": of the notebooks that open a run and have none
 NOTHING = Askable({}, ()) # without a family a notebook is asked for what its cell shows
 
 # %% ../nbs/library/040_parameters.ipynb #3d64fc7c
@@ -213,7 +219,7 @@ def check_given(
     given = check_params(known, upgrade(given, known=known, say=complain if is_main() else None))
     given = add_hyperparams(given, known)
     asked_fields({**shown, **given}, family.fields, say=None)
-    family.refuse({**shown, **given})
+    family.refuse({**shown, **given}, shown)
     return given
 
 def parse_params(
@@ -285,6 +291,7 @@ def check_injected(
     for shown,injected in _injected(history):
         known = family.beyond(shown)
         given = check_params(known, _as_meant(upgrade(injected, known=known), known))
+        if not family.is_family: family.refuse({**shown, **given}, shown)
     return given
 
 # %% ../nbs/library/040_parameters.ipynb #2501235c
@@ -320,7 +327,7 @@ def take_params(
     asked = check_injected(history, family)
     for shown,injected in _injected(history): _take_old_names(namespace, family.beyond(shown), injected)
     namespace.update({name:value for name,value in asked.items() if isinstance(namespace.get(name), str)})
-    if family is NOTHING:
+    if not family.is_family:
         _take_hyperparams(namespace, asked, public_params(namespace))
         own = _own_cell(history)
         params = public_params(namespace)

@@ -167,7 +167,7 @@ def _asked(args, pairs):
     params = as_given_before({**file, **parse_params(pairs, shown, family)}, shown, family)
     params = whole_paths(params, working_folder(args.notebook, nb))
     check_output(args.output)
-    family.refuse({**shown, **params}, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
+    family.refuse({**shown, **params}, shown, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
     check_kernel(args.kernel)
     return nb, shown, params, family
 

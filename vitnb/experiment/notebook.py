@@ -114,7 +114,7 @@ def notebook_askable(
 )->Askable: # What it can be asked beside its cell
     "Find what a notebook can be asked beyond what it shows"
     family = notebook_family(nb)
-    if not family: return NOTHING
+    if not family and not any(_opened(nb)): return NOTHING
     load_families()
     if family in askable: return askable[family]
     return Askable(dict.fromkeys(names))

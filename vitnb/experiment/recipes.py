@@ -20,7 +20,7 @@ from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords
-from .values import check_recipe_names, check_recipe_data, check_values, has_own_names
+from .values import check_alike, check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -73,6 +73,7 @@ class Family:
 
 families = Registry("family of recipes")
 recipes = Registry("family of recipes")
+askable[""] = Askable({}, (), alike=check_alike)
 
 def _by_name(fields):
     "Fields with the names that they have where they go; those of a list keep theirs"

@@ -178,7 +178,6 @@ def family_params(
     family:str, # Such as "swin"; empty: the notebook has none
 )->Askable: # What its notebooks can be asked
     "Find what the notebooks of a family can be asked"
-    if not family: return NOTHING
     load_families()
     return askable[family]
 

@@ -90,9 +90,9 @@ def _check_asked(plan, nb, shown, family, root):
     "Refuse settings with which the notebook could not train, and a score that it does not write"
     is_ours = names_are_ours(nb)
     for setting in settings_of(plan.space):
-        family.refuse({**shown, **plan.params, **setting}, named=is_ours, workspace=root)
+        family.refuse({**shown, **plan.params, **setting}, shown, named=is_ours, workspace=root)
     text = "\n".join(cell["source"] for cell in nb["cells"] if cell.get("cell_type") == "code")
-    if is_ours and family is not NOTHING: check_score(plan.score, plan.better, text)
+    if is_ours and family.is_family: check_score(plan.score, plan.better, text)
 
 def _from_workspace(path):
     "A notebook's path from its workspace, which is the same on every machine"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'field_rules', 'is_number', 'whole', 'number', 'one_name', 'check_typed', 'each', 'either', 'flag', 'by_rule',
-           'check_data', 'check_recipe_data', 'has_own_names', 'check_values', 'check_recipe_names']
+           'check_data', 'check_recipe_data', 'has_own_names', 'check_values', 'check_recipe_names', 'check_alike']
 
 # %% ../../nbs/library/657_experiment.values.ipynb #2b7e45d1
 import math
@@ -301,3 +301,16 @@ def check_recipe_names(
     "Refuse names that no room has registered"
     for field,value in given.items():
         if field in NAMES and field != "data" and value: check_name(field, value)
+
+def check_alike(
+    shown:Mapping, # What the parameters cell of a notebook without a family shows
+    params:Mapping, # Names and values
+    named:bool=False, # Whether what it names must be registered by a room of vitnb
+    workspace:Path|None=None, # As for `check_data`
+)->None:
+    "Refuse values of what is called as a field of recipes is and, by its default, is meant as one"
+    meant = [name for name,rule in RULES.items() if name in shown and (shown[name] is None or not rule(shown[name]))]
+    check_values({name:params[name] for name in meant})
+    for name in NAMES.keys() & shown.keys() - {"data"} if named else ():
+        if shown[name] in NAMES[name]: check_name(name, params[name])
+    if shown.get("data") in NAMES["data"]: check_data(params["data"], params.get("data_root"), workspace)
