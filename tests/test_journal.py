@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import threading
 import time
 
 import nbformat
@@ -67,6 +68,37 @@ def test_a_view_of_a_large_notebook_shows_what_runs(tmp_path, monkeypatch):
     assert "vitnb recover" in seen[1][0] and seen[2] == ["epoch 1\n", "50%"] and output.stat().st_size < 10_000
     journal.end()
     journal.finish()
+    assert outputs(output)[1] == ["x"*100_000]
+
+
+@pytest.mark.parametrize("when", ["as it is made", "as it is written", "afterwards"])
+def test_a_late_view_does_not_replace_the_notebook(tmp_path, monkeypatch, when):
+    "The run ends while its view is under way in the other thread: the notebook is whole in the end, whichever comes first"
+    monkeypatch.setattr(room, "_FREE", 10_000)
+    output,nb = tmp_path/"a.ipynb",notebook(1)
+    journal = Journal(output, nb)
+    run(journal, nb, 1)
+    nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text=["x"*100_000])]
+    journal.begin(nb["cells"][1])
+    journal.add(nb["cells"][1]["outputs"][0])
+    journal.end()
+    begun,quick,view = threading.Event(),room.quick_write,Journal.view
+    def slowly(real, at):
+        def call(*args):
+            if when == at:
+                begun.set()
+                time.sleep(.3)
+            return real(*args)
+        return call
+    monkeypatch.setattr(Journal, "view", slowly(view, "as it is made"))
+    monkeypatch.setattr(room, "quick_write", slowly(quick, "as it is written"))
+    thread = threading.Thread(target=journal.refresh)
+    if when == "afterwards": begun.set()
+    else: thread.start()
+    assert begun.wait(5)
+    with journal.lock: journal.finish() # as `scribe.finish` does
+    if when == "afterwards": thread.start()
+    thread.join()
     assert outputs(output)[1] == ["x"*100_000]
 
 

@@ -4117,6 +4117,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal.Journal.view': ( 'library/experiment.journal.html#journal.view',
                                                                                      'vitnb/experiment/journal.py'),
+                                          'vitnb.experiment.journal._append': ( 'library/experiment.journal.html#_append',
+                                                                                'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal._brief': ( 'library/experiment.journal.html#_brief',
                                                                                'vitnb/experiment/journal.py'),
                                           'vitnb.experiment.journal._weight': ( 'library/experiment.journal.html#_weight',

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -165,13 +165,13 @@ class Engine:
             options.setdefault("config", stack.enter_context(kernel_channels()))
             options.setdefault("kernel_manager_class", kernel_manager(None, kernel_name))
             came = stack.enter_context(_signals(run_dir, kernel))
-            _execute(nb, kernel_name, output, run_dir, started, stack, **options)
+            _execute(nb, kernel_name, output, run_dir, started, **options)
         if output: _is_written(output_path, nb)
         if came and nb.metadata.papermill.exception: raise SystemExit(128 + came[0])
         return nb
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #d780efae
-def _execute(nb, kernel_name, output, run_dir, started, stack, *, progress_bar=True, log_output=False, plan=None,
+def _execute(nb, kernel_name, output, run_dir, started, *, progress_bar=True, log_output=False, plan=None,
              autosave_cell_every=30, folder=None, stdout_file=None, stderr_file=None, execution_timeout=None,
              start_timeout=60, input_path=None, **options):
     "Run the cells with papermill's options"
@@ -179,12 +179,13 @@ def _execute(nb, kernel_name, output, run_dir, started, stack, *, progress_bar=T
     terminal = dict(stdout=stdout_file, stderr=stderr_file)
     scribe = scribe_class()(nb, output, _files_folder(output, run_dir) if output else None, terminal,
                              progress_bar=progress_bar, log_output=log_output)
-    if scribe.journal and autosave_cell_every: stack.enter_context(viewing(scribe.journal))
+    is_viewed = scribe.journal and autosave_cell_every
     try:
         client = client_class()(scribe, plan, started, timeout=execution_timeout, startup_timeout=start_timeout,
                                  kernel_name=kernel_name, log=logger, **options)
         place = {} if folder is None else dict(cwd=str(folder)) # papermill's own calls: where they are
-        client.execute(env={**os.environ, "VITNB_HEADLESS":"1"}, **place)
+        with viewing(scribe.journal) if is_viewed else nullcontext():
+            client.execute(env={**os.environ, "VITNB_HEADLESS":"1"}, **place)
     finally:
         finish(scribe)
         for cell in nb.cells: join_text(cell)

@@ -64,14 +64,19 @@ def _open(self:Journal):
     os.ftruncate(self.descriptor, 0)
     self._write(b'{"cells":[')
 
+def _append(descriptor, raw):
+    "Append bytes, all of them"
+    rest = memoryview(raw)
+    while rest: rest = rest[os.write(descriptor, rest):]
+
 @patch
 def _write(self:Journal, *lines):
     "Append whole lines; where the disk has no room, go on in memory and say so once"
     if self.error: return
-    raw = b"".join(line + b"\n" for line in lines)
-    written = 0
     try:
-        while written < len(raw): written += os.write(self.descriptor, memoryview(raw)[written:])
+        for line in lines: # not joined: a line may hold megabytes
+            _append(self.descriptor, line)
+            _append(self.descriptor, b"\n")
     except OSError as error:
         self.error = error
         self.is_amended = True
@@ -80,7 +85,7 @@ def _write(self:Journal, *lines):
     except BaseException: # a signal came in between: no half a line
         os.ftruncate(self.descriptor, self.size)
         raise
-    else: self.size += len(raw)
+    else: self.size += sum(len(line) + 1 for line in lines)
 
 @patch
 def text(self:Journal)->bytes: # JSON
@@ -243,12 +248,13 @@ def refresh(self:Journal):
     "Let the notebook's own file say what there is, if there is news and it is time"
     start = time.monotonic()
     if not self.changed or start < self.next_view: return
-    with self.lock:
+    with self.lock: # also around the writing: what has become the notebook meanwhile must not be replaced by a view
+        if self.descriptor is None: return
         self.changed = False
         if self.is_stale and self.cell is not None: self._rewrite()
         raw = self.view()
-    try: quick_write(self.output, raw)
-    except OSError: self.changed = True # the journal says that the disk is full, where it is
+        try: quick_write(self.output, raw)
+        except OSError: self.changed = True # the journal says that the disk is full, where it is
     self.spent += len(raw)
     self.next_view = time.monotonic() + max(1, 50*(time.monotonic() - start))
 
