@@ -53,6 +53,18 @@ def test_the_engine_is_an_entry_point():
     assert name == "vitnb" and getattr(import_module(module), attribute) is Engine
 
 
+def test_no_text_is_made_twice_under_vitnb_run(tmp_path, monkeypatch):
+    "papermill writes what the engine gives back; where `vitnb run` holds the folder it is told nothing of a run that went well"
+    texts = []
+    writes = nbformat.writes
+    monkeypatch.setattr(nbformat, "writes", lambda nb, *args, **kwargs: texts.append(len(nb.cells)) or writes(nb, *args, **kwargs))
+    source = notebook(tmp_path/"a.ipynb", "print('x'*1000)", tags=())
+    options = dict(engine_name="vitnb", progress_bar=False)
+    assert len(papermill.execute_notebook(str(source), "own.ipynb", **options).cells) == 1 and texts == [1]
+    assert papermill.execute_notebook(str(source), "held.ipynb", run_dir=tmp_path, **options).cells == [] and texts == [1, 0]
+    assert whole("held.ipynb").cells[0].outputs == whole("own.ipynb").cells[0].outputs
+
+
 MANY = """
 import sys, time
 from IPython.display import clear_output, display

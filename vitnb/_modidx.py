@@ -3945,6 +3945,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vitnb/experiment/engine.py'),
                                          'vitnb.experiment.engine._uses': ( 'library/experiment.engine.html#_uses',
                                                                             'vitnb/experiment/engine.py'),
+                                         'vitnb.experiment.engine._without_cells': ( 'library/experiment.engine.html#_without_cells',
+                                                                                     'vitnb/experiment/engine.py'),
                                          'vitnb.experiment.engine._written': ( 'library/experiment.engine.html#_written',
                                                                                'vitnb/experiment/engine.py'),
                                          'vitnb.experiment.engine.local_path': ( 'library/experiment.engine.html#local_path',

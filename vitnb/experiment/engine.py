@@ -136,6 +136,10 @@ def _files_folder(output, run_dir):
     return output.with_name(f"{output.stem}_files")
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #fb86465d
+def _without_cells(nb):
+    "What `vitnb run` gives back to papermill, which would make one text of a whole notebook, only to be told it is there"
+    return type(nb)({**nb, "cells":[]})
+
 class Engine:
     "papermill's engine `vitnb`"
     @classmethod
@@ -166,8 +170,9 @@ class Engine:
             options.setdefault("kernel_manager_class", kernel_manager(None, kernel_name))
             came = stack.enter_context(_signals(run_dir, kernel))
             _execute(nb, kernel_name, output, run_dir, started, **options)
-        if output: _is_written(output_path, nb)
         if came and nb.metadata.papermill.exception: raise SystemExit(128 + came[0])
+        if run_dir and not nb.metadata.papermill.exception: nb = _without_cells(nb)
+        if output: _is_written(output_path, nb)
         return nb
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #d780efae
