@@ -60,7 +60,7 @@ def test_one_epoch_and_one_step_are_seen():
     (left,right),(x,) = fig.axes[1].get_xlim(),fig.axes[1].lines[0].get_xdata()
     assert left < x < right, "the mark is not cut by the frame"
 
-@pytest.mark.parametrize("values", [[.5, .55], [2.1, 4.9], [1e-3, 30.], [3.]])
+@pytest.mark.parametrize("values", [[.5, .55], [2.1, 4.9], [.1, 60.], [1e-3, 30.], [.05, 2e5], [3.]])
 def test_a_log_axis_says_so_and_has_ticks(values):
     fig,((ax,),) = new_figure()
     ax.plot(values, "o")
@@ -70,6 +70,8 @@ def test_a_log_axis_says_so_and_has_ticks(values):
     low,high = ax.get_ylim()
     shown = [label.get_text() for place,label in zip(ax.get_yticks(), ax.get_yticklabels()) if low <= place <= high]
     assert ax.get_ylabel() == "loss (log scale)" and len(set(shown)) == len(shown) >= 2, shown
+    places = sorted(label.get_window_extent().y0 for place,label in zip(ax.get_yticks(), ax.get_yticklabels()) if low <= place <= high)
+    assert min(np.diff(places)) >= ax.get_yticklabels()[0].get_window_extent().height, "labels run into one another"
 
 def test_a_loss_over_more_than_a_decade_is_on_a_log_axis():
     far,near = [dict(epoch=e, train_loss=10.**-e, valid_loss=10.**-e) for e in range(3)], [dict(epoch=e, train_loss=2 - .1*e) for e in range(3)]

@@ -124,7 +124,8 @@ def log_axis(
     "Make the y-axis logarithmic, with plain numbers and its name; less than a decade has ticks as on a linear axis"
     ax.set_yscale("log")
     low,high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high/low >= 10 else MaxNLocator(4))
+    subs = (1, 2, 5) if high/low < 1000 else (1,) # more labels than these would run into one another
+    ax.yaxis.set_major_locator(LogLocator(subs=subs) if high/low >= 10 else MaxNLocator(4))
     ax.yaxis.set_major_formatter(FormatStrFormatter("%.3g"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel(f"{ax.get_ylabel()} (log scale)".strip())

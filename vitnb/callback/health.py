@@ -188,6 +188,7 @@ def _draw_rank(ax, rows, width):
     ax.set_ylabel("effective rank", color=left)
     other = ax.twinx()
     _curve(other, rows, "spread", color=right)
+    if not other.lines: say_empty(ax)
     other.set_ylabel("spread (dashed: random)", color=right)
     other.axhline(1/math.sqrt(min(width, WIDEST)), color=right, ls="--", lw=1) # of random directions
     other.set_ylim(bottom=0)
@@ -213,10 +214,9 @@ def plot_health(
     sphere.set_title("On the sphere ↓", fontsize=9)
     sphere.set_ylabel("alignment, uniformity")
     _draw_rank(rank, rows, width)
-    for ax in (loss, sphere, rank):
-        epoch_axis(ax)
-        say_empty(ax)
+    for ax in (loss, sphere, rank): epoch_axis(ax)
     for ax in (loss, sphere):
+        say_empty(ax)
         if ax.lines: ax.legend(fontsize=8)
     _similarities(similar, z)
     if title: fig.suptitle(in_figure(title), fontsize=11)
