@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'is_text', 'separator_of', 'read_frame', 'usual_columns',
-           'is_empty', 'place_of', 'cells_of', 'full_cells', 'whole_text']
+           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text']
 
 # %% ../../nbs/library/107_data.delimited.ipynb #11db17a8
 import csv
@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core import is_main, nearest
@@ -38,7 +39,7 @@ def _read_text(path, encoding):
     content = Path(path).read_bytes()
     if content[:2] == b"\x1f\x8b": content = gzip.decompress(content)
     chosen = encoding or _encoding(content)
-    try: text = content.decode(chosen)
+    try: text = content.decode(chosen).replace("\r\n", "\n").replace("\r", "\n") # as old Macs end lines
     except (UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{path} is no text in {chosen} ({error}); give encoding=... of the program that wrote it, "
             "such as encoding='mac_roman'") from error
@@ -62,7 +63,7 @@ def is_text(
 def _first_rows(text):
     "Find the separator that a first line `sep=;` names, as Excel writes it, and the rest of the text"
     head,_,rest = text.partition("\n")
-    named = re.fullmatch(r"sep=(.)", head.strip("\ufeff\r \""))
+    named = re.fullmatch(r"sep=(.)", head.strip("\ufeff \""))
     return (named[1], rest) if named else (None, text)
 
 def separator_of(
@@ -72,23 +73,47 @@ def separator_of(
     counts = {mark:len(next(csv.reader([head], delimiter=mark))) for mark in ",;\t|"}
     return max(counts, key=counts.get)
 
+def _cells(path, text, separator):
+    "Cut a text into rows of cells, each with the number of its last line; rows of empty cells are left out"
+    rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
+    try: cells = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a csv with {separator!r} between its columns: line {rows.line_num}: "
+            f"{error}") from error
+    return [(number, row) for number,row in cells if any(cell.strip() for cell in row)]
+
+def _refuse_longer(path, number, row, names, separator):
+    "Refuse a row with more in it than the first line has names for"
+    more = [cell for cell in row[len(names):] if cell.strip()]
+    if not more: return
+    raise ValueError(f"{path} is not a csv with {separator!r} between its columns: line {number} has {len(row)} cells, "
+        f"and the first line names {len(names)} columns ({', '.join(names[:4])}), so that {more[0]!r} has no column; "
+        f"put a cell that contains {separator!r} into quotes, or name each column")
+
+def _column_names(names):
+    "Give each column a name of its own: the second `a` is `a.1`"
+    names = [name or f"Unnamed: {number}" for number,name in enumerate(names)]
+    return [f"{name}.{names[:number].count(name)}" if name in names[:number] else name
+            for number,name in enumerate(names)]
+
 def read_frame(
     path:str|Path, # A table: columns separated by , ; | or tabs, the first line names them
     encoding:str|None=None, # Of the text; None: UTF-8 or UTF-16, else Windows' Western code page, which is said
 )->pd.DataFrame: # All columns as text; an empty cell is "", rows of empty cells are left out
     "Read a csv file"
     separator,text = _first_rows(_read_text(path, encoding).lstrip("\ufeff"))
-    text = text.lstrip("\r\n")
-    head = text.partition("\n")[0]
+    head = text.lstrip("\n").partition("\n")[0]
     if not head.strip(): raise ValueError(f"{path} has no first line with the names of its columns")
     separator = separator or separator_of(head)
-    as_text = dict(dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
-    try: frame = pd.read_csv(io.StringIO(text), sep=separator, **as_text).rename(columns=lambda name: name.strip())
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is not a csv with {separator!r} between its columns: {error}") from error
-    is_blank = frame.apply(lambda column: column.str.strip() == "").all(axis=1)
+    (_,first),*rows = _cells(path, text, separator)
+    names = [name.strip() for name in first]
+    for number,row in rows: _refuse_longer(path, number, row, names, separator)
+    cells = [(row + [""]*len(names))[:len(names)] for _,row in rows]
+    frame = pd.DataFrame(cells, columns=_column_names(names), dtype=str)
     without_name = [name for name in frame if name.startswith("Unnamed:") and (frame[name] == "").all()]
-    return frame[~is_blank].drop(columns=without_name).reset_index(drop=True)
+    frame = frame.drop(columns=without_name)
+    frame.attrs["repeated"] = sorted({name for name in names if name and names.count(name) > 1})
+    return frame
 
 # %% ../../nbs/library/107_data.delimited.ipynb #d6ae836c
 IMAGE_COLUMNS = ("image", "file", "path", "filename", "img", "image_id", "image_path", "image_file", "image_name",
@@ -110,11 +135,20 @@ def usual_columns(
     return sorted(found, key=lambda column: place[_plain(column)])
 
 # %% ../../nbs/library/107_data.delimited.ipynb #effcf05e
+_EMPTY = ("", "nan", "<na>") # the latter two are what a missing value becomes as text
+
 def is_empty(
     cell:object, # Of a table
 )->bool: # True: None, not a number, or nothing but spaces
     "Tell whether a cell has nothing in it"
-    return cell is None or cell != cell or str(cell).strip() == ""
+    if is_list(cell): return not len(cell)
+    return cell is None or cell is pd.NA or cell != cell or str(cell).strip().lower() in _EMPTY
+
+def is_list(
+    cell:object, # Of a table
+)->bool: # True: several values, as a DataFrame can have in a cell
+    "Tell a cell with several values from one with a single value"
+    return isinstance(cell, (list, tuple, set, np.ndarray))
 
 def place_of(
     row:int, # From 0
@@ -131,6 +165,8 @@ def cells_of(
     "Get the values of a column"
     if column not in frame:
         raise ValueError(f"there is no column {column!r} for {what}: {nearest(column, frame.columns)}")
+    if column in frame.attrs.get("repeated", ()) or list(frame.columns).count(column) > 1:
+        raise ValueError(f"two columns are called {column!r}, and which one is {what} is not known; rename one")
     return frame[column].tolist()
 
 def full_cells(

@@ -6,7 +6,9 @@
 __all__ = ['frame_set']
 
 # %% ../../nbs/library/114_data.frame.ipynb #200c47af
+import ast
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,33 +17,47 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, moved_names, nearest
-from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, cells_of, full_cells, is_empty, place_of,
-                                  usual_columns, whole_text)
+from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, cells_of, full_cells, is_empty, is_list,
+                                  place_of, usual_columns, whole_text)
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
 from .table import ImageSet
-from .walk import difference, locate
+from .walk import IMAGE_TYPES, difference, locate
 from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/114_data.frame.ipynb #0c5aae51
-_SPLIT_COLUMNS = ("split", "subset", "partition")
+_SPLIT_COLUMNS = ("split", "subset", "partition", "data_split", "dataset_split", "set", "phase", "usage")
+_FLAGS = dict(is_valid="valid", is_val="valid", is_validation="valid", is_test="test")
+_YES = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
 
 def _path_cells(frame, column, what):
     "Get the values of a column as paths; tables are often written on Windows"
     return [path.replace("\\", "/").removeprefix("./") for path in full_cells(frame, column, what)]
 
+def _refuse_no_names(columns):
+    "Refuse a table whose first line is an image's and no line of names"
+    words = [word for column in columns for word in str(column).split()]
+    if not any(os.path.splitext(word)[1].lower() in IMAGE_TYPES for word in words): return
+    raise ValueError(f"the first line of the table names no columns but has an image in it: "
+        f"{', '.join(map(str, columns))}; put a line such as file,label above it, or give load_set the DataFrame "
+        "pandas.read_csv(..., header=None, names=['file', 'label'])")
+
 def _image_column(frame, given, root):
     "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
     if given is not None: return given
     found = usual_columns(frame.columns, IMAGE_COLUMNS)
-    if len(found) > 1:
-        here = [column for column in found if (Path(root)/str(frame[column].iloc[0]).strip()).is_file()]
-        found = here or found
+    if not found: _refuse_no_names(frame.columns)
     if len(found) != 1:
-        raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
-            f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'")
-    return found[0]
+        first = frame.iloc[0].astype(str)
+        here = [column for column in found or frame.columns
+                if (Path(root)/str(first.get(column)).strip().replace("\\", "/")).is_file()]
+        found = here or found
+    if len(found) == 1: return found[0]
+    is_numbered = pd.api.types.is_integer_dtype(frame.index)
+    hint = "" if is_numbered else "; if paths are the index of the DataFrame, give frame.reset_index()"
+    raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
+        f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'{hint}")
 
 def _label_column(frame, given, others):
     "Find the column of labels: the one given, or the one that is called so; None if there is none"
@@ -52,12 +68,42 @@ def _label_column(frame, given, others):
             "or label='' for none")
     return found[0] if found else None
 
-def _split_column(frame, given):
-    "Find the column of splits: the one given, or the one that is called so and holds nothing else"
+def _flag_of(column):
+    "The split that a column of yes and no is about, as `is_valid`; None if it is none"
+    return next((split for name,split in _FLAGS.items() if usual_columns([column], [name])), None)
+
+def _split_of(cell, flag=None):
+    "The split that a cell means: `Train`, `val`, `test set`, `hold-out`; of a column such as `is_valid` yes or no"
+    text = whole_text(cell).lower()
+    if flag and text in _YES: return flag if _YES[text] else "train"
+    word = re.sub(r"[\W_]", "", text)
+    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(re.sub(r"(set|split|data|images)$", "", word))
+
+def _split_column(frame, given, others=()):
+    "Find the column of splits: the one given, or the one that holds nothing else"
     if given is not None: return given or None
-    found = usual_columns(frame.columns, _SPLIT_COLUMNS)
-    named = [column for column in found if all(str(cell).strip().lower() in SPLIT_NAMES for cell in frame[column])]
-    return named[0] if len(named) == 1 else None
+    columns = [column for column in frame.columns if column not in others and list(frame.columns).count(column) == 1]
+    values = {column:set(map(str, frame[column])) for column in columns}
+    means = {column:{_split_of(cell, _flag_of(column)) for cell in cells} for column,cells in values.items()}
+    named = [column for column,splits in means.items() if "train" in splits and None not in splits and len(splits) > 1]
+    usual = usual_columns(named, _SPLIT_COLUMNS) or named
+    if len(usual) > 1:
+        raise ValueError(f"which column has the splits? {' and '.join(map(repr, usual))} hold nothing else: give "
+            "split='...', or split='' to have new ones drawn")
+    if not usual: _refuse_half_splits(usual_columns(values, _SPLIT_COLUMNS), values, means)
+    return usual[0] if usual else None
+
+def _refuse_half_splits(called, values, means):
+    "Refuse a column that is called like splits and holds some, but not only; new splits would contradict it"
+    for column in called:
+        odd = sorted(cell for cell in values[column] if _split_of(cell) is None)
+        if not odd: continue
+        if "train" not in means[column]:
+            if is_main(): print(f"column {column!r} is not taken for splits: {odd[0]!r} is none")
+            continue
+        what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}" if odd[0].strip() else "some of its cells are empty"
+        raise ValueError(f"column {column!r} has splits, but {what}; write a split into each cell, or give split='' to "
+            "have new ones drawn")
 
 def _say_columns(name, frame, found, group):
     "Say which columns were taken without having been named"
@@ -150,9 +196,22 @@ def _one_class(cells, column):
     _say_several(cells, column)
     return OneClass(tuple(names))
 
+def _as_list(cell):
+    "The values of a cell that holds several, also as a csv has them: `['mass', 'nodule']`; None if it holds one"
+    if is_list(cell): return list(cell)
+    if not (isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)): return None
+    try: found = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError): return None
+    return found if not re.search(r"['\"]\s+['\"]", cell) else None # 'a' 'b' would be read as 'ab'
+
+def _are_lists(cells): return any(map(is_list, cells)) or all(_as_list(cell) is not None for cell in cells)
+
 def _several_labels(task, cells, separator, column):
     "Read cells with several labels each; an empty cell has none"
-    def divide(cell): return [] if is_empty(cell) else [part.strip() for part in str(cell).split(separator)]
+    def divide(cell):
+        if is_empty(cell): return []
+        parts = _as_list(cell)
+        return [whole_text(part) for part in (str(cell).split(separator) if parts is None else parts)]
     labels = [[name for name in divide(cell) if name] for cell in cells]
     if task is None: task = MultiLabel(tuple(_class_names(name for names in labels for name in names)))
     index = {name:number for number,name in enumerate(task.names)}
@@ -165,20 +224,33 @@ def _several_labels(task, cells, separator, column):
     return task, target
 
 # %% ../../nbs/library/114_data.frame.ipynb #3cea0eb6
+def _yes_and_no(cells, columns):
+    "Read columns of 0 and 1, one for each label: a class where each row has exactly one, else several labels"
+    values = {whole_text(cell) for column in cells for cell in column}
+    if not values <= {"0", "1"}:
+        raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
+            "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
+    target = np.array([[whole_text(cell) == "1" for cell in column] for column in cells], dtype=np.int64).T
+    is_class = bool((target.sum(1) == 1).all())
+    if is_main():
+        what = "one class, for each row has one of them" if is_class else "labels, of which an image has any number"
+        print(f"columns {', '.join(columns)} are {what}")
+    if is_class: return OneClass(tuple(columns)), target.argmax(1)
+    return MultiLabel(tuple(columns)), target
+
 def _target(frame, task, columns, separator=None):
     "Complete a task with names, and read its targets from one column or several"
     is_single = isinstance(columns, str)
     columns = [columns] if is_single else list(columns)
     cells = [cells_of(frame, column, "the label") for column in columns]
-    if separator is not None:
+    may_be_several = len(columns) == 1 and isinstance(task, (MultiLabel, type(None)))
+    if separator is not None or may_be_several and _are_lists(cells[0]):
         if len(columns) > 1 or not isinstance(task, (MultiLabel, type(None))):
             raise ValueError(f"separator={separator!r} divides the labels of one column, of a task of several labels; "
                 "leave it out")
         return _several_labels(task, cells[0], separator, columns[0])
     if task is None:
-        if len(columns) > 1:
-            raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
-                "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
+        if len(columns) > 1: return _yes_and_no(cells, columns)
         task = _one_class(cells[0], columns[0])
     if isinstance(task, (OneClass, ClassMap)) and len(columns) > 1:
         raise ValueError(f"a task of kind {task.kind!r} has one column, not {len(columns)}; give several tasks by "
@@ -221,6 +293,13 @@ def _requested_tasks(label, task, tasks, value=None):
     return {}
 
 # %% ../../nbs/library/114_data.frame.ipynb #f0a21f04
+def _other_ending(path, root):
+    "Say that a file is there whose name ends otherwise"
+    stem = os.path.splitext(path)[0]
+    found = locate([stem], root)[0] if root.is_dir() else None
+    if not found: return ""
+    return f", but there is {found[0] if isinstance(found, list) else found}; if that is meant, correct the table"
+
 def _find_files(paths, root, column):
     "Find the files of a column; below `root` by their names alone, if they are not where the table says"
     missing = [row for row,path in enumerate(paths) if not (root/path).is_file()]
@@ -235,8 +314,8 @@ def _find_files(paths, root, column):
     if missing:
         first = missing[0]
         raise ValueError(f"{place_of(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
-            f"{len(paths)} are missing, and no file of that name lies below {root}); paths start at the folder of the "
-            "table, or at root=...")
+            f"{len(paths)} are missing, and no file of that name lies below {root}{_other_ending(paths[first], root)}); "
+            "paths start at the folder of the table, or at root=...")
     moved = [path for path,given in zip(found, paths) if path != given]
     if is_main(): print(f"column {column!r}: {len(moved):,} files found by their names, such as {moved[0]}")
     return found
@@ -244,11 +323,11 @@ def _find_files(paths, root, column):
 # %% ../../nbs/library/114_data.frame.ipynb #01ba0b0b
 def _split_names(frame, column):
     "Read the split of each row, by our names for them"
-    cells = [cell.lower() for cell in full_cells(frame, column, "split")]
-    for row,cell in enumerate(cells):
-        if cell not in SPLIT_NAMES:
-            raise ValueError(f"{place_of(row, column)}: {cell!r} is no split: {nearest(cell, SPLIT_NAMES)}")
-    names = [SPLIT_NAMES[cell] for cell in cells]
+    cells = full_cells(frame, column, "split")
+    names = [_split_of(cell, _flag_of(column)) for cell in cells]
+    if None in names:
+        row = names.index(None)
+        raise ValueError(f"{place_of(row, column)}: {cells[row]!r} is no split: {nearest(cells[row], SPLIT_NAMES)}")
     if "train" not in names:
         raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(cells)))}")
     return np.array(names)
@@ -295,13 +374,19 @@ def _chosen_columns(frame, name, root, image, label, split, group, others):
     given = dict(images=image, labels=label, splits=split)
     image = _image_column(frame, image, root)
     label = _label_column(frame, label, others)
-    split = _split_column(frame, split)
+    split = _split_column(frame, split, [image, label, *([] if group is None else [group])])
     found = dict(images=image, labels=label, splits=split)
     guessed = {what:column for what,column in found.items() if given[what] is None and column is not None}
     _say_columns(name, frame, guessed, group)
     return image, label, split
 
 # %% ../../nbs/library/114_data.frame.ipynb #5c5c08fa
+def _as_names(given):
+    "Names of columns as text, also those that are numbers"
+    if isinstance(given, Mapping): return {task:_as_names(columns) for task,columns in given.items()}
+    if isinstance(given, (list, tuple)): return [str(column) for column in given]
+    return given if given is None else str(given)
+
 def frame_set(
     frame:pd.DataFrame, # A row an image
     name:str, # Short name of the set, used for cache folders
@@ -319,6 +404,9 @@ def frame_set(
 )->ImageSet: # With the splits that the table names; all in train if it names none
     "Make an image set from named columns"
     if not len(frame): raise ValueError(f"the table of {name} has no row")
+    frame = frame.set_axis(list(map(str, frame.columns)), axis=1) # pandas numbers columns that have no names
+    image,label,value,group,split,weight = map(_as_names, (image, label, value, group, split, weight))
+    if tasks is not None: tasks = {key:(given, _as_names(columns)) for key,(given,columns) in tasks.items()}
     others = tasks is not None or value is not None
     image,label,split = _chosen_columns(frame, name, root, image, label, split, group, others)
     items = _find_files(_path_cells(frame, image, "path"), root, image)
