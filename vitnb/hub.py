@@ -90,7 +90,7 @@ def _part(state, choice):
     "That part of a dictionary, or of one in it, as Lightning keeps all weights under `state_dict`; None: there is none"
     if isinstance(state.get(choice), dict): return state[choice]
     begin = choice.rstrip(".") + "."
-    for names in (_tensors(state), plain_names(_tensors(state))): # as they are, and without what wrappers put before them
+    for names in (_tensors(state), plain_names(_tensors(state))): # without what wrappers put before them, too
         part = {name.removeprefix(begin):tensor for name,tensor in names.items() if name.startswith(begin)}
         if part: return part
     inside = [(name, value) for name,value in state.items() if isinstance(value, dict)]

@@ -73,7 +73,9 @@ def _(pretext:Masked, run, batch):
     at_once = max(len(cubes), _AT_ONCE)
     for first in range(0, len(which), at_once):
         some = which[first:first+at_once]
-        def cut(field): return None if field is None else torch.stack([field[n,...,rows,columns] for n,rows,columns in some])
+        def cut(field):
+            if field is None: return None
+            return torch.stack([field[n,...,rows,columns] for n,rows,columns in some])
         drawn,hidden,*found = _answer(pretext, run, cut(cubes), cut(valid), samples[first:first+at_once])
         errors.append(found)
         for part,(n,rows,columns) in enumerate(some):

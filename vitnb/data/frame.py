@@ -101,7 +101,8 @@ def _refuse_half_splits(called, values, means):
         if "train" not in means[column]:
             if is_main(): print(f"column {column!r} is not taken for splits: {odd[0]!r} is none")
             continue
-        what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}" if odd[0].strip() else "some of its cells are empty"
+        what = "some of its cells are empty"
+        if odd[0].strip(): what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}"
         raise ValueError(f"column {column!r} has splits, but {what}; write a split into each cell, or give split='' to "
             "have new ones drawn")
 
@@ -313,8 +314,9 @@ def _find_files(paths, root, column):
     missing = [row for row,path in enumerate(found) if path is None]
     if missing:
         first = missing[0]
+        other = _other_ending(paths[first], root)
         raise ValueError(f"{place_of(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
-            f"{len(paths)} are missing, and no file of that name lies below {root}{_other_ending(paths[first], root)}); "
+            f"{len(paths)} are missing, and no file of that name lies below {root}{other}); "
             "paths start at the folder of the table, or at root=...")
     moved = [path for path,given in zip(found, paths) if path != given]
     if is_main(): print(f"column {column!r}: {len(moved):,} files found by their names, such as {moved[0]}")
