@@ -131,14 +131,21 @@ def find_weights(
                          "a plain state dict with torch.save or safetensors") from e
     return _weights_of(state, path, choice)
 
+def _finite(state, path):
+    "The same weights; if some are no numbers, of a training that has broken down, that is a `ValueError`"
+    broken = [name for name,weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if not broken: return state
+    raise ValueError(f"{path.name} holds values that are no numbers (NaN or infinite) in {len(broken)} of {len(state)} "
+                     f"tensors, such as {broken[0]}: its training has broken down; take an earlier checkpoint")
+
 def _weights_of(state, path, choice):
     "The weights of what a file holds, and which they are"
     if isinstance(state, StandIn):
         raise ValueError(f"{path} holds no readable weights but a whole object ({type(state).__name__}), whose code "
                          "would have to run; where it was made, save model.state_dict()")
-    if choice: return plain_names(_tensors(_chosen(state, choice, path.name))), choice
+    if choice: return _finite(plain_names(_tensors(_chosen(state, choice, path.name))), path), choice
     found,note = _unwrap(state, path.name) if isinstance(state, dict) else ({}, "")
-    if found: return found, note
+    if found: return _finite(found, path), note
     has_others = isinstance(state, dict) and any(isinstance(value, StandIn) for value in state.values())
     what = "no readable weights, but objects of other classes" if has_others else "no tensors by name"
     raise ValueError(f"{path} holds {what}; save model.state_dict()")

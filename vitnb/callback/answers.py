@@ -60,6 +60,7 @@ def _answer(pretext, run, cubes, valid, samples):
     weight = (masked if valid is None else masked & valid.bool()).flatten(1).sum(1)
     return reconstruction, masked, errors, weight
 
+# %% ../../nbs/library/446_callback.answers.ipynb #a691703561
 @pretext_columns.register
 def _(pretext:Masked, run, batch):
     pretext.setup(run, run.model) # its loss knows the units of targets

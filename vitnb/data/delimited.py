@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'is_text', 'separator_of', 'read_frame', 'usual_columns',
-           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text']
+           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text', 'as_list', 'are_lists',
+           'split_of', 'split_column', 'refuse_no_names']
 
 # %% ../../nbs/library/107_data.delimited.ipynb #11db17a8
+import ast
 import csv
 import gzip
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +21,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, nearest
+from .download import SPLIT_NAMES
+from .walk import IMAGE_TYPES
 
 # %% ../../nbs/library/107_data.delimited.ipynb #5215a82f
 _MARKS = {b"\xef\xbb\xbf":"utf-8-sig", b"\xff\xfe\0\0":"utf-32", b"\0\0\xfe\xff":"utf-32", b"\xff\xfe":"utf-16",
@@ -73,6 +78,7 @@ def separator_of(
     counts = {mark:len(next(csv.reader([head], delimiter=mark))) for mark in ",;\t|"}
     return max(counts, key=counts.get)
 
+# %% ../../nbs/library/107_data.delimited.ipynb #a652479430
 def _cells(path, text, separator):
     "Cut a text into rows of cells, each with the number of its last line; rows of empty cells are left out"
     rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
@@ -96,6 +102,7 @@ def _column_names(names):
     return [f"{name}.{names[:number].count(name)}" if name in names[:number] else name
             for number,name in enumerate(names)]
 
+# %% ../../nbs/library/107_data.delimited.ipynb #a655921678
 def read_frame(
     path:str|Path, # A table: columns separated by , ; | or tabs, the first line names them
     encoding:str|None=None, # Of the text; None: UTF-8 or UTF-16, else Windows' Western code page, which is said
@@ -188,3 +195,83 @@ def whole_text(
     "Write a cell as text; 3.0, which is what pandas makes of 3 beside an empty cell, is 3"
     text = str(cell).strip()
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a601208285
+def as_list(
+    cell:object, # Of a table
+)->list|None: # None: it holds one value
+    "The values of a cell that holds several, also as a csv has them: `['mass', 'nodule']`"
+    if is_list(cell): return list(cell)
+    if not (isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)): return None
+    try: found = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError): return None
+    return found if not re.search(r"['\"]\s+['\"]", cell) else None # 'a' 'b' would be read as 'ab'
+
+def are_lists(
+    cells:Sequence, # Of a column
+)->bool: # Whether they hold several values each
+    "Tell a column of lists"
+    return any(map(is_list, cells)) or all(as_list(cell) is not None for cell in cells)
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a675361364
+_SPLIT_COLUMNS = ("split", "subset", "partition", "data_split", "dataset_split", "set", "phase", "usage")
+_FLAGS = dict(is_valid="valid", is_val="valid", is_validation="valid", is_test="test")
+_YES = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
+
+def _flag_of(column):
+    "The split that a column of yes and no is about, as `is_valid`; None if it is none"
+    return next((split for name,split in _FLAGS.items() if usual_columns([column], [name])), None)
+
+def split_of(
+    cell:object, # Of a table
+    column:object="", # Its column, which may ask a question, as `is_valid`
+)->str|None: # train, valid or test; None: the cell names none of them
+    "The split that a cell means: `Train`, `val`, `test set`, `hold-out`; of a column such as `is_valid` yes or no"
+    text = whole_text(cell).lower()
+    flag = _flag_of(column)
+    if flag and text in _YES: return flag if _YES[text] else "train"
+    word = re.sub(r"[\W_]", "", text)
+    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(re.sub(r"(set|split|data|images)$", "", word))
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a636567755
+def split_column(
+    frame:pd.DataFrame, # A table
+    given:str|None, # The one that somebody names; "": none
+    others:Sequence=(), # Columns that are something else
+)->str|None: # None: there is none
+    "Find the column of splits: the one given, or the one that holds nothing else"
+    if given is not None: return given or None
+    columns = [column for column in frame.columns if column not in others and list(frame.columns).count(column) == 1]
+    values = {column:set(map(str, frame[column])) for column in columns}
+    means = {column:{split_of(cell, column) for cell in cells} for column,cells in values.items()}
+    named = [column for column,splits in means.items() if "train" in splits and None not in splits and len(splits) > 1]
+    usual = usual_columns(named, _SPLIT_COLUMNS) or named
+    if len(usual) > 1:
+        raise ValueError(f"which column has the splits? {' and '.join(map(repr, usual))} hold nothing else: give "
+            "split='...', or split='' to have new ones drawn")
+    if not usual: _refuse_half_splits(usual_columns(values, _SPLIT_COLUMNS), values, means)
+    return usual[0] if usual else None
+
+def _refuse_half_splits(called, values, means):
+    "Refuse a column that is called like splits and holds some, but not only; new splits would contradict it"
+    for column in called:
+        odd = sorted(cell for cell in values[column] if split_of(cell) is None)
+        if not odd: continue
+        if "train" not in means[column]:
+            if is_main(): print(f"column {column!r} is not taken for splits: {odd[0]!r} is none")
+            continue
+        what = "some of its cells are empty"
+        if odd[0].strip(): what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}"
+        raise ValueError(f"column {column!r} has splits, but {what}; write a split into each cell, or give split='' to "
+            "have new ones drawn")
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a689609403
+def refuse_no_names(
+    columns:Sequence, # As the first line says
+)->None:
+    "Refuse a table whose first line is an image's and no line of names"
+    words = [word for column in columns for word in str(column).split()]
+    if not any(os.path.splitext(word)[1].lower() in IMAGE_TYPES for word in words): return
+    raise ValueError(f"the first line of the table names no columns but has an image in it: "
+        f"{', '.join(map(str, columns))}; put a line such as file,label above it, or give load_set the DataFrame "
+        "pandas.read_csv(..., header=None, names=['file', 'label'])")

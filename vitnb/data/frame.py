@@ -6,9 +6,7 @@
 __all__ = ['frame_set']
 
 # %% ../../nbs/library/114_data.frame.ipynb #200c47af
-import ast
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,37 +15,26 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, moved_names, nearest
-from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, cells_of, full_cells, is_empty, is_list,
-                                  place_of, usual_columns, whole_text)
+from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, are_lists, as_list, cells_of, full_cells,
+                                  is_empty, place_of, refuse_no_names, split_column, split_of, usual_columns,
+                                  whole_text)
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
 from .table import ImageSet
-from .walk import IMAGE_TYPES, difference, locate
+from .walk import difference, locate
 from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/114_data.frame.ipynb #0c5aae51
-_SPLIT_COLUMNS = ("split", "subset", "partition", "data_split", "dataset_split", "set", "phase", "usage")
-_FLAGS = dict(is_valid="valid", is_val="valid", is_validation="valid", is_test="test")
-_YES = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
-
 def _path_cells(frame, column, what):
     "Get the values of a column as paths; tables are often written on Windows"
     return [path.replace("\\", "/").removeprefix("./") for path in full_cells(frame, column, what)]
-
-def _refuse_no_names(columns):
-    "Refuse a table whose first line is an image's and no line of names"
-    words = [word for column in columns for word in str(column).split()]
-    if not any(os.path.splitext(word)[1].lower() in IMAGE_TYPES for word in words): return
-    raise ValueError(f"the first line of the table names no columns but has an image in it: "
-        f"{', '.join(map(str, columns))}; put a line such as file,label above it, or give load_set the DataFrame "
-        "pandas.read_csv(..., header=None, names=['file', 'label'])")
 
 def _image_column(frame, given, root):
     "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
     if given is not None: return given
     found = usual_columns(frame.columns, IMAGE_COLUMNS)
-    if not found: _refuse_no_names(frame.columns)
+    if not found: refuse_no_names(frame.columns)
     if len(found) != 1:
         first = frame.iloc[0].astype(str)
         here = [column for column in found or frame.columns
@@ -59,6 +46,7 @@ def _image_column(frame, given, root):
     raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
         f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'{hint}")
 
+# %% ../../nbs/library/114_data.frame.ipynb #a681958437
 def _label_column(frame, given, others):
     "Find the column of labels: the one given, or the one that is called so; None if there is none"
     if given == "" or others: return None if given == "" else given
@@ -68,44 +56,7 @@ def _label_column(frame, given, others):
             "or label='' for none")
     return found[0] if found else None
 
-def _flag_of(column):
-    "The split that a column of yes and no is about, as `is_valid`; None if it is none"
-    return next((split for name,split in _FLAGS.items() if usual_columns([column], [name])), None)
-
-def _split_of(cell, flag=None):
-    "The split that a cell means: `Train`, `val`, `test set`, `hold-out`; of a column such as `is_valid` yes or no"
-    text = whole_text(cell).lower()
-    if flag and text in _YES: return flag if _YES[text] else "train"
-    word = re.sub(r"[\W_]", "", text)
-    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(re.sub(r"(set|split|data|images)$", "", word))
-
-def _split_column(frame, given, others=()):
-    "Find the column of splits: the one given, or the one that holds nothing else"
-    if given is not None: return given or None
-    columns = [column for column in frame.columns if column not in others and list(frame.columns).count(column) == 1]
-    values = {column:set(map(str, frame[column])) for column in columns}
-    means = {column:{_split_of(cell, _flag_of(column)) for cell in cells} for column,cells in values.items()}
-    named = [column for column,splits in means.items() if "train" in splits and None not in splits and len(splits) > 1]
-    usual = usual_columns(named, _SPLIT_COLUMNS) or named
-    if len(usual) > 1:
-        raise ValueError(f"which column has the splits? {' and '.join(map(repr, usual))} hold nothing else: give "
-            "split='...', or split='' to have new ones drawn")
-    if not usual: _refuse_half_splits(usual_columns(values, _SPLIT_COLUMNS), values, means)
-    return usual[0] if usual else None
-
-def _refuse_half_splits(called, values, means):
-    "Refuse a column that is called like splits and holds some, but not only; new splits would contradict it"
-    for column in called:
-        odd = sorted(cell for cell in values[column] if _split_of(cell) is None)
-        if not odd: continue
-        if "train" not in means[column]:
-            if is_main(): print(f"column {column!r} is not taken for splits: {odd[0]!r} is none")
-            continue
-        what = "some of its cells are empty"
-        if odd[0].strip(): what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}"
-        raise ValueError(f"column {column!r} has splits, but {what}; write a split into each cell, or give split='' to "
-            "have new ones drawn")
-
+# %% ../../nbs/library/114_data.frame.ipynb #a658320328
 def _say_columns(name, frame, found, group):
     "Say which columns were taken without having been named"
     parts = [f"{what} from column {column!r}" for what,column in found.items()]
@@ -197,21 +148,11 @@ def _one_class(cells, column):
     _say_several(cells, column)
     return OneClass(tuple(names))
 
-def _as_list(cell):
-    "The values of a cell that holds several, also as a csv has them: `['mass', 'nodule']`; None if it holds one"
-    if is_list(cell): return list(cell)
-    if not (isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)): return None
-    try: found = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError): return None
-    return found if not re.search(r"['\"]\s+['\"]", cell) else None # 'a' 'b' would be read as 'ab'
-
-def _are_lists(cells): return any(map(is_list, cells)) or all(_as_list(cell) is not None for cell in cells)
-
 def _several_labels(task, cells, separator, column):
     "Read cells with several labels each; an empty cell has none"
     def divide(cell):
         if is_empty(cell): return []
-        parts = _as_list(cell)
+        parts = as_list(cell)
         return [whole_text(part) for part in (str(cell).split(separator) if parts is None else parts)]
     labels = [[name for name in divide(cell) if name] for cell in cells]
     if task is None: task = MultiLabel(tuple(_class_names(name for names in labels for name in names)))
@@ -245,7 +186,7 @@ def _target(frame, task, columns, separator=None):
     columns = [columns] if is_single else list(columns)
     cells = [cells_of(frame, column, "the label") for column in columns]
     may_be_several = len(columns) == 1 and isinstance(task, (MultiLabel, type(None)))
-    if separator is not None or may_be_several and _are_lists(cells[0]):
+    if separator is not None or may_be_several and are_lists(cells[0]):
         if len(columns) > 1 or not isinstance(task, (MultiLabel, type(None))):
             raise ValueError(f"separator={separator!r} divides the labels of one column, of a task of several labels; "
                 "leave it out")
@@ -326,7 +267,7 @@ def _find_files(paths, root, column):
 def _split_names(frame, column):
     "Read the split of each row, by our names for them"
     cells = full_cells(frame, column, "split")
-    names = [_split_of(cell, _flag_of(column)) for cell in cells]
+    names = [split_of(cell, column) for cell in cells]
     if None in names:
         row = names.index(None)
         raise ValueError(f"{place_of(row, column)}: {cells[row]!r} is no split: {nearest(cells[row], SPLIT_NAMES)}")
@@ -376,7 +317,7 @@ def _chosen_columns(frame, name, root, image, label, split, group, others):
     given = dict(images=image, labels=label, splits=split)
     image = _image_column(frame, image, root)
     label = _label_column(frame, label, others)
-    split = _split_column(frame, split, [image, label, *([] if group is None else [group])])
+    split = split_column(frame, split, [image, label, *([] if group is None else [group])])
     found = dict(images=image, labels=label, splits=split)
     guessed = {what:column for what,column in found.items() if given[what] is None and column is not None}
     _say_columns(name, frame, guessed, group)

@@ -190,9 +190,9 @@ def fit_recipe(
 )->Advice: # Fields and reasons; empty for another recipe than "auto"
     "Choose for a set what nobody has given"
     if not image_set.classes:
-        kinds = ", ".join(task.kind for task in image_set.tasks.values()) or "none"
-        raise ValueError(f"train_{family} is for one class an image, and {image_set.name} has other targets ({kinds}); "
-            "train several labels or values in Python, vit_learner(load_set(...).loaders(size), arch), or name a column of classes with label=...")
+        raise ValueError(f"train_{family} is for one class an image, and {image_set.name} has other targets; name a "
+            "column of classes with label=..., or train several labels or values in Python: "
+            "vit_learner(load_set(...).loaders(size), arch)")
     own = asked_fields(params, families[family].fields, say=None)
     own = {name:as_registered(name, value) for name,value in own.items()}
     minutes = minutes or own.get("minutes")

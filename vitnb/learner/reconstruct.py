@@ -99,6 +99,6 @@ def rivals_say(
         lines.append(f"{method}, {error}: {'; '.join(parts)}")
     behind = sorted({rival for (_,rival,_),interval in differences.items() if _verdict(interval) == "BEHIND"})
     if behind:
-        lines.append(f"A simple rival wins where it says BEHIND: there fill in by {' or '.join(behind)}, which needs no "
-                     "training.")
+        lines.append("A simple rival wins where it says BEHIND: there fill in by "
+                     f"{' or '.join(behind)}, which needs no training.")
     return "\n".join(lines)

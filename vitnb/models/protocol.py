@@ -207,13 +207,6 @@ def _misfit(source, model, given, own, wrong, extra):
                       f"or of another shape, {len(extra)} unknown ({'; '.join(some)}); "
                       "create the model that the weights were trained with")
 
-def _check_finite(state, source):
-    "Refuse weights that are no numbers, of a training that has broken down"
-    broken = [name for name,weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
-    if not broken: return
-    raise ValueError(f"{source} holds values that are no numbers (NaN or infinite) in {len(broken)} of {len(state)} "
-                     f"tensors, such as {broken[0]}: its training has broken down; take an earlier checkpoint")
-
 _COUNTER = "num_batches_tracked" # of batch norms with a fixed momentum nothing reads it, and old files lack it
 
 def load_weights(
@@ -225,7 +218,6 @@ def load_weights(
 )->LoadReport: # What was loaded, resized, left at random and dropped
     "Load `state` into `model`; anything but the classifier that does not fit is a `ValueError`"
     own = model.state_dict()
-    _check_finite(state, source)
     state,prefix,rest = own_part(state, own, source)
     given = {name:tuple(weight.shape) for name,weight in state.items()}
     state = _adapted(state, model, adapt, source)
