@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'is_text', 'separator_of', 'read_frame', 'usual_columns',
            'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text', 'as_list', 'are_lists',
-           'split_of', 'split_column', 'refuse_no_names']
+           'split_of', 'split_column', 'image_column', 'label_column']
 
 # %% ../../nbs/library/107_data.delimited.ipynb #11db17a8
 import ast
@@ -266,12 +266,43 @@ def _refuse_half_splits(called, values, means):
             "have new ones drawn")
 
 # %% ../../nbs/library/107_data.delimited.ipynb #a689609403
-def refuse_no_names(
-    columns:Sequence, # As the first line says
-)->None:
+def _refuse_no_names(columns):
     "Refuse a table whose first line is an image's and no line of names"
     words = [word for column in columns for word in str(column).split()]
     if not any(os.path.splitext(word)[1].lower() in IMAGE_TYPES for word in words): return
     raise ValueError(f"the first line of the table names no columns but has an image in it: "
         f"{', '.join(map(str, columns))}; put a line such as file,label above it, or give load_set the DataFrame "
         "pandas.read_csv(..., header=None, names=['file', 'label'])")
+
+def image_column(
+    frame:pd.DataFrame, # A table
+    given:str|None, # The one that somebody names
+    root:str|Path, # Where its paths start
+)->str: # Its name
+    "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
+    if given is not None: return given
+    found = usual_columns(frame.columns, IMAGE_COLUMNS)
+    if not found: _refuse_no_names(frame.columns)
+    if len(found) != 1:
+        first = frame.iloc[0].astype(str)
+        here = [column for column in found or frame.columns
+                if (Path(root)/str(first.get(column)).strip().replace("\\", "/")).is_file()]
+        found = here or found
+    if len(found) == 1: return found[0]
+    is_numbered = pd.api.types.is_integer_dtype(frame.index)
+    hint = "" if is_numbered else "; if paths are the index of the DataFrame, give frame.reset_index()"
+    raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
+        f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'{hint}")
+
+def label_column(
+    frame:pd.DataFrame, # A table
+    given:object, # The one that somebody names, or several; "": none
+    others:bool, # Whether something else says what is to be predicted
+)->object: # None: there is none
+    "Find the column of labels: the one given, or the one that is called so; None if there is none"
+    if given == "" or others: return None if given == "" else given
+    found = usual_columns(frame.columns, LABEL_COLUMNS) if given is None else [given]
+    if len(found) > 1:
+        raise ValueError(f"which column has the labels? {', '.join(map(repr, found))} are called so: give label='...', "
+            "or label='' for none")
+    return found[0] if found else None

@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, moved_names, nearest
-from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, are_lists, as_list, cells_of, full_cells,
-                                  is_empty, place_of, refuse_no_names, split_column, split_of, usual_columns,
-                                  whole_text)
+from .delimited import (GROUP_COLUMNS, are_lists, as_list, cells_of, full_cells, image_column, is_empty,
+                                  label_column, place_of, split_column, split_of, usual_columns, whole_text)
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
@@ -29,32 +28,6 @@ from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 def _path_cells(frame, column, what):
     "Get the values of a column as paths; tables are often written on Windows"
     return [path.replace("\\", "/").removeprefix("./") for path in full_cells(frame, column, what)]
-
-def _image_column(frame, given, root):
-    "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
-    if given is not None: return given
-    found = usual_columns(frame.columns, IMAGE_COLUMNS)
-    if not found: refuse_no_names(frame.columns)
-    if len(found) != 1:
-        first = frame.iloc[0].astype(str)
-        here = [column for column in found or frame.columns
-                if (Path(root)/str(first.get(column)).strip().replace("\\", "/")).is_file()]
-        found = here or found
-    if len(found) == 1: return found[0]
-    is_numbered = pd.api.types.is_integer_dtype(frame.index)
-    hint = "" if is_numbered else "; if paths are the index of the DataFrame, give frame.reset_index()"
-    raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
-        f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'{hint}")
-
-# %% ../../nbs/library/114_data.frame.ipynb #a681958437
-def _label_column(frame, given, others):
-    "Find the column of labels: the one given, or the one that is called so; None if there is none"
-    if given == "" or others: return None if given == "" else given
-    found = usual_columns(frame.columns, LABEL_COLUMNS) if given is None else [given]
-    if len(found) > 1:
-        raise ValueError(f"which column has the labels? {', '.join(map(repr, found))} are called so: give label='...', "
-            "or label='' for none")
-    return found[0] if found else None
 
 # %% ../../nbs/library/114_data.frame.ipynb #a658320328
 def _say_columns(name, frame, found, group):
@@ -315,8 +288,8 @@ def _weights(frame, weight):
 def _chosen_columns(frame, name, root, image, label, split, group, others):
     "Choose the columns of images, labels and splits, and say which were not named"
     given = dict(images=image, labels=label, splits=split)
-    image = _image_column(frame, image, root)
-    label = _label_column(frame, label, others)
+    image = image_column(frame, image, root)
+    label = label_column(frame, label, others)
     split = split_column(frame, split, [image, label, *([] if group is None else [group])])
     found = dict(images=image, labels=label, splits=split)
     guessed = {what:column for what,column in found.items() if given[what] is None and column is not None}
