@@ -4,7 +4,8 @@ import pytest
 from cube_files import CUBE, V73, own_cache, write_envi, write_h5, write_mat, write_npy
 from scipy.io import netcdf_file, savemat
 
-import vitnb.data.cube # noqa: F401, registers the formats
+from vitnb.data.beside import load_beside
+from vitnb.data.cube import CubeFile
 from vitnb.data.cubeformat import CubeFormat, as_measured, cube_formats, find_format, format_of, other_cubes, pick_dataset
 
 
@@ -73,3 +74,16 @@ def test_the_stored_array_is_never_written_to(tmp_path):
     path = write_npy(tmp_path/"a.npy")
     as_measured(np.load(path, mmap_mode="r+"), 1., ignore=[float(CUBE[0,0,0])])
     assert np.array_equal(np.load(path), CUBE)
+
+
+def test_a_npz_is_read_by_name(tmp_path, capsys):
+    nm = np.linspace(400, 900, 6)
+    np.savez(tmp_path/"a.npz", cube=CUBE.transpose(1,2,0), dark=CUBE[0], wavelengths_um=nm/1000, names=np.array(["x"]))
+    cube = CubeFile(tmp_path/"a.npz")
+    assert cube.axes == "hwc" and np.array_equal(cube.read(), CUBE) and np.allclose(cube.wavelengths, nm)
+    assert np.array_equal(load_beside(tmp_path/"a.npz", "dark")[0], CUBE[0])
+    np.savez_compressed(tmp_path/"b.npz", small=CUBE[:3], large=CUBE)
+    assert np.array_equal(CubeFile(tmp_path/"b.npz", "small", axes="chw").read(), CUBE[:3])
+    assert CubeFile(tmp_path/"b.npz", axes="chw").shape == CUBE.shape and "not read: small" in capsys.readouterr().out
+    np.savez(tmp_path/"c.npz", cube=np.array([{}]))
+    with pytest.raises(ValueError, match="no readable .npz"): CubeFile(tmp_path/"c.npz")

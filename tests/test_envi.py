@@ -43,6 +43,34 @@ def test_the_numbers_may_have_any_usual_ending(tmp_path, ending):
     assert data_of(header).name == f"scene{ending}" and header_of(tmp_path/f"scene{ending}") == header and np.array_equal(CubeFile(header).read(), CUBE)
 
 
+@pytest.mark.parametrize("ending", [".lan", ".float", ".001"])
+def test_a_header_finds_the_only_other_file_of_its_name(tmp_path, ending):
+    header = write_envi(tmp_path, ending=ending)
+    (tmp_path/"scene.txt").write_text("notes")
+    assert np.array_equal(CubeFile(header).read(), CUBE)
+    (tmp_path/"scene.second").write_bytes(b"1")
+    with pytest.raises(ValueError, match="may both hold its numbers"): CubeFile(header)
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace("ENVI\n", "", 1).encode(), lambda text: text.replace("ENVI", "envi", 1).encode(), lambda text: text.encode("utf-16"),
+                                    lambda text: text.replace("\n", "\r\n").encode("utf-8-sig")])
+def test_headers_as_editors_leave_them(tmp_path, change):
+    header = write_envi(tmp_path)
+    header.write_bytes(change(header.read_text()))
+    for name in ("scene.hdr", "scene.dat"): assert np.array_equal(CubeFile(tmp_path/name).read(), CUBE)
+
+
+@pytest.mark.parametrize("head, gain, offset", [("data gain values = {0.5}\n", .5, 0), ("data gain values = 0.5\ndata offset values = {2}\n", .5, 2), ("data gain values = {1, 2, 3, 4, 5, 6}\n", np.arange(1, 7), 0)])
+def test_gains_are_one_for_all_or_one_for_each(tmp_path, head, gain, offset):
+    assert np.allclose(CubeFile(write_envi(tmp_path, head=head)).read(), CUBE*np.reshape(gain, (-1,1,1)) + offset, atol=1e-6)
+
+
+def test_gains_of_other_bands_are_told(tmp_path, capsys):
+    assert np.array_equal(CubeFile(write_envi(tmp_path, head="data gain values = {1, 2}\n")).read(), CUBE)
+    assert "data gain values are ignored: there are 2 for 6 bands" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="calls all bands bad"): CubeFile(write_envi(tmp_path, head="bbl = {0, 0, 0, 0, 0, 0}\n"))
+
+
 def test_the_header_may_keep_the_ending(tmp_path):
     write_envi(tmp_path, ending=".img").rename(tmp_path/"scene.img.hdr")
     for name in ("scene.img", "scene.img.hdr"): assert np.array_equal(CubeFile(tmp_path/name).read(), CUBE)

@@ -204,3 +204,50 @@ def test_labels_that_look_alike_are_told(tmp_path, capsys):
     images(tmp_path)
     load_set(pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], label=["Cat", "cat"]*20)), root=tmp_path)
     assert "'Cat' and 'cat' are two classes, although they differ only in upper and lower case" in capsys.readouterr().out
+
+TABLE = pd.DataFrame(dict(file=[f"{i}.png" for i in range(40)], label=list("ab")*20))
+SIDES = ["train"]*24 + ["valid"]*8 + ["test"]*8
+
+@pytest.mark.parametrize("column, words", [
+    ("split", ("Train", "VAL", "Test")), ("split", ("training", "dev", "holdout")), ("Split", ("train set", "Validation-Set", "test_data")),
+    ("set", ("TRAIN", "valid", "hold-out")), ("fold", ("train", "val", "test")), ("whatever", ("train", "dev", "testing"))])
+def test_splits_are_those_of_the_table_whatever_they_are_called(tmp_path, column, words):
+    frame = TABLE.assign(**{column:[dict(zip(("train", "valid", "test"), words))[side] for side in SIDES]})
+    s = load_set(frame, root=images(tmp_path))
+    assert {item:side for side,split in s.splits.items() for item in split.items} == dict(zip(TABLE.file, SIDES))
+
+@pytest.mark.parametrize("yes, no", [(True, False), ("1", "0"), ("yes", "no")])
+def test_a_column_of_yes_and_no_is_a_split(tmp_path, yes, no):
+    s = load_set(TABLE.assign(is_valid=[yes if side == "valid" else no for side in SIDES]), root=images(tmp_path))
+    assert list(s.splits["valid"].items) == [f"{i}.png" for i in range(24, 32)]
+
+@pytest.mark.parametrize("frame, says", [
+    (TABLE.assign(split=["train"]*30 + ["eval"]*10), "column 'split' has splits, but 'eval' is none"),
+    (TABLE.assign(split=["train"]*30 + [""]*10), "some of its cells are empty"),
+    (TABLE.assign(a=SIDES, b=SIDES), "which column has the splits\\? 'a' and 'b'"),
+    (TABLE.set_index("file"), "give frame.reset_index"),
+    (TABLE.rename(columns=dict(file="0.png", label="a")), "first line of the table names no columns"),
+    (TABLE.assign(label=pd.array([1, 2]*19 + [pd.NA]*2, dtype="Int64")), "row 39 of the table, column 'label' is empty"),
+    (TABLE.assign(file=[f"{i}.jpg" for i in range(40)]), "there is no file .*but there is 0.png")])
+def test_what_a_table_leaves_open_is_asked(tmp_path, frame, says):
+    with pytest.raises(ValueError, match=says): load_set(frame, root=images(tmp_path))
+
+def test_numbers_that_are_no_splits_are_told(tmp_path, capsys):
+    load_set(TABLE.assign(split=[i % 5 for i in range(40)]), root=images(tmp_path))
+    assert "column 'split' is not taken for splits: '0' is none" in capsys.readouterr().out
+
+@pytest.mark.parametrize("cells, names", [([["b", "a"], [], ["c"], ("a",)], "abc"), (["['b', 'a']", "[]", "['c']", "['a']"], "abc"), ([np.array(["x"]), ["y"]]*2, "xy")])
+def test_a_cell_with_a_list_has_several_labels(tmp_path, cells, names):
+    s = load_set(TABLE.assign(label=cells*10), root=images(tmp_path))
+    found = rows_of(s)
+    wanted = [list(cell) if not isinstance(cell, str) else [c for c in cell if c.isalpha()] for cell in cells*10]
+    assert s.tasks.only == MultiLabel(tuple(names))
+    assert all(found[file] == [int(name in cell) for name in names] for file,cell in zip(TABLE.file, wanted))
+
+def test_columns_of_yes_and_no_and_columns_without_names(tmp_path):
+    marks = pd.DataFrame({0:TABLE.file, 1:["1", "0"]*20, 2:["0", "1"]*20, 3:["1", "1"]*20})
+    one = load_set(marks, root=images(tmp_path), image=0, label=[1, 2])
+    several = load_set(marks, root=tmp_path, image=0, label=[1, 3])
+    assert one.tasks.only == OneClass(("1", "2")) and rows_of(one)["1.png"] == 1
+    assert several.tasks.only == MultiLabel(("1", "3")) and rows_of(several)["1.png"] == [0, 1]
+    assert rows_of(load_set(marks, root=tmp_path, label=2))["1.png"] == 1

@@ -154,3 +154,12 @@ def test_matlabs_structs_and_reversed_axes(tmp_path):
     for dataset in (None, "scene.cube", "scene/cube"):
         cube = CubeFile(path, dataset)
         assert np.array_equal(cube.read(), CUBE) and np.array_equal(cube.wavelengths, NM)
+
+
+def test_numbers_that_attributes_hold_as_text_act(tmp_path):
+    raw = np.where(np.arange(16) < 4, -999, CUBE*1e4).astype("i2")
+    with h5py.File(tmp_path/"a.h5", "w") as file:
+        file["only"] = raw # its name is not the usual one, and it is the only cube
+        file["only"].attrs.update(_FillValue="-999", scale_factor="1e-4", add_offset=b"0.5")
+    cube = CubeFile(tmp_path/"a.h5", axes="chw").read()
+    assert np.isnan(cube[...,:4]).all() and np.allclose(cube[...,4:], raw[...,4:]*1e-4 + .5)

@@ -135,7 +135,23 @@ def test_two_networks_in_one_file_are_asked_about(tmp_path):
     with pytest.raises(ValueError, match="weights under student and teacher; choose one: 'w.pth::student'"): load(tmp_path, apart)
     together = {f"{name}.{k}":v for name,m in dict(student=student, teacher=teacher).items() for k,v in m.state_dict().items()}
     with pytest.raises(ValueError, match="under student. and teacher.: choose one"): load(tmp_path, together)
-    for content in (apart, together): assert equal(load(tmp_path, content, choice="::teacher"), teacher)
+    wrapped = {f"module.{k}":v for k,v in together.items()}
+    for content in (apart, together, dict(state_dict=together), dict(state_dict=wrapped), dict(epoch=1, model=apart)):
+        assert equal(load(tmp_path, content, choice="::teacher"), teacher)
+    assert equal(load(tmp_path, dict(state_dict=together), choice="::state_dict.teacher"), teacher)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_broke_down_are_refused(tmp_path, value):
+    state = {k:v.clone() for k,v in of_swin().state_dict().items()}
+    state["head.fc.bias"][0] = value
+    with pytest.raises(ValueError, match="no numbers .* in 1 of .* such as head.fc.bias"): load(tmp_path, state)
+
+
+def test_safetensors_are_known_by_their_contents(tmp_path):
+    m = of_swin()
+    safetensors.torch.save_file({k:v.contiguous() for k,v in m.state_dict().items()}, tmp_path/"w.bin")
+    assert all(torch.equal(v, m.state_dict()[k]) for k,v in read_weights(tmp_path/"w.bin").items())
 
 
 def test_a_whole_model_is_refused_with_its_class(tmp_path):

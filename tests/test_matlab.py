@@ -53,3 +53,9 @@ def test_other_cubes_of_a_file_are_told(tmp_path, capsys):
     CubeFile(write_mat(tmp_path/"a.mat", big=HWC, small=HWC[:4], table=np.ones((99,99))))
     said = capsys.readouterr().out
     assert "the cube is big (20, 16, 6)" in said and "small (4, 16, 6)" in said and "guessed as hwc" in said
+
+
+def test_a_field_is_named_by_any_of_its_names(tmp_path):
+    path = write_mat(tmp_path/"a.mat", scene=dict(inner=dict(cube=CUBE), dark=CUBE*2))
+    for name in ("scene.inner.cube", "scene/inner/cube", "cube"): assert np.array_equal(CubeFile(path, name, axes="chw").read(), CUBE)
+    with pytest.raises(ValueError, match="holds no real numbers"): CubeFile(write_mat(tmp_path/"b.mat", waves=CUBE*1j))

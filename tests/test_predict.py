@@ -58,6 +58,26 @@ def test_a_masked_autoencoder_in_another_process(runs):
         assert not np.allclose(row["reconstruction"][row["masked"] & valid], raw[row["masked"] & valid], atol=1e-3)
 
 
+def test_a_scene_larger_than_the_model_is_answered_by_the_window(runs):
+    "Each window is predicted as if it had been given alone; where two overlap the later one counts"
+    folder,_,rows = runs["cubes"]
+    cubes = [np.load(folder/f"new_{i:03}.npy") for i in range(4)]
+    side = cubes[0].shape[-1]
+    scene = np.concatenate([np.concatenate(cubes[:2], 2), np.concatenate(cubes[2:], 2)], 1)[:,:,:-side//2] # 2 × 1.5 windows
+    places = [(top, left) for top in (0, side) for left in (0, side//2)]
+    windows = [scene[:,top:top+side,left:left+side] for top,left in places]
+    run = load_run(folder, "cpu")
+    whole, = predict(run, [scene])
+    alone = predict(run, windows)
+    parts = {name:np.zeros(scene.shape) for name in ("reconstruction", "masked")}
+    for answer,(top,left) in zip(alone, places):
+        for name,part in parts.items(): part[:,top:top+side,left:left+side] = answer[name]
+    assert np.allclose(whole["reconstruction"], parts["reconstruction"], atol=1e-5) and (whole["masked"] == parts["masked"]).all()
+    counts = [(answer["masked"] & (window[0] >= 1e-3)).sum() for answer,window in zip(alone, windows)]
+    assert whole["mse_masked"] == pytest.approx(np.average([answer["mse_masked"] for answer in alone], weights=counts), rel=1e-4)
+    with pytest.raises(ValueError, match="do not fit; this model takes"): predict(run, [scene[:,:,:side-1]])
+
+
 def test_answers_are_in_the_tasks_own_names(runs):
     rows = {k:o[2] for k,o in runs.items()}
     assert all(o["prediction"] == str(o["probabilities"].argmax()) for o in rows["class"])

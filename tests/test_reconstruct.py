@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vitnb.data.cube import cube_loaders, load_cube_set
-from vitnb.learner.reconstruct import reconstructions, score_windows, window_errors
+from vitnb.learner.reconstruct import reconstructions, rivals_say, score_windows, window_errors
 from vitnb.models.protocol import create_model
 
 
@@ -48,3 +48,11 @@ def test_scores_do_not_depend_on_the_batch(case):
     rows = [score_windows(model, dls.test.new(bs=bs), dls.normalizer, dls.wavelengths, 50., 3, 16) for bs in (1, 2)]
     by = [sorted((r["method"], r["block"], round(r["mse"], 6), round(r["sam"], 3)) for r in o) for o in rows]
     assert by[0] == by[1] and len({r["block"] for r in rows[0]}) == len(dls.test.dataset)
+
+
+def test_it_is_said_when_a_simple_rival_wins():
+    known = {("model", "line", "mse"):(2., 1., 3.), ("model", "mean", "mse"):(-2., -3., -1.), ("model", "line", "sam"):(0., -1., 1.), ("both", "line", "mse"):(-1., -2., -.5)}
+    said = rivals_say(known).splitlines()
+    assert said[:3] == ["model, mse: BEHIND line; ahead of mean", "model, sam: level with line", "both, mse: ahead of line"]
+    assert "fill in by line, which needs no training" in said[3]
+    assert len(rivals_say({key:interval for key,interval in known.items() if key[:2] != ("model", "line")}).splitlines()) == 2

@@ -115,8 +115,10 @@ def test_class_names_that_look_alike_are_told(tmp_path, capsys):
 def test_files_are_found_by_what_a_table_calls_them(tmp_path):
     tmp_path = tmp_path/"s"
     for name in ("a/1.png", "b/1.png", "a/2.png", "c/ex\u00e9.png"): picture(tmp_path/name)
-    asked = ["a/1.png", "1.png", "s/b/1.png", "2", "elsewhere/2.png", "exe\u0301.png", "9.png"]
-    assert locate(asked, tmp_path) == ["a/1.png", ["a/1.png", "b/1.png"], ["a/1.png", "b/1.png"], "a/2.png", "a/2.png", "c/ex\u00e9.png", None]
+    asked = {"a/1.png":"a/1.png", "1.png":["a/1.png", "b/1.png"], "s/b/1.png":"b/1.png", "/old/place/b/1.png":"b/1.png", "C:/b/1":"b/1.png",
+             "old/z/1.png":["a/1.png", "b/1.png"], "2":"a/2.png", "elsewhere/2.png":"a/2.png", "exe\u0301.png":"c/ex\u00e9.png", "A/2.PNG":"a/2.png",
+             "ex%C3%A9.png":"c/ex\u00e9.png", "https://x.org/d/b%2F1.png?raw=1":"b/1.png", "9.png":None, "2.jpg":None}
+    assert dict(zip(asked, locate(list(asked), tmp_path))) == asked
     assert locate(["b/1.png"], tmp_path.parent) == ["s/b/1.png"]
     assert [is_system(name) for name in (".x", "thumbs.DB", "__init__")] == [True, True, False]
 

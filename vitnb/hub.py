@@ -56,9 +56,14 @@ def _foreign_names(path):
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError): return ""
     return f"; it holds objects of {', '.join(sorted(names)[:4])}" if names else ""
 
+def _is_safetensors(path):
+    "Whether a file is one by its contents: the length of a header, and a header in JSON"
+    with open(path, "rb") as file: head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
 def _read(path):
     "What a file of weights holds"
-    if path.suffix == ".safetensors": return safetensors.torch.load_file(path)
+    if path.suffix == ".safetensors" or _is_safetensors(path): return safetensors.torch.load_file(path)
     if fault := zip_fault(path): raise ValueError(f"it is damaged: {fault}")
     with torch.serialization.safe_globals(_foreign(path)):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -76,12 +81,21 @@ def _tensors(state):
 
 def _chosen(state, choice, file):
     "The part of a checkpoint that was asked for: an entry, or all names with that beginning"
-    if isinstance(state.get(choice), dict): return state[choice]
-    begin = choice.rstrip(".") + "."
-    part = {name.removeprefix(begin):tensor for name,tensor in _tensors(state).items() if name.startswith(begin)}
+    part = _part(state, choice)
     if part: return part
     known = [name for name,value in state.items() if isinstance(value, dict)]
     raise ValueError(f"{file} has no {choice!r}: {nearest(choice, known or state)}")
+
+def _part(state, choice):
+    "That part of a dictionary, or of one in it, as Lightning keeps all weights under `state_dict`; None: there is none"
+    if isinstance(state.get(choice), dict): return state[choice]
+    begin = choice.rstrip(".") + "."
+    for names in (_tensors(state), plain_names(_tensors(state))): # without what wrappers put before them, too
+        part = {name.removeprefix(begin):tensor for name,tensor in names.items() if name.startswith(begin)}
+        if part: return part
+    inside = [(name, value) for name,value in state.items() if isinstance(value, dict)]
+    found = [_part(value, choice.removeprefix(f"{name}.")) for name,value in inside]
+    return next(filter(None, found), None)
 
 def _unwrap(state, file):
     "The weights inside a checkpoint, without the prefixes of torch.compile and of DDP, and what they were called"
@@ -117,14 +131,21 @@ def find_weights(
                          "a plain state dict with torch.save or safetensors") from e
     return _weights_of(state, path, choice)
 
+def _finite(state, path):
+    "The same weights; if some are no numbers, of a training that has broken down, that is a `ValueError`"
+    broken = [name for name,weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
+    if not broken: return state
+    raise ValueError(f"{path.name} holds values that are no numbers (NaN or infinite) in {len(broken)} of {len(state)} "
+                     f"tensors, such as {broken[0]}: its training has broken down; take an earlier checkpoint")
+
 def _weights_of(state, path, choice):
     "The weights of what a file holds, and which they are"
     if isinstance(state, StandIn):
         raise ValueError(f"{path} holds no readable weights but a whole object ({type(state).__name__}), whose code "
                          "would have to run; where it was made, save model.state_dict()")
-    if choice: return plain_names(_tensors(_chosen(state, choice, path.name))), choice
+    if choice: return _finite(plain_names(_tensors(_chosen(state, choice, path.name))), path), choice
     found,note = _unwrap(state, path.name) if isinstance(state, dict) else ({}, "")
-    if found: return found, note
+    if found: return _finite(found, path), note
     has_others = isinstance(state, dict) and any(isinstance(value, StandIn) for value in state.values())
     what = "no readable weights, but objects of other classes" if has_others else "no tensors by name"
     raise ValueError(f"{path} holds {what}; save model.state_dict()")

@@ -9,10 +9,12 @@ __all__ = ['pretext_columns']
 from functools import singledispatch
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .masked import VALID_EPOCH, Masked, known_bands
 from .pretext import Pretext
+from ..data.cubewindow import window_starts
 from ..data.sample import Batch
 from ..losses.spectral import reconstruct, voxel_mask
 from ..metrics.spectral import cube_scores, to_reflectance
@@ -35,15 +37,58 @@ def _arrays(tensor):
     return list(np.asarray(tensor.cpu()))
 
 # %% ../../nbs/library/446_callback.answers.ipynb #15b53fc9
+_ERRORS = ("mse_masked", "mse_masked_reflectance")
+_AT_ONCE = 16 # windows
+
+def _windows(cubes, size):
+    "Where the windows of a model lie on cubes: slices of rows and of columns"
+    height,width = (size, size) if isinstance(size, int) else size
+    if cubes.shape[-2] < height or cubes.shape[-1] < width: return [(slice(None), slice(None))] # the model refuses it
+    return [(slice(top, top+height), slice(left, left+width))
+            for top in window_starts(cubes.shape[-2], height, height)
+            for left in window_starts(cubes.shape[-1], width, width)]
+
+def _answer(pretext, run, cubes, valid, samples):
+    "Reconstruct windows: reflectance and what was masked, `(B,C,h,w)`, and by error its value and weight, `(B,)`"
+    seed = run.config["training"]["seed"] if pretext.seed is None else pretext.seed
+    order = run.model.seeded_order(seed, VALID_EPOCH, samples)
+    out = run.model(cubes, order.to(cubes.device))
+    reconstruction = to_reflectance(reconstruct(out, cubes, pretext.norm_target), run.normalizer)
+    masked = voxel_mask(out, cubes.shape[1:])
+    errors = cube_scores(out, cubes, valid, run.normalizer, ("masked",), norm_target=pretext.norm_target, ssim=False,
+                         only=_ERRORS)
+    weight = (masked if valid is None else masked & valid.bool()).flatten(1).sum(1)
+    return reconstruction, masked, errors, weight
+
+# %% ../../nbs/library/446_callback.answers.ipynb #a691703561
 @pretext_columns.register
 def _(pretext:Masked, run, batch):
     pretext.setup(run, run.model) # its loss knows the units of targets
     cubes,valid = known_bands(run.model, batch["image"], batch.get("mask"))
-    seed = run.config["training"]["seed"] if pretext.seed is None else pretext.seed
-    order = run.model.seeded_order(seed, VALID_EPOCH, batch["index"])
-    out = run.model(cubes, order.to(cubes.device))
-    reconstruction = to_reflectance(reconstruct(out, cubes, pretext.norm_target), run.normalizer)
-    errors = cube_scores(out, cubes, valid, run.normalizer, ("masked",), norm_target=pretext.norm_target, ssim=False,
-                         only=["mse_masked", "mse_masked_reflectance"])
-    return dict(reconstruction=_arrays(reconstruction), masked=_arrays(voxel_mask(out, cubes.shape[1:])),
-                **{name:error.tolist() for name,error in errors.items()})
+    places = _windows(cubes, run.model.img_size)
+    samples = (np.asarray(batch["index"])[:,None]*len(places) + np.arange(len(places))).ravel()
+    which = [(n, *place) for n in range(len(cubes)) for place in places] # cube, rows and columns of each window
+    reconstruction = torch.zeros_like(cubes, dtype=torch.float32)
+    masked = torch.zeros_like(cubes, dtype=torch.bool)
+    errors = []
+    at_once = max(len(cubes), _AT_ONCE)
+    for first in range(0, len(which), at_once):
+        some = which[first:first+at_once]
+        def cut(field):
+            if field is None: return None
+            return torch.stack([field[n,...,rows,columns] for n,rows,columns in some])
+        drawn,hidden,*found = _answer(pretext, run, cut(cubes), cut(valid), samples[first:first+at_once])
+        errors.append(found)
+        for part,(n,rows,columns) in enumerate(some):
+            reconstruction[n,...,rows,columns] = drawn[part].float()
+            masked[n,...,rows,columns] = hidden[part]
+    return dict(reconstruction=_arrays(reconstruction), masked=_arrays(masked), **_over_cubes(errors, len(cubes)))
+
+def _over_cubes(errors, n):
+    "Errors of `n` cubes from those of their windows, each by the voxels that it is a mean of"
+    weight = torch.cat([weight for _,weight in errors]).double().view(n, -1)
+    def mean(name):
+        values = torch.cat([found[name] for found,_ in errors]).double().view(n, -1)
+        if values.shape[1] == 1: return values[:,0].tolist()
+        return ((values.nan_to_num()*weight).sum(1)/weight.sum(1)).tolist()
+    return {name:mean(name) for name in errors[0][0]}

@@ -7,6 +7,8 @@ __all__ = ['cube_formats', 'CubeFacts', 'CubeFormat', 'read_head', 'format_of', 
            'other_cubes', 'ignored_values', 'as_measured']
 
 # %% ../../nbs/library/143_data.cubeformat.ipynb #d42c65ce
+import re
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -17,6 +19,7 @@ import numpy as np
 from ..core import Registry
 from .cubeaxes import AXES
 from .image import UnreadableImage, load_npy
+from .wavelengths import Listed, name_rank, unit_in
 
 # %% ../../nbs/library/143_data.cubeformat.ipynb #dcc6cb00
 @dataclass
@@ -106,8 +109,12 @@ def pick_dataset(
     if wanted is None and found:
         cubes = [name for name, shape in found.items() if axes_of(shape) > 2] or found
         return max(cubes, key=lambda name: prod(found[name]))
-    for name in (wanted, f"/{wanted}", f"/{wanted}".replace(".", "/")):
+    for name in (wanted, f"/{wanted}", f"/{wanted}".replace(".", "/"), f"{wanted}".replace("/", ".")):
         if name in found: return name
+    last = [name for name in found if dataset and re.split(r"[./]", name)[-1] == dataset]
+    if len(last) == 1: return last[0] # a field or dataset that is called so in one place only
+    cubes = [name for name,shape in found.items() if axes_of(shape) > 2]
+    if dataset is None and len(cubes) == 1: return cubes[0] # not called as usual, but nothing else can be meant
     has = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:8]) or "no array of two axes or more"
     raise UnreadableImage(path, f"there is no dataset {wanted!r} in it; it has {has}: name one with dataset=...")
 
@@ -174,3 +181,34 @@ def _array_npy(path, dataset): return np.array(_open_npy(path)), None
 
 cube_formats["npy"] = CubeFormat(".npy", (".npy",), lambda path, head: head[:6] == b"\x93NUMPY", _look_npy, _open_npy,
                                  _array_npy)
+
+def _in_npz(path):
+    "Arrays of numbers in a .npz, by name"
+    try:
+        with np.load(path, allow_pickle=False) as arrays: found = {name:arrays[name] for name in arrays.files}
+    except MemoryError: raise
+    except Exception as error: # of a damaged archive zipfile, zlib and NumPy raise whatever the damage leads to
+        raise UnreadableImage(path, f"it is no readable .npz: {error}") from error
+    return {name:array for name,array in found.items() if array.dtype.kind in "fiu"}
+
+def _look_npz(path, dataset):
+    found = _in_npz(path)
+    shapes = {name:array.shape for name,array in found.items()}
+    name = pick_dataset(path, {name:shape for name,shape in shapes.items() if len(shape) > 1}, dataset)
+    ranks = {other:name_rank(other) for other,shape in shapes.items() if axes_of(shape) == 1}
+    listed = [Listed(other, found[other].ravel(), unit_in(other), rank) for other,rank in ranks.items()
+              if rank is not None]
+    return CubeFacts(shapes[name], found[name].dtype, name, listed=listed, unpack=lambda: found[name],
+                     notes=[] if dataset else other_cubes(shapes, name))
+
+def _array_npz(path, dataset):
+    found = _in_npz(path)
+    return found[pick_dataset(path, {name:array.shape for name,array in found.items()}, dataset)], None
+
+def _knows_npz(path, head):
+    if head[:4] != b"PK\x03\x04" or not zipfile.is_zipfile(path): return False
+    with zipfile.ZipFile(path) as archive: names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+cube_formats["npz"] = CubeFormat(".npz", (".npz",), _knows_npz, _look_npz,
+                                 lambda path, inner: _array_npz(path, inner)[0], _array_npz)

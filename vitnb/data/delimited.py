@@ -4,19 +4,25 @@
 
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'is_text', 'separator_of', 'read_frame', 'usual_columns',
-           'is_empty', 'place_of', 'cells_of', 'full_cells', 'whole_text']
+           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text', 'as_list', 'are_lists',
+           'split_of', 'split_column', 'image_column', 'label_column']
 
 # %% ../../nbs/library/107_data.delimited.ipynb #11db17a8
+import ast
 import csv
 import gzip
 import io
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..core import is_main, nearest
+from .download import SPLIT_NAMES
+from .walk import IMAGE_TYPES
 
 # %% ../../nbs/library/107_data.delimited.ipynb #5215a82f
 _MARKS = {b"\xef\xbb\xbf":"utf-8-sig", b"\xff\xfe\0\0":"utf-32", b"\0\0\xfe\xff":"utf-32", b"\xff\xfe":"utf-16",
@@ -38,7 +44,7 @@ def _read_text(path, encoding):
     content = Path(path).read_bytes()
     if content[:2] == b"\x1f\x8b": content = gzip.decompress(content)
     chosen = encoding or _encoding(content)
-    try: text = content.decode(chosen)
+    try: text = content.decode(chosen).replace("\r\n", "\n").replace("\r", "\n") # as old Macs end lines
     except (UnicodeDecodeError, LookupError) as error:
         raise ValueError(f"{path} is no text in {chosen} ({error}); give encoding=... of the program that wrote it, "
             "such as encoding='mac_roman'") from error
@@ -62,7 +68,7 @@ def is_text(
 def _first_rows(text):
     "Find the separator that a first line `sep=;` names, as Excel writes it, and the rest of the text"
     head,_,rest = text.partition("\n")
-    named = re.fullmatch(r"sep=(.)", head.strip("\ufeff\r \""))
+    named = re.fullmatch(r"sep=(.)", head.strip("\ufeff \""))
     return (named[1], rest) if named else (None, text)
 
 def separator_of(
@@ -72,23 +78,49 @@ def separator_of(
     counts = {mark:len(next(csv.reader([head], delimiter=mark))) for mark in ",;\t|"}
     return max(counts, key=counts.get)
 
+# %% ../../nbs/library/107_data.delimited.ipynb #a652479430
+def _cells(path, text, separator):
+    "Cut a text into rows of cells, each with the number of its last line; rows of empty cells are left out"
+    rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
+    try: cells = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a csv with {separator!r} between its columns: line {rows.line_num}: "
+            f"{error}") from error
+    return [(number, row) for number,row in cells if any(cell.strip() for cell in row)]
+
+def _refuse_longer(path, number, row, names, separator):
+    "Refuse a row with more in it than the first line has names for"
+    more = [cell for cell in row[len(names):] if cell.strip()]
+    if not more: return
+    raise ValueError(f"{path} is not a csv with {separator!r} between its columns: line {number} has {len(row)} cells, "
+        f"and the first line names {len(names)} columns ({', '.join(names[:4])}), so that {more[0]!r} has no column; "
+        f"put a cell that contains {separator!r} into quotes, or name each column")
+
+def _column_names(names):
+    "Give each column a name of its own: the second `a` is `a.1`"
+    names = [name or f"Unnamed: {number}" for number,name in enumerate(names)]
+    return [f"{name}.{names[:number].count(name)}" if name in names[:number] else name
+            for number,name in enumerate(names)]
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a655921678
 def read_frame(
     path:str|Path, # A table: columns separated by , ; | or tabs, the first line names them
     encoding:str|None=None, # Of the text; None: UTF-8 or UTF-16, else Windows' Western code page, which is said
 )->pd.DataFrame: # All columns as text; an empty cell is "", rows of empty cells are left out
     "Read a csv file"
     separator,text = _first_rows(_read_text(path, encoding).lstrip("\ufeff"))
-    text = text.lstrip("\r\n")
-    head = text.partition("\n")[0]
+    head = text.lstrip("\n").partition("\n")[0]
     if not head.strip(): raise ValueError(f"{path} has no first line with the names of its columns")
     separator = separator or separator_of(head)
-    as_text = dict(dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
-    try: frame = pd.read_csv(io.StringIO(text), sep=separator, **as_text).rename(columns=lambda name: name.strip())
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is not a csv with {separator!r} between its columns: {error}") from error
-    is_blank = frame.apply(lambda column: column.str.strip() == "").all(axis=1)
+    (_,first),*rows = _cells(path, text, separator)
+    names = [name.strip() for name in first]
+    for number,row in rows: _refuse_longer(path, number, row, names, separator)
+    cells = [(row + [""]*len(names))[:len(names)] for _,row in rows]
+    frame = pd.DataFrame(cells, columns=_column_names(names), dtype=str)
     without_name = [name for name in frame if name.startswith("Unnamed:") and (frame[name] == "").all()]
-    return frame[~is_blank].drop(columns=without_name).reset_index(drop=True)
+    frame = frame.drop(columns=without_name)
+    frame.attrs["repeated"] = sorted({name for name in names if name and names.count(name) > 1})
+    return frame
 
 # %% ../../nbs/library/107_data.delimited.ipynb #d6ae836c
 IMAGE_COLUMNS = ("image", "file", "path", "filename", "img", "image_id", "image_path", "image_file", "image_name",
@@ -110,11 +142,20 @@ def usual_columns(
     return sorted(found, key=lambda column: place[_plain(column)])
 
 # %% ../../nbs/library/107_data.delimited.ipynb #effcf05e
+_EMPTY = ("", "nan", "<na>") # the latter two are what a missing value becomes as text
+
 def is_empty(
     cell:object, # Of a table
 )->bool: # True: None, not a number, or nothing but spaces
     "Tell whether a cell has nothing in it"
-    return cell is None or cell != cell or str(cell).strip() == ""
+    if is_list(cell): return not len(cell)
+    return cell is None or cell is pd.NA or cell != cell or str(cell).strip().lower() in _EMPTY
+
+def is_list(
+    cell:object, # Of a table
+)->bool: # True: several values, as a DataFrame can have in a cell
+    "Tell a cell with several values from one with a single value"
+    return isinstance(cell, (list, tuple, set, np.ndarray))
 
 def place_of(
     row:int, # From 0
@@ -131,6 +172,8 @@ def cells_of(
     "Get the values of a column"
     if column not in frame:
         raise ValueError(f"there is no column {column!r} for {what}: {nearest(column, frame.columns)}")
+    if column in frame.attrs.get("repeated", ()) or list(frame.columns).count(column) > 1:
+        raise ValueError(f"two columns are called {column!r}, and which one is {what} is not known; rename one")
     return frame[column].tolist()
 
 def full_cells(
@@ -152,3 +195,114 @@ def whole_text(
     "Write a cell as text; 3.0, which is what pandas makes of 3 beside an empty cell, is 3"
     text = str(cell).strip()
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a601208285
+def as_list(
+    cell:object, # Of a table
+)->list|None: # None: it holds one value
+    "The values of a cell that holds several, also as a csv has them: `['mass', 'nodule']`"
+    if is_list(cell): return list(cell)
+    if not (isinstance(cell, str) and re.fullmatch(r"\s*\[.*\]\s*", cell)): return None
+    try: found = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError): return None
+    return found if not re.search(r"['\"]\s+['\"]", cell) else None # 'a' 'b' would be read as 'ab'
+
+def are_lists(
+    cells:Sequence, # Of a column
+)->bool: # Whether they hold several values each
+    "Tell a column of lists"
+    return any(map(is_list, cells)) or all(as_list(cell) is not None for cell in cells)
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a675361364
+_SPLIT_COLUMNS = ("split", "subset", "partition", "data_split", "dataset_split", "set", "phase", "usage")
+_FLAGS = dict(is_valid="valid", is_val="valid", is_validation="valid", is_test="test")
+_YES = dict.fromkeys(("true", "1", "yes"), True) | dict.fromkeys(("false", "0", "no"), False)
+
+def _flag_of(column):
+    "The split that a column of yes and no is about, as `is_valid`; None if it is none"
+    return next((split for name,split in _FLAGS.items() if usual_columns([column], [name])), None)
+
+def split_of(
+    cell:object, # Of a table
+    column:object="", # Its column, which may ask a question, as `is_valid`
+)->str|None: # train, valid or test; None: the cell names none of them
+    "The split that a cell means: `Train`, `val`, `test set`, `hold-out`; of a column such as `is_valid` yes or no"
+    text = whole_text(cell).lower()
+    flag = _flag_of(column)
+    if flag and text in _YES: return flag if _YES[text] else "train"
+    word = re.sub(r"[\W_]", "", text)
+    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(re.sub(r"(set|split|data|images)$", "", word))
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a636567755
+def split_column(
+    frame:pd.DataFrame, # A table
+    given:str|None, # The one that somebody names; "": none
+    others:Sequence=(), # Columns that are something else
+)->str|None: # None: there is none
+    "Find the column of splits: the one given, or the one that holds nothing else"
+    if given is not None: return given or None
+    columns = [column for column in frame.columns if column not in others and list(frame.columns).count(column) == 1]
+    values = {column:set(map(str, frame[column])) for column in columns}
+    means = {column:{split_of(cell, column) for cell in cells} for column,cells in values.items()}
+    named = [column for column,splits in means.items() if "train" in splits and None not in splits and len(splits) > 1]
+    usual = usual_columns(named, _SPLIT_COLUMNS) or named
+    if len(usual) > 1:
+        raise ValueError(f"which column has the splits? {' and '.join(map(repr, usual))} hold nothing else: give "
+            "split='...', or split='' to have new ones drawn")
+    if not usual: _refuse_half_splits(usual_columns(values, _SPLIT_COLUMNS), values, means)
+    return usual[0] if usual else None
+
+def _refuse_half_splits(called, values, means):
+    "Refuse a column that is called like splits and holds some, but not only; new splits would contradict it"
+    for column in called:
+        odd = sorted(cell for cell in values[column] if split_of(cell) is None)
+        if not odd: continue
+        if "train" not in means[column]:
+            if is_main(): print(f"column {column!r} is not taken for splits: {odd[0]!r} is none")
+            continue
+        what = "some of its cells are empty"
+        if odd[0].strip(): what = f"{odd[0]!r} is none: {nearest(odd[0], SPLIT_NAMES)}"
+        raise ValueError(f"column {column!r} has splits, but {what}; write a split into each cell, or give split='' to "
+            "have new ones drawn")
+
+# %% ../../nbs/library/107_data.delimited.ipynb #a689609403
+def _refuse_no_names(columns):
+    "Refuse a table whose first line is an image's and no line of names"
+    words = [word for column in columns for word in str(column).split()]
+    if not any(os.path.splitext(word)[1].lower() in IMAGE_TYPES for word in words): return
+    raise ValueError(f"the first line of the table names no columns but has an image in it: "
+        f"{', '.join(map(str, columns))}; put a line such as file,label above it, or give load_set the DataFrame "
+        "pandas.read_csv(..., header=None, names=['file', 'label'])")
+
+def image_column(
+    frame:pd.DataFrame, # A table
+    given:str|None, # The one that somebody names
+    root:str|Path, # Where its paths start
+)->str: # Its name
+    "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
+    if given is not None: return given
+    found = usual_columns(frame.columns, IMAGE_COLUMNS)
+    if not found: _refuse_no_names(frame.columns)
+    if len(found) != 1:
+        first = frame.iloc[0].astype(str)
+        here = [column for column in found or frame.columns
+                if (Path(root)/str(first.get(column)).strip().replace("\\", "/")).is_file()]
+        found = here or found
+    if len(found) == 1: return found[0]
+    is_numbered = pd.api.types.is_integer_dtype(frame.index)
+    hint = "" if is_numbered else "; if paths are the index of the DataFrame, give frame.reset_index()"
+    raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
+        f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'{hint}")
+
+def label_column(
+    frame:pd.DataFrame, # A table
+    given:object, # The one that somebody names, or several; "": none
+    others:bool, # Whether something else says what is to be predicted
+)->object: # None: there is none
+    "Find the column of labels: the one given, or the one that is called so; None if there is none"
+    if given == "" or others: return None if given == "" else given
+    found = usual_columns(frame.columns, LABEL_COLUMNS) if given is None else [given]
+    if len(found) > 1:
+        raise ValueError(f"which column has the labels? {', '.join(map(repr, found))} are called so: give label='...', "
+            "or label='' for none")
+    return found[0] if found else None

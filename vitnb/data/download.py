@@ -231,8 +231,8 @@ def _write_members(archive, folder):
 # %% ../../nbs/library/102_data.download.ipynb #7697b480
 SPLIT_NAMES = dict(
     train="train", training="train",
-    valid="valid", val="valid", validation="valid",
-    test="test", testing="test")
+    valid="valid", val="valid", validation="valid", dev="valid",
+    test="test", testing="test", holdout="test")
 
 def unwrap_folder(
     folder:Path, # A folder

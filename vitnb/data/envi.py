@@ -24,8 +24,10 @@ def read_header(
 )->dict: # Names in small letters to text; a list in braces is a list of text
     "Read an ENVI header"
     raw = Path(path).read_bytes()
-    try: text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError: text = raw.decode("latin-1")
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"): text = raw.decode("utf-16", "replace") # as Windows' editors save it
+    else:
+        try: text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError: text = raw.decode("latin-1")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith(";")]
     fields = {}
     for name, braces, plain in _FIELD.findall("\n".join(lines)):
@@ -37,6 +39,9 @@ def read_header(
 
 # %% ../../nbs/library/146_data.envi.ipynb #01374069
 _DATA_ENDINGS = ("", ".dat", ".img", ".raw", ".bin", ".bsq", ".bil", ".bip", ".cube", ".hyspex", ".sli")
+
+_NO_DATA = (".hdr", ".txt", ".csv", ".tsv", ".wl", ".md", ".json", ".xml", ".log", ".sta", ".enp", ".npy", ".png",
+            ".jpg", ".jpeg") # of what lies beside a cube
 
 def _siblings(path):
     "Files in the folder of a file, by their names in small letters"
@@ -59,6 +64,9 @@ def data_of(
     beside = _siblings(header)
     names = [f"{header.stem}{ending}".lower() for ending in _DATA_ENDINGS]
     found = [beside[name] for name in names if name in beside]
+    others = [file for name,file in beside.items() if name.startswith(f"{header.stem}.".lower()) and file != header
+              and file.suffix.lower() not in _NO_DATA]
+    found = found or others # such as x.lan: whatever else is called so
     if len(found) == 1: return found[0]
     if found:
         raise UnreadableImage(header, f"{' and '.join(file.name for file in found)} may both hold its numbers; name "
@@ -68,10 +76,16 @@ def data_of(
 
 def _pair(path):
     "Header and file of numbers, whichever was named"
-    with open(path, "rb") as file: head = file.read(64)
-    return (Path(path), data_of(path)) if _is_header(head) else (header_of(path), Path(path))
+    return (Path(path), data_of(path)) if _is_header(path) else (header_of(path), Path(path))
 
-def _is_header(head): return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:4] == b"ENVI" # also behind a mark of Windows
+_ASKED = {"samples", "lines", "bands", "data type"} # fields without which there is no cube
+
+def _is_header(path):
+    "Whether a file is a header: by its first line, or, where that is missing, by its name and fields"
+    with open(path, "rb") as file: head = file.read(64)
+    plain = head.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n") # without a mark of Windows
+    if plain[:4].upper() == b"ENVI": return True
+    return Path(path).suffix.lower() == ".hdr" and _ASKED <= set(read_header(path))
 
 # %% ../../nbs/library/146_data.envi.ipynb #fa787750
 _TYPES = {"1":"u1", "2":"i2", "3":"i4", "4":"f4", "5":"f8", "12":"u2", "13":"u4", "14":"i8", "15":"u8"}
@@ -125,10 +139,15 @@ def _floats(fields, name):
 def _scaling(fields, bands):
     "Scale and offset that a header names: reflectance by division, or gains and offsets"
     factor = _floats(fields, "reflectance scale factor")
-    if factor and factor[0] > 0: return 1/factor[0], 0.
-    gains = _floats(fields, "data gain values")
-    offsets = _floats(fields, "data offset values")
-    return (gains if len(gains) == bands else 1.), (offsets if len(offsets) == bands else 0.)
+    if factor and factor[0] > 0: return 1/factor[0], 0., []
+    notes = []
+    def by_band(name, default):
+        values = _floats(fields, name)
+        if len(values) not in (0, 1, bands):
+            notes.append(f"{name} are ignored: there are {len(values)} for {bands} bands")
+        if len(values) == bands: return values
+        return values[0] if len(values) == 1 else default # one for all
+    return by_band("data gain values", 1.), by_band("data offset values", 0.), notes
 
 def _listed(fields):
     "The wavelengths of a header"
@@ -144,10 +163,12 @@ def _look_envi(path, dataset):
     _check_size(path, data, shape, dtype, offset)
     bands = shape[axes.index("c")]
     bad = _floats(fields, "bbl")
-    scale, shift = _scaling(fields, bands)
-    notes = ["interleave is not said; bsq is taken"] if "interleave" not in fields else []
+    scale, shift, notes = _scaling(fields, bands)
+    if "interleave" not in fields: notes.append("interleave is not said; bsq is taken")
     if bad and len(bad) != bands: notes.append(f"bbl is ignored: it has {len(bad)} entries for {bands} bands")
     good = [value != 0 for value in bad] if len(bad) == bands else None
+    if good and not any(good):
+        raise UnreadableImage(path, "its header calls all bands bad (bbl), so that none is left; correct bbl in it")
     names = fields.get("class names", [])
     return CubeFacts(shape, dtype, axes=axes, listed=_listed(fields), ignore=_floats(fields, "data ignore value"),
         scale=scale, offset=shift, good=good, notes=notes, classes=dict(enumerate(names)))
@@ -164,8 +185,8 @@ def _array_envi(path, dataset):
     return values.transpose([facts.axes.index(axis) for axis in "hwc"]), facts.classes
 
 def _knows_envi(path, head):
-    if _is_header(head): return True
+    if _is_header(path): return True
     header = header_of(path) if path.suffix.lower() != ".hdr" else None
-    return header not in (None, path) and _is_header(header.read_bytes()[:64])
+    return header not in (None, path) and _is_header(header)
 
 cube_formats["envi"] = CubeFormat("ENVI (.hdr)", (".hdr",), _knows_envi, _look_envi, _open_envi, _array_envi)

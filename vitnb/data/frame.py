@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, moved_names, nearest
-from .delimited import (GROUP_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, cells_of, full_cells, is_empty, place_of,
-                                  usual_columns, whole_text)
+from .delimited import (GROUP_COLUMNS, are_lists, as_list, cells_of, full_cells, image_column, is_empty,
+                                  label_column, place_of, split_column, split_of, usual_columns, whole_text)
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
@@ -25,40 +25,11 @@ from .walk import difference, locate
 from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 
 # %% ../../nbs/library/114_data.frame.ipynb #0c5aae51
-_SPLIT_COLUMNS = ("split", "subset", "partition")
-
 def _path_cells(frame, column, what):
     "Get the values of a column as paths; tables are often written on Windows"
     return [path.replace("\\", "/").removeprefix("./") for path in full_cells(frame, column, what)]
 
-def _image_column(frame, given, root):
-    "Find the column of paths: the one given, or the one that is called so and whose first cells are files"
-    if given is not None: return given
-    found = usual_columns(frame.columns, IMAGE_COLUMNS)
-    if len(found) > 1:
-        here = [column for column in found if (Path(root)/str(frame[column].iloc[0]).strip()).is_file()]
-        found = here or found
-    if len(found) != 1:
-        raise ValueError(f"which column has the paths? {len(found)} are called {', '.join(IMAGE_COLUMNS[:4])} or the "
-            f"like; the columns are {', '.join(map(str, frame.columns))}: give image='...'")
-    return found[0]
-
-def _label_column(frame, given, others):
-    "Find the column of labels: the one given, or the one that is called so; None if there is none"
-    if given == "" or others: return None if given == "" else given
-    found = usual_columns(frame.columns, LABEL_COLUMNS) if given is None else [given]
-    if len(found) > 1:
-        raise ValueError(f"which column has the labels? {', '.join(map(repr, found))} are called so: give label='...', "
-            "or label='' for none")
-    return found[0] if found else None
-
-def _split_column(frame, given):
-    "Find the column of splits: the one given, or the one that is called so and holds nothing else"
-    if given is not None: return given or None
-    found = usual_columns(frame.columns, _SPLIT_COLUMNS)
-    named = [column for column in found if all(str(cell).strip().lower() in SPLIT_NAMES for cell in frame[column])]
-    return named[0] if len(named) == 1 else None
-
+# %% ../../nbs/library/114_data.frame.ipynb #a658320328
 def _say_columns(name, frame, found, group):
     "Say which columns were taken without having been named"
     parts = [f"{what} from column {column!r}" for what,column in found.items()]
@@ -152,7 +123,10 @@ def _one_class(cells, column):
 
 def _several_labels(task, cells, separator, column):
     "Read cells with several labels each; an empty cell has none"
-    def divide(cell): return [] if is_empty(cell) else [part.strip() for part in str(cell).split(separator)]
+    def divide(cell):
+        if is_empty(cell): return []
+        parts = as_list(cell)
+        return [whole_text(part) for part in (str(cell).split(separator) if parts is None else parts)]
     labels = [[name for name in divide(cell) if name] for cell in cells]
     if task is None: task = MultiLabel(tuple(_class_names(name for names in labels for name in names)))
     index = {name:number for number,name in enumerate(task.names)}
@@ -165,20 +139,33 @@ def _several_labels(task, cells, separator, column):
     return task, target
 
 # %% ../../nbs/library/114_data.frame.ipynb #3cea0eb6
+def _yes_and_no(cells, columns):
+    "Read columns of 0 and 1, one for each label: a class where each row has exactly one, else several labels"
+    values = {whole_text(cell) for column in cells for cell in column}
+    if not values <= {"0", "1"}:
+        raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
+            "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
+    target = np.array([[whole_text(cell) == "1" for cell in column] for column in cells], dtype=np.int64).T
+    is_class = bool((target.sum(1) == 1).all())
+    if is_main():
+        what = "one class, for each row has one of them" if is_class else "labels, of which an image has any number"
+        print(f"columns {', '.join(columns)} are {what}")
+    if is_class: return OneClass(tuple(columns)), target.argmax(1)
+    return MultiLabel(tuple(columns)), target
+
 def _target(frame, task, columns, separator=None):
     "Complete a task with names, and read its targets from one column or several"
     is_single = isinstance(columns, str)
     columns = [columns] if is_single else list(columns)
     cells = [cells_of(frame, column, "the label") for column in columns]
-    if separator is not None:
+    may_be_several = len(columns) == 1 and isinstance(task, (MultiLabel, type(None)))
+    if separator is not None or may_be_several and are_lists(cells[0]):
         if len(columns) > 1 or not isinstance(task, (MultiLabel, type(None))):
             raise ValueError(f"separator={separator!r} divides the labels of one column, of a task of several labels; "
                 "leave it out")
         return _several_labels(task, cells[0], separator, columns[0])
     if task is None:
-        if len(columns) > 1:
-            raise ValueError(f"the columns {', '.join(columns)} together are no class; say what they mean with "
-                "task=..., such as Ordinal(levels=4) or MultiLabel(names)")
+        if len(columns) > 1: return _yes_and_no(cells, columns)
         task = _one_class(cells[0], columns[0])
     if isinstance(task, (OneClass, ClassMap)) and len(columns) > 1:
         raise ValueError(f"a task of kind {task.kind!r} has one column, not {len(columns)}; give several tasks by "
@@ -221,6 +208,13 @@ def _requested_tasks(label, task, tasks, value=None):
     return {}
 
 # %% ../../nbs/library/114_data.frame.ipynb #f0a21f04
+def _other_ending(path, root):
+    "Say that a file is there whose name ends otherwise"
+    stem = os.path.splitext(path)[0]
+    found = locate([stem], root)[0] if root.is_dir() else None
+    if not found: return ""
+    return f", but there is {found[0] if isinstance(found, list) else found}; if that is meant, correct the table"
+
 def _find_files(paths, root, column):
     "Find the files of a column; below `root` by their names alone, if they are not where the table says"
     missing = [row for row,path in enumerate(paths) if not (root/path).is_file()]
@@ -234,9 +228,10 @@ def _find_files(paths, root, column):
     missing = [row for row,path in enumerate(found) if path is None]
     if missing:
         first = missing[0]
+        other = _other_ending(paths[first], root)
         raise ValueError(f"{place_of(first, column)}: there is no file {root/paths[first]} ({len(missing)} of "
-            f"{len(paths)} are missing, and no file of that name lies below {root}); paths start at the folder of the "
-            "table, or at root=...")
+            f"{len(paths)} are missing, and no file of that name lies below {root}{other}); "
+            "paths start at the folder of the table, or at root=...")
     moved = [path for path,given in zip(found, paths) if path != given]
     if is_main(): print(f"column {column!r}: {len(moved):,} files found by their names, such as {moved[0]}")
     return found
@@ -244,11 +239,11 @@ def _find_files(paths, root, column):
 # %% ../../nbs/library/114_data.frame.ipynb #01ba0b0b
 def _split_names(frame, column):
     "Read the split of each row, by our names for them"
-    cells = [cell.lower() for cell in full_cells(frame, column, "split")]
-    for row,cell in enumerate(cells):
-        if cell not in SPLIT_NAMES:
-            raise ValueError(f"{place_of(row, column)}: {cell!r} is no split: {nearest(cell, SPLIT_NAMES)}")
-    names = [SPLIT_NAMES[cell] for cell in cells]
+    cells = full_cells(frame, column, "split")
+    names = [split_of(cell, column) for cell in cells]
+    if None in names:
+        row = names.index(None)
+        raise ValueError(f"{place_of(row, column)}: {cells[row]!r} is no split: {nearest(cells[row], SPLIT_NAMES)}")
     if "train" not in names:
         raise ValueError(f"column {column!r} leaves nothing to train on; it has {', '.join(sorted(set(cells)))}")
     return np.array(names)
@@ -293,15 +288,21 @@ def _weights(frame, weight):
 def _chosen_columns(frame, name, root, image, label, split, group, others):
     "Choose the columns of images, labels and splits, and say which were not named"
     given = dict(images=image, labels=label, splits=split)
-    image = _image_column(frame, image, root)
-    label = _label_column(frame, label, others)
-    split = _split_column(frame, split)
+    image = image_column(frame, image, root)
+    label = label_column(frame, label, others)
+    split = split_column(frame, split, [image, label, *([] if group is None else [group])])
     found = dict(images=image, labels=label, splits=split)
     guessed = {what:column for what,column in found.items() if given[what] is None and column is not None}
     _say_columns(name, frame, guessed, group)
     return image, label, split
 
 # %% ../../nbs/library/114_data.frame.ipynb #5c5c08fa
+def _as_names(given):
+    "Names of columns as text, also those that are numbers"
+    if isinstance(given, Mapping): return {task:_as_names(columns) for task,columns in given.items()}
+    if isinstance(given, (list, tuple)): return [str(column) for column in given]
+    return given if given is None else str(given)
+
 def frame_set(
     frame:pd.DataFrame, # A row an image
     name:str, # Short name of the set, used for cache folders
@@ -319,6 +320,9 @@ def frame_set(
 )->ImageSet: # With the splits that the table names; all in train if it names none
     "Make an image set from named columns"
     if not len(frame): raise ValueError(f"the table of {name} has no row")
+    frame = frame.set_axis(list(map(str, frame.columns)), axis=1) # pandas numbers columns that have no names
+    image,label,value,group,split,weight = map(_as_names, (image, label, value, group, split, weight))
+    if tasks is not None: tasks = {key:(given, _as_names(columns)) for key,(given,columns) in tasks.items()}
     others = tasks is not None or value is not None
     image,label,split = _chosen_columns(frame, name, root, image, label, split, group, others)
     items = _find_files(_path_cells(frame, image, "path"), root, image)

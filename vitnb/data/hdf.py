@@ -133,9 +133,11 @@ _FILLS = set("fillvalue missingvalue dataignorevalue ignorevalue nodata nodatava
 def _letters(name): return re.sub(r"[^a-z]", "", name.lower())
 
 def _numbers(value):
-    "Values of an attribute as plain numbers; empty if it holds none"
+    "Values of an attribute as plain numbers, also of a text such as \"1e-4\"; empty if it holds none"
     array = np.asarray(value)
-    return array.ravel().tolist() if array.dtype.kind in "fiu" else []
+    if array.dtype.kind in "fiu": return array.ravel().tolist()
+    try: return [float(_text(value))]
+    except (TypeError, ValueError): return []
 
 def _ignored(array):
     "Stored values that mean: not measured"

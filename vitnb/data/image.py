@@ -28,6 +28,8 @@ def _ask_for_white(values):
 
 def _scale_to_8_bits(values, usual, white):
     "Scale deep grey values to 8 bits; values outside 0 to white, or far below what the type holds, are a `ValueError`"
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite, which are no grey; fill them with a number first")
     found = f"values from {values.min()} to {values.max()}"
     if not (values.min() >= 0 and values.max() <= (white or usual)):
         raise ValueError(f"{found} do not lie in 0 to {white or usual}, {_ask_for_white(values)}")

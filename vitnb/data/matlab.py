@@ -83,6 +83,8 @@ def read_mat(
     "Read an array of an old .mat, whole"
     name, _, loaded = _find(path, dataset)
     if loaded is None: loaded = _loaded(path, [name])
+    if name not in loaded: # complex, or another kind that scipy's list of names does not tell
+        raise UnreadableImage(path, f"{name} holds no real numbers; store its magnitude, abs({name}), or another array")
     return loaded[name]
 
 def _listed(path, found, loaded, dataset):

@@ -263,6 +263,11 @@ def _from_names(folder, pattern, reader, options):
     if options.keys() & {"task", "tasks"}: named.pop("value", None)
     return frame_set(frame, folder.name, folder, reader=reader, **{**named, "image":"file", **options})
 
+def _table_root(root, table):
+    "The folder at which the paths of a table start: in the workspace, or beside the table"
+    beside = table.parent/Path(root).expanduser()
+    return beside if beside.is_dir() and not _root(root).is_dir() else _root(root)
+
 def _from_table(name, root, reader, options):
     "Read a DataFrame or a csv; None if it is neither"
     is_frame = isinstance(name, pd.DataFrame)
@@ -271,7 +276,7 @@ def _from_table(name, root, reader, options):
     check_options("load_set", options, _COLUMNS)
     encoding = options.pop("encoding", None)
     if is_frame: return frame_set(name, "table", _root(root), reader=reader, **options)
-    start = table.parent if root is None else _root(root)
+    start = table.parent if root is None else _table_root(root, table)
     return frame_set(read_frame(table, encoding), table.stem, start, reader=reader, **options)
 
 def _check_own(name, options):

@@ -12,7 +12,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -223,6 +225,24 @@ def _index(paths, key):
     for path in paths: index.setdefault(unicodedata.normalize("NFC", key(path)), []).append(path)
     return index
 
+def _parts(path): return [unicodedata.normalize("NFC", part).casefold() for part in path.split("/")]
+
+def _shared_end(one, other):
+    "Count the folders that two paths share, from the file on"
+    pairs = zip(reversed(_parts(one)), reversed(_parts(other)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+def _nearest_paths(fits, path):
+    "Of several files of one name those that share most of a path: `/old/place/b/3.png` is `b/3.png`, and not `a/3.png`"
+    if len(fits) < 2: return fits
+    ends = [_shared_end(os.path.splitext(fit)[0], os.path.splitext(path)[0]) for fit in fits]
+    return [fit for fit,end in zip(fits, ends) if end == max(ends)]
+
+def _spellings(path):
+    "A path as it stands, and as an address of the web or an escaped name means it"
+    plain = path.partition("?")[0] if "://" in path else path
+    return list(dict.fromkeys([path, unquote(plain)]))
+
 def locate(
     paths:list, # As a table has them: relative or absolute paths, names, or names without an ending
     root:str|Path, # Where to look
@@ -231,10 +251,12 @@ def locate(
     images = walk_images(root, {"":root}).images[""]
     by_name = _index(images, os.path.basename)
     by_stem = _index(images, lambda path: os.path.splitext(os.path.basename(path))[0])
+    by_letters = _index(images, lambda path: os.path.basename(path).casefold())
     def find(path):
-        name = unicodedata.normalize("NFC", os.path.basename(path))
-        fits = by_name.get(name) or by_stem.get(name, [])
-        ends = [fit for fit in fits if fit.endswith(path)] # of several the one that lies in the same folder
-        if len(ends) == 1: fits = ends
-        return fits[0] if len(fits) == 1 else fits or None
+        for spelling in _spellings(path):
+            name = unicodedata.normalize("NFC", os.path.basename(spelling))
+            fits = by_name.get(name) or by_stem.get(name) or by_letters.get(name.casefold(), [])
+            fits = _nearest_paths(fits, spelling)
+            if fits: return fits[0] if len(fits) == 1 else fits
+        return None
     return [path if (Path(root)/path).is_file() else find(path) for path in paths]

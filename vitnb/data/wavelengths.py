@@ -17,13 +17,14 @@ from ..core import one_of
 
 # %% ../../nbs/library/141_data.wavelengths.ipynb #f88d9a74
 _TO_NM = dict(nm=lambda values: values, um=lambda values: values*1e3, angstrom=lambda values: values/10,
-              m=lambda values: values*1e9)
+              mm=lambda values: values*1e6, m=lambda values: values*1e9)
 _TO_NM["cm-1"] = lambda values: 1e7/values # wavenumbers, waves a centimetre
 _TO_NM["ghz"] = lambda values: 299792458/values # the speed of light, in nm times GHz
 WAVELENGTH_UNITS = tuple(_TO_NM)
 
 _SPELLINGS = dict(nm="nm nanometer nanometers nanometre nanometres", m="m meter meters metre metres",
-    ghz="ghz gigahertz", um="um µm μm micron microns micrometer micrometers micrometre micrometres",
+    mm="mm millimeter millimeters millimetre millimetres", ghz="ghz gigahertz",
+    um="um µm μm micron microns micrometer micrometers micrometre micrometres",
     angstrom="a å angstrom angstroms ångström ångströms Å")
 _SPELLINGS["cm-1"] = "cm-1 cm^-1 cm⁻¹ 1/cm wavenumber wavenumbers"
 _UNIT_OF = {word.casefold():unit for unit, words in _SPELLINGS.items() for word in words.split()}

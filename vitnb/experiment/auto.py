@@ -189,6 +189,10 @@ def fit_recipe(
     minutes:float|None=None, # That training may take; `MINUTES` if None
 )->Advice: # Fields and reasons; empty for another recipe than "auto"
     "Choose for a set what nobody has given"
+    if not image_set.classes:
+        raise ValueError(f"train_{family} is for one class an image, and {image_set.name} has other targets; name a "
+            "column of classes with label=..., or train several labels or values in Python: "
+            "vit_learner(load_set(...).loaders(size), arch)")
     own = asked_fields(params, families[family].fields, say=None)
     own = {name:as_registered(name, value) for name,value in own.items()}
     minutes = minutes or own.get("minutes")
@@ -196,9 +200,6 @@ def fit_recipe(
         if minutes: raise ValueError(f"minutes={minutes} is what recipe='auto' plans with, and the recipe is "
                                      f"{recipe!r}; leave it out, or give max_hours")
         return Advice()
-    if not image_set.classes:
-        raise ValueError(f"recipe='auto' chooses for one class an image, and {image_set.name} has other targets; "
-                         f"name one of {', '.join(name for name in recipes[family] if name != 'auto')}")
     fields = _choices(family, image_set, own, minutes or MINUTES, pick_device().type)
     fields |= _kept(folder, fields)
     return Advice(**{name:pair for name,pair in fields.items() if name not in own})
