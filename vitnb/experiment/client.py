@@ -70,6 +70,10 @@ def _run_cell(client, cell, index):
     except CellExecutionError as error:
         client.has_ended = True
         if not _is_good_end(cell): scribe.cell_exception(cell, cell_index=index, exception=error)
+    except BaseException as error: # the kernel has died, or a signal came, perhaps in the middle of a line
+        scribe.cell_exception(cell, cell_index=index, exception=error)
+        if scribe.journal and isinstance(error, KeyboardInterrupt): scribe.journal.is_amended = True
+        raise
     finally: scribe.cell_complete(cell, cell_index=index)
     if client.plan and kept is None and not client.has_ended: client.plan.done(index, cell)
 
