@@ -77,6 +77,7 @@ def _run_cell(client, cell, index):
     finally: scribe.cell_complete(cell, cell_index=index)
     if client.plan and kept is None and not client.has_ended: client.plan.done(index, cell)
 
+# %% ../../nbs/library/617_experiment.client.ipynb #5c1e07aa
 def _run_all(client, **kwargs):
     "Run the cells; the notebook is whole before the kernel is asked to end"
     client.reset_execution_trackers()
