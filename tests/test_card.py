@@ -96,6 +96,9 @@ def test_what_is_no_card_says_so(tmp_path, card, trained):
     with pytest.raises(ValueError, match="is no card"): read_card(tmp_path/"plain.ipynb")
     with pytest.raises(ValueError, match="is no card"): verify_card(tmp_path/"plain.ipynb", trained[0])
     with pytest.raises(ValueError, match="end in .ipynb"): write_card(trained[0], tmp_path/"card.md")
+    other = shutil.copytree(trained[0], tmp_path/"other")
+    (other/"environment.json").write_text((other/"environment.json").read_text().replace('"data": "', '"data": "0'))
+    with pytest.raises(ValueError, match="not the data that .* was trained and tested on"): write_card(other, tmp_path/"card.ipynb")
     nb = nbformat.read(card, 4)
     nb.cells[1].source = "run = '/nowhere'"
     nbformat.write(nb, tmp_path/"lost.ipynb")

@@ -8,7 +8,66 @@ from papermill.engines import papermill_engines
 from vitnb.experiment.client import client_class
 from vitnb.experiment.engine import Engine
 
-CELLS = ("a = 2", "print('x', a)\nimport sys\nprint('y', file=sys.stderr)\na*3", "from IPython.display import clear_output\nprint('gone')\nclear_output()\nprint('stays')")
+CELLS = """a = 2
+---
+print('x', a)
+import sys
+print('y', file=sys.stderr)
+a*3
+---
+from IPython.display import HTML, clear_output, display
+print('gone')
+clear_output()
+print('stays')
+---
+print('gone')
+display('gone too')
+clear_output(wait=True)
+display('stays')
+print('too')
+---
+print('stays, for nothing follows')
+clear_output(wait=True)
+---
+for i in range(200):
+    print('out', i, flush=True)
+    print('err', i, file=sys.stderr, flush=True)
+---
+handles = [display(HTML(f'a {i}'), display_id=True) for i in range(10)]
+for turn in range(20):
+    for i in range(10): handles[i].update(HTML(f'{turn} {i}'))
+---
+for i in range(10): handles[i].update(HTML(f'from below {i}'))
+display('one', display_id='same')
+display('two', display_id='same')
+---
+print('naïve ☃ 𝔘 \\x00 \\x1b[1;32mgreen\\x1b[0m a\\tb\\vc\\fd\\n\\n  \\nno end', end='')
+---
+print('x'*2_000_000)
+for i in range(20): print(chr(97 + i)*100_000)
+---
+%%bash
+echo hello
+echo warning >&2
+---
+import subprocess
+print(subprocess.run(['echo', 'child'], capture_output=True, text=True).stdout)
+---
+import asyncio
+await asyncio.sleep(.05)
+print('awaited')
+async def later():
+    await asyncio.sleep(.05)
+    return 5
+await later()
+---
+%%capture caught
+print('captured')
+---
+caught.show()
+display({'application/x-own+json':[1, {'a':None}], 'text/plain':'x'}, raw=True, metadata=dict(b=1))
+---
+sys.stdout.close()""".split("\n---\n")
 
 
 @pytest.fixture(autouse=True)
@@ -17,13 +76,13 @@ def entered(): papermill_engines.register("vitnb", Engine)
 
 def outputs(nb):
     "What each cell gave, without the numbers of executions"
-    return [[(o.output_type, o.get("name"), o.get("text"), dict(o.get("data", {}))) for o in cell.outputs] for cell in nb.cells]
+    return [[{name:value for name,value in o.items() if name != "execution_count"} for o in cell.outputs] for cell in nb.cells]
 
 
 def test_the_outputs_are_those_of_papermills_own_client(tmp_path):
     source = notebook(tmp_path/"a.ipynb", *CELLS)
     both = [papermill.execute_notebook(str(source), str(tmp_path/f"{name or 'own'}.ipynb"), engine_name=name, progress_bar=False) for name in ("vitnb", None)]
-    assert outputs(both[0]) == outputs(both[1]) and "6" in str(outputs(both[0]))
+    assert outputs(both[0]) == outputs(both[1]) and "6" in str(outputs(both[0])) and all(outputs(both[0])[n] for n in (5, 6, 9, 10, 11, 12, 14))
     assert outputs(nbformat.read(tmp_path/"vitnb.ipynb", 4)) == outputs(both[1])
 
 

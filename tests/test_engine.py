@@ -15,6 +15,7 @@ import pytest
 from command_helpers import notebook, wait_for
 from papermill.engines import papermill_engines
 
+from vitnb.experiment import client as room
 from vitnb.experiment.engine import Engine, undone_params
 from vitnb.experiment.salvage import journal_of
 
@@ -81,14 +82,16 @@ for i in range(10):
     clear_output(wait=True) if i == 5 else None
     print("cleared" if i < 5 else "kept", i)
 """
+FLOOD = "for i in range(2500): display(dict([('text/plain', f'{i} ' + 'x'*2000)]), raw=True)" # more than a socket's queue takes by itself
 PICTURE = "from IPython.display import Image\nimport os\nImage(os.urandom(400_000), format='png')"
 EXIT = "import sys\nprint('before the end')\nsys.exit(0)"
 
 
-def test_what_is_kept_of_what_cells_give(tmp_path):
+def test_what_is_kept_of_what_cells_give(tmp_path, monkeypatch):
     "Lines, bars, frames, a picture, an end in order: one kernel, and nothing left behind"
-    source = notebook(tmp_path/"in.ipynb", "n = 1", MANY, FRAMES, PICTURE, "handle.update(HTML('changed from below'))", EXIT, "1/0")
+    source = notebook(tmp_path/"in.ipynb", "n = 1", MANY, FRAMES, PICTURE, FLOOD, "handle.update(HTML('changed from below'))", EXIT, "1/0")
     before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(room, "_PATIENCE", 20) # for the last output of a cell: else the test would wait for a day
     run(source, tmp_path/"out.ipynb", n=2)
     cells = whole(tmp_path/"out.ipynb").cells
     many,frames,picture = cells[2].outputs,cells[3].outputs,cells[4].outputs
@@ -96,6 +99,7 @@ def test_what_is_kept_of_what_cells_give(tmp_path):
     assert [o.get("text") for o in frames] == ["".join(f"kept {i}\n" for i in range(5, 10))]
     link = picture[0].data["text/markdown"]
     assert "image/png" not in picture[0].data and (tmp_path/link[link.index("(")+1:-1]).stat().st_size == 400_000
+    assert [o.data["text/plain"].split()[0] for o in cells[5].outputs] == [str(i) for i in range(2500)], "no output is lost under load"
     assert [c.metadata.papermill.status for c in cells[-2:]] == ["completed", "skipped"] and cells[-2].outputs[0].text == "before the end\n"
     assert not journal_of(tmp_path/"out.ipynb").exists() and len(os.listdir("/proc/self/fd")) <= before + 3
     assert {p.name for p in tmp_path.iterdir()} == {"in.ipynb", "out.ipynb", "out_files"}
@@ -107,6 +111,7 @@ def test_a_display_keeps_its_last_frame_and_a_dying_kernel_all_that_was(tmp_path
     with pytest.raises(Exception, match="[Kk]ernel died"): run(source, tmp_path/"out.ipynb")
     cells = whole(tmp_path/"out.ipynb").cells
     assert cells[1].outputs[0].data["text/html"] == "last" and cells[2].outputs[0].text == "kept\n" and cells[3].outputs[0].text == "last words\n"
+    assert [c.metadata.papermill.status for c in cells] == ["completed"]*3 + ["failed", "pending"], "the cell in which it died has not completed"
     assert len(cells) == 5 and not journal_of(tmp_path/"out.ipynb").exists()
 
 

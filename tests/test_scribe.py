@@ -1,9 +1,14 @@
 "What cells print is written down as a terminal would show it"
+import itertools
+import os
+
 import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitnb.experiment import journal as room
+from vitnb.experiment.salvage import journal_of
 from vitnb.experiment.scribe import finish, flush, join_text, scribe_class, take_text
 
 
@@ -62,3 +67,38 @@ def test_a_cell_is_in_the_file_when_it_has_ended_and_the_books_are_closed_once(n
     kept = nbformat.read(tmp_path/"out.ipynb", 4)
     assert scribe.end_time == ended and [output.text for output in kept.cells[0].outputs] == ["1\n"] and not kept.cells[1].outputs
     assert kept.cells[0].metadata.papermill.status == "completed"
+
+
+@pytest.mark.parametrize("moments", [range(0, 20), range(20, 40)])
+def test_interrupted_at_any_write_the_notebook_is_whole_and_has_what_came(notebook, tmp_path, monkeypatch, moments):
+    "A Ctrl-C amid each line of the journal, and amid the lines that close it"
+    real,output = os.write,tmp_path/"out.ipynb"
+    def run(moment):
+        for cell in notebook.cells: cell.outputs, cell.metadata.papermill = [], dict(status="pending", exception=None)
+        scribe = scribe_class()(notebook, str(output), tmp_path, {}, progress_bar=False)
+        count = itertools.count()
+        def write(descriptor, raw):
+            if next(count) == moment: raise KeyboardInterrupt
+            return real(descriptor, raw)
+        monkeypatch.setattr(room.os, "write", write)
+        try:
+            for number,cell in enumerate(notebook.cells):
+                try:
+                    scribe.cell_start(cell, number)
+                    for name in ("stdout", "stderr"): take_text(scribe, cell.outputs, name, f"{name} {number}\nand more\n")
+                finally: scribe.cell_complete(cell, number)
+            finish(scribe)
+            return False
+        except KeyboardInterrupt: return True
+        finally:
+            monkeypatch.setattr(room.os, "write", real)
+            finish(scribe)
+    were_interrupted = []
+    for moment in moments:
+        were_interrupted.append(run(moment))
+        for cell in notebook.cells: join_text(cell)
+        kept = nbformat.read(output, 4)
+        nbformat.validate(kept)
+        assert not journal_of(output).exists()
+        assert [[o.text for o in cell.outputs] for cell in kept.cells] == [[o.text for o in cell.outputs] for cell in notebook.cells], moment
+    assert were_interrupted[0] and (moments[0] == 0 or not were_interrupted[-1]), "all moments were tried"

@@ -218,6 +218,12 @@ def _cells(run, facts, rows, samples):
     return cells
 
 # %% ../../nbs/library/697_experiment.card.ipynb #7b993190
+def _check_data(run, data):
+    "Refuse scores of samples that the run may have trained on"
+    if data["of_the_run"] in (None, data["fingerprint"]): return
+    raise ValueError(f"{data['name']} is not the data that {run} was trained and tested on (fingerprint "
+                     f"{data['fingerprint'][:16]}, and the run had {data['of_the_run'][:16]}); put it back as it was")
+
 def write_card(
     run:str|Path, # Folder of a finished run
     path:str|Path|None=None, # Of the notebook; card.ipynb in the run folder if None
@@ -230,6 +236,7 @@ def write_card(
     if path.suffix != ".ipynb": raise ValueError(f"{path} does not end in .ipynb: a card is a notebook")
     evaluated = open_evaluated(run)
     facts = card_facts(run, evaluated)
+    _check_data(run, facts["data"])
     rows = checklist(facts, read_json(run/"recipe.json"), limitations, diverse)
     nbformat = need("nbformat")
     kernel = dict(name="python3", display_name="python3", language="python")

@@ -47,10 +47,17 @@ def wrap(name, called, method):
         with instead(called, method): return plain(self)
     if plain: setattr(IOPubThread, name, wrapped)
 connect = zmq.Socket.connect
+make = zmq.Context.socket
+def unbounded(self, *args, **kwargs):
+    made = make(self, *args, **kwargs)
+    if made.type == zmq.XPUB: made.sndhwm = 0
+    return made
+zmq.Context.socket = unbounded
 wrap("_setup_pipe_in", "bind_to_random_port", lambda socket, address: (socket.bind(FORKS), 0)[1])
 wrap("_setup_pipe_out", "connect", lambda socket, address: connect(socket, FORKS))
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
-""" # what a kernel of Python is started with: what its forked processes print comes by a socket of this user's too
+""" # what a kernel of Python is started with: what its forked processes print comes by a socket of this user's too,
+# and outputs wait as long as they must; by itself the socket drops what is behind the thousandth
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #e894b987
 def without_ports(
@@ -84,7 +91,9 @@ def kernel_manager(
             command = super().format_kernel_cmd(extra_arguments)
             return without_ports(command) if self.transport == "ipc" else command
 
-        async def start_kernel(self, **kw): return await super().start_kernel(pass_fds=descriptors, **kw)
+        async def start_kernel(self, **kw):
+            self.context.rcvhwm = 0 # of sockets that are made from now on: no output is dropped on this side either
+            return await super().start_kernel(pass_fds=descriptors, **kw)
     class ThisPython(Manager):
         kernel_spec = _this_python()
     if kernel is None: return ThisPython

@@ -70,9 +70,14 @@ def _run_cell(client, cell, index):
     except CellExecutionError as error:
         client.has_ended = True
         if not _is_good_end(cell): scribe.cell_exception(cell, cell_index=index, exception=error)
+    except BaseException as error: # the kernel has died, or a signal came, perhaps in the middle of a line
+        scribe.cell_exception(cell, cell_index=index, exception=error)
+        if scribe.journal and isinstance(error, KeyboardInterrupt): scribe.journal.is_amended = True
+        raise
     finally: scribe.cell_complete(cell, cell_index=index)
     if client.plan and kept is None and not client.has_ended: client.plan.done(index, cell)
 
+# %% ../../nbs/library/617_experiment.client.ipynb #5c1e07aa
 def _run_all(client, **kwargs):
     "Run the cells; the notebook is whole before the kernel is asked to end"
     client.reset_execution_trackers()

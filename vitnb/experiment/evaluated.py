@@ -43,6 +43,9 @@ def open_evaluated(
     from vitnb.learner.rebuilt import rebuild
     from vitnb.learner.rundata import load_run_data, run_data
     run = read_run(folder)
+    if not (Path(folder)/"recipe.json").is_file():
+        raise ValueError(f"{folder} has no recipe.json: a card is of one model that its recipe builds again with its "
+                         "data, and this run trained none, or several, each in a folder of its own")
     recipe = stored_recipe(folder)
     checkpoint,use = _weights(run)
     seed = run.params.get("seed")

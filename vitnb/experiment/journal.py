@@ -45,7 +45,7 @@ class Journal:
         self.stream = None # name of the stream that is open
         self.is_stale = False # the running cell's lines are not what it shows now
         self.is_amended = False # nor are those of a cell that has ended
-        self.error = None # of the disk
+        self.error = None # of the disk, or what interrupted a line
         self.briefs = [] # of cells that have ended: JSON, without large outputs
         self.changed = False # since the last view
         self.next_view = 0.
@@ -82,7 +82,9 @@ def _write(self:Journal, *lines):
         self.is_amended = True
         os.ftruncate(self.descriptor, self.size)
         complain(f"{self.path}: {error.strerror}; the run goes on, its outputs are kept in memory until there is room")
-    except BaseException: # a signal came in between: no half a line
+    except BaseException as interruption: # no half a line, and no more of them: what is missing is in memory
+        self.error = interruption
+        self.is_amended = True
         os.ftruncate(self.descriptor, self.size)
         raise
     else: self.size += sum(len(line) + 1 for line in lines)
@@ -176,10 +178,14 @@ def end(self:Journal):
 # %% ../../nbs/library/613_experiment.journal.ipynb #dd657c94
 @patch
 def finish(self:Journal):
-    "Let the journal become the notebook"
+    "Let the journal become the notebook, once; a signal in between has to wait until it has"
+    if self.descriptor is None: return
     try:
         if not self.is_amended and not self.is_stale: self._write_rest()
         if self.is_amended or self.is_stale: self._replace()
+    except KeyboardInterrupt:
+        self._replace()
+        raise
     finally:
         with self.sync_lock:
             os.close(self.descriptor)

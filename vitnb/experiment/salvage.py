@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from ..core import need
 from ..launch import end_tree
+from ..parameters import complain
 from ..progress import in_kernel
 
 # %% ../../nbs/library/612_experiment.salvage.ipynb #50b6a6a7
@@ -189,7 +190,7 @@ def guardian(
         process.stdin.flush()
     try: yield tell
     finally:
-        tell("done")
+        if output is None or not journal_of(output).exists(): tell("done") # else there is work left for it
         process.stdin.close()
         process.wait()
 
@@ -206,7 +207,10 @@ def _end_kernel(pid, born):
 def _complete_soon(output):
     "Complete a notebook as soon as the process that is ending has let go of its journal"
     end = time.monotonic() + _GRACE
-    while not complete(output) and journal_of(output).exists() and time.monotonic() < end: time.sleep(.02)
+    try:
+        while not complete(output) and journal_of(output).exists() and time.monotonic() < end: time.sleep(.02)
+    except OSError as error: # the disk may be full
+        complain(f"{journal_of(output)}: {error.strerror}; once there is room: vitnb recover {output}")
 
 def watch(
     output:str, # The notebook; empty: none

@@ -107,7 +107,6 @@ def finish(
     scribe:object, # What writes down
 )->None:
     "Close the books of a run, once: the notebook is whole afterwards"
-    if scribe.end_time is not None: return
     with scribe.lock:
-        scribe.notebook_complete()
+        if scribe.end_time is None: scribe.notebook_complete()
         if scribe.journal: scribe.journal.finish()

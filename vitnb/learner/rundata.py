@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ..core import Registry
 from ..data.chest import load_chest
 from ..data.companionloader import spectral_loaders
+from ..data.diagnosis import load_diagnosis
 from ..data.cube import cube_loaders, load_cube_set
 from ..data.duplicates import drop_copies
 from ..data.loader import image_loaders
@@ -55,12 +56,20 @@ def _films(recipe, smoke, set_kw, loader_kw):
     films.tasks = as_tasks(csi_task(metrics=_SCORES, monitor="zone_f1", conditional=asks))
     return films, films.loaders(**loader_kw)
 
+def _diagnoses(recipe, smoke, set_kw, loader_kw):
+    "Load films with one diagnosis"
+    films = load_diagnosis(recipe["data"], recipe["data_root"], recipe["positive"], split_seed=recipe["split_seed"],
+                           limit=12 if smoke else None, **(recipe["data_kw"] or {}))
+    return films, films.loaders(**loader_kw)
+
 run_data.update(swin=_images, densenet=_images, hvit_finetune=_leaves, hvit_pretrain=_pool)
-run_data.update(spectral=_cubes, chest=_films)
+run_data.update(spectral=_cubes, chest=_films, films=_diagnoses)
 
 # %% ../../nbs/library/557_learner.rundata.ipynb #4164c7ca
 intended_uses = Registry("family with an intended use") # family -> sentences for people
 intended_uses.update(
+    films="Research on films with one diagnosis. Not for clinical use, and not for films of another hospital, view or "
+          "age than those it was trained on.",
     chest="Grading six zones of chest films for research. Not for clinical use, and not for films of another kind, "
           "view or device than those it was trained on.",
     spectral="Features of hyperspectral cubes of this sensor, and filling in of masked voxels; what is filled in is "
