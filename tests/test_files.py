@@ -37,12 +37,15 @@ from vitnb.data.sets import load_set
 from vitnb.data.source import CacheSource, build_cache
 from vitnb.experiment.notebook import card, notebook_family, notebook_params, read_notebook
 from vitnb.experiment.run import find_run, mark_status, new_run_dir, read_json, write_json
+from vitnb.experiment.folders import read_run
+from vitnb.experiment.run import Run, release
 from vitnb.experiment.space import read_plan
 from vitnb.experiment.stored import stored_recipe
 from vitnb.files import (BrokenFile, file_sums, is_whole, load_json, load_text, naming, note_sums, read_sealed,
                          write_sealed, zip_fault)
 from vitnb.hub import read_weights
 from vitnb.parameters import read_hyperparams
+from vitnb.written import read_line, seal_tensors, sealed_line
 
 STATE = dict(model_state_dict=dict(w=torch.full((30, 30), .5), b=torch.arange(5.)), epoch=3, config=dict(arch="a"))
 CUBE = np.random.default_rng(0).integers(1, 9, (3, 4, 5)).astype(np.float32)
@@ -122,6 +125,8 @@ READERS = dict( # name of the file: how it is made, how it is read, what is righ
     weights=("w.pth", of_file(lambda path: save_checkpoint(STATE, path)), read_weights, EXACT),
     safetensors=("w.safetensors", of_file(lambda path: safetensors.torch.save_file(dict(w=torch.ones(40)), path)),
                  read_weights, ANY),
+    export=("m.safetensors", of_file(lambda path: path.write_bytes(seal_tensors(
+        safetensors.torch.save(STATE["model_state_dict"], dict(vitnb='{"arch": "a"}'))))), read_weights, EXACT),
     npy=("a.npy", of_file(lambda path: np.save(path, CUBE)), load_npy, ANY),
     native=("a.npy", of_file(lambda path: np.save(path, PIXELS)), read_native, ANY),
     label_map=("m.npy", of_file(lambda path: np.save(path, PIXELS[...,0])), read_map, ANY),
@@ -286,6 +291,58 @@ def test_a_sealed_file_gives_what_was_written_or_none(tmp_path, capsys):
     assert read_sealed(path) == dict(a=[1, 2], b={"x":None})
     path.write_text(path.read_text().replace("2", "3", 1))
     assert read_sealed(path) is None and "a.json" in capsys.readouterr().out
+
+
+# ---------- no number of a run is silently another
+
+NUMBERS = dict(result=b"0.97", params=b"0.125", history=b"0.75", columns=b"max", environment=b"abc", status=b"w4")
+
+
+@pytest.fixture
+def whole_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path))
+    run = Run("demo", dict(lr=.125, tag="w4"), "w4")
+    run.note(data="abc")
+    write_json(run.dir/"history.json", [dict(epoch=1, accuracy=.75)])
+    write_json(run.dir/"columns.json", dict(accuracy=dict(better="max")))
+    run.finish(test_accuracy=.97)
+    release(run.dir)
+    return run.dir
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_flipped_bit_of_a_run_is_told_with_its_file(whole_run, name, capsys):
+    "Whoever reads the file says so once; what compares runs shows none of it"
+    path = whole_run/f"{name}.json"
+    raw = path.read_bytes()
+    place = raw.index(NUMBERS[name]) + len(NUMBERS[name]) - 1
+    path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place+1:])
+    kind = list if name == "history" else dict
+    for _ in range(2): assert read_json(path, kind) == json.loads(path.read_bytes())
+    assert capsys.readouterr().err.count(f"{path} is not as the run wrote it") == 1
+    record = read_run(whole_run)
+    record.history
+    assert [fault.partition(":")[0] for fault in record.faults] == [path.name]
+    write_json(path, json.loads(raw)) # the run itself may write it anew
+    assert read_run(whole_run).faults == []
+
+
+def test_a_run_that_knows_no_checksums_is_read_as_before(whole_run):
+    (whole_run/".sums").unlink()
+    (whole_run/"result.json").write_text('{"test_accuracy": 0.5}')
+    assert read_run(whole_run).scores == dict(test_accuracy=.5) and read_run(whole_run).faults == []
+
+
+def test_every_flipped_bit_of_a_line_is_noticed_or_harmless():
+    facts = dict(t=1.5, event="epoch", accuracy=.97, zones=[1, None], name="ö")
+    raw = sealed_line(facts).encode()
+    assert read_line(raw) == facts
+    for place in range(len(raw)):
+        for bit in range(8):
+            harmed = raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place+1:]
+            try: found = read_line(harmed)
+            except ValueError: continue
+            assert {name:found.get(name) for name in facts} == facts, harmed
 
 
 # ---------- what is said of files
