@@ -115,6 +115,8 @@ def _facts(registries):
                 cube_column=[metric.name for metric in make_spectral_metrics()], view_column=[*measures, *_PROBED],
                 tokens={name:_tokens(name) for name in list_models() if "depths" in models[name].options()
                         and "patch_size" in models[name].options()},
+                blocks={name:len(models[name].options()["block_config"]) for name in list_models()
+                        if "block_config" in models[name].options()},
                 directed=[name for name in _columns() if name not in _UNDIRECTED])
 
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
