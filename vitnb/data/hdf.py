@@ -261,7 +261,8 @@ def _tells_bands(path, file, name):
     array = file[name]
     if array.dtype.kind not in "fiu" or axes_of(array.shape) < 3: return False
     sizes = set(array.shape)
-    return "c" in _dimensions(path, array)[0] or any(len(listed.values) in sizes for listed in _listed(path, file, array))
+    if "c" in _dimensions(path, array)[0]: return True
+    return any(len(listed.values) in sizes for listed in _listed(path, file, array))
 
 def choose_array(
     path:str|Path, # An HDF5 file
@@ -295,7 +296,8 @@ def _facts(path, dataset):
         check_filters(path, array)
         scale, offset = _scaling(array)
         matlab = is_matlab(path)
-        return CubeFacts(array.shape, array.dtype, name, dims=_dimensions(path, array)[0], habit="cwh" if matlab else "chw",
+        habit = "cwh" if matlab else "chw"
+        return CubeFacts(array.shape, array.dtype, name, dims=_dimensions(path, array)[0], habit=habit,
             reversed=matlab, listed=_listed(path, file, array), ignore=_ignored(array), valid=_valid_range(array),
             scale=scale, offset=offset, notes=notes)
 

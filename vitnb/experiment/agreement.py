@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
+from .sizes import check_blocks, check_size
 from .values import RULES, by_rule, each, either, flag, number, one_name, whole
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #aad12b92
@@ -164,18 +165,6 @@ def _check_patches(arch, size, options):
                      f"give {' or '.join(map(str, near))}, or model_kw with another patch_size")
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #b35ea04a
-def _check_blocks(arch, size, options):
-    "Refuse an image of which the last dense block would get no pixel"
-    blocks = len(options.get("block_config") or ()) or FACTS["blocks"].get(arch)
-    if not blocks or size is None: return
-    side = size if isinstance(size, int) else min(size)
-    stem = options.get("stem") or "auto"
-    if stem == "auto": stem = "cifar" if side <= 64 else "imagenet"
-    least = 2**(blocks - 1) if stem == "cifar" else 4*2**(blocks - 1) - 3 # as `choose_stem` counts
-    if side >= least: return
-    raise ValueError(f"img_size={size!r} is too small for the {blocks} blocks of {arch} behind the {stem} stem; use at "
-                     f"least {least} pixels")
-
 def _check_companions(arch, spectral, data):
     "Refuse a network without a place for spectral images, where there are some"
     asked = spectral is True or spectral is None and data == "leaves_synthetic" # which has them
@@ -264,24 +253,6 @@ def _check_monitor(field, name, elsewhere):
                          "it does, such as valid_loss")
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #0933f6ff
-_PUBLISHED = dict(digits=(10, 1438), cifar10=(10, 50_000), cifar100=(100, 50_000), tiny_imagenet=(200, 100_000),
-                  imagenet=(1000, 1_281_167)) # classes, and images to train and to validate with
-
-def _check_size(r, options):
-    "Refuse weights of other classes than a published set has, and a batch that it cannot fill"
-    data = r.get("data")
-    is_whole = isinstance(data, str) and not r.get("classes") and not r.get("label") and not r.get("data_root")
-    if not is_whole or data not in _PUBLISHED: return
-    classes,images = _PUBLISHED[data]
-    for name in ("weight", "alpha", "pos_weight"):
-        values = options.get(name)
-        if isinstance(values, (list, tuple)) and len(values) != classes:
-            raise ValueError(f"loss_kw has {name} of {len(values)} numbers, and {data} has {classes} classes; give one "
-                             "for each")
-    if (r.get("bs") or 0) > images:
-        raise ValueError(f"bs={r['bs']!r} is more than the {images:,} images of {data}: no batch would be full; give "
-                         "less")
-
 def _check_set(data, options, fields):
     "Refuse a set of another kind of data, and options that neither it nor what loads it has"
     if not isinstance(data, str) or data not in NAMES["data"]: return
@@ -338,7 +309,7 @@ def _check_arch(r, value, given, inside, family, named):
     _check_stages(inside("model_kw"))
     _check_stem(arch, inside("model_kw").get("stem"))
     _check_patches(arch, r.get("img_size"), inside("model_kw"))
-    _check_blocks(arch, r.get("img_size"), inside("model_kw"))
+    check_blocks(arch, r.get("img_size"), inside("model_kw"))
     _check_companions(arch, r.get("spectral", False), r.get("data"))
     _check_published(value)
     _check_averaged(value)
@@ -368,7 +339,7 @@ def check_agreement(
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
     _check_minutes(r, recipe, family)
     if named: _check_set(r.get("data"), inside("data_kw"), family.fields)
-    if named: _check_size(r, inside("loss_kw"))
+    if named: check_size(r, inside("loss_kw"))
     _check_inside(value, inside, "cube_augment" if "normalize" in r else "image_augment")
     _check_said_twice(value, given, inside, family)
     _check_arch(r, value, given, inside, family, named)

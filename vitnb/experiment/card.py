@@ -120,9 +120,11 @@ def _score_rows(facts):
 def _prints(facts):
     "Fingerprints and environment"
     data,split,now = facts["data"], facts["split"], facts["environment"]["now"]
-    same = "as in the run" if data["of_the_run"] in (None, data["fingerprint"]) else in_markdown(f"the run had {data['of_the_run']}")
+    other = in_markdown(f"the run had {data['of_the_run']}")
+    same = "as in the run" if data["of_the_run"] in (None, data["fingerprint"]) else other
     images = in_markdown(", ".join(f"{name} {n}" for name,n in split["images"].items()))
-    lines = [f"- data: {in_markdown(data['name'])}, `{data['fingerprint'][:16]}` ({same})", f"- weights: `{facts['weights'][:16]}`"]
+    name = in_markdown(data["name"])
+    lines = [f"- data: {name}, `{data['fingerprint'][:16]}` ({same})", f"- weights: `{facts['weights'][:16]}`"]
     lines.append(f"- split: `{split['fingerprint'][:16]}` ({images}; {split['shared']} samples in two splits)")
     shown = ", ".join(f"{name} {now[name]}" for name in ("python", "vitnb", "torch", "timm", "device") if name in now)
     changed = ", changed since" if now.get("dirty") else ""
@@ -146,7 +148,8 @@ def _calibrated(task, found):
     return [*lines, "", f"The temperature, {found['temperature']:.3f}, is fitted on the validation split.", ""]
 
 def _exports(facts):
-    found = {name:in_markdown(value) if isinstance(value, str) else f"{value:.2g}" for name,value in facts["export"].items()}
+    def shown(value): return in_markdown(value) if isinstance(value, str) else f"{value:.2g}"
+    found = {name:shown(value) for name,value in facts["export"].items()}
     rows = [f"| {name} | {value} |" for name,value in found.items()]
     return ["| export | largest difference |", "|---|---|", *rows]
 

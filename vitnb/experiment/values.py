@@ -87,6 +87,7 @@ def _some(part):
     def rule(value): return each(part)(value) or ("" if len(value) else f"a list of at least one, {part(None)}")
     return rule
 
+# %% ../../nbs/library/657_experiment.values.ipynb #bf60c023
 def _or_none(part):
     "The rule for what may be an empty text"
     def rule(value): return "" if value == "" else part(value)
@@ -270,6 +271,7 @@ def _check_weights(field, value, workspace, of_runs):
     raise ValueError(f"{field}={value!r} is not there: no {' or '.join(map(str, places))}; give a file of weights, the "
                      f"folder of a run{published}")
 
+# %% ../../nbs/library/657_experiment.values.ipynb #9e221d4b
 def _check_folders(params, workspace):
     "Refuse folders that are not there"
     for field in ("folder", "real"):
@@ -326,6 +328,7 @@ def check_recipe_names(
     for field,value in given.items():
         if field in NAMES and field != "data" and value: check_name(field, value)
 
+# %% ../../nbs/library/657_experiment.values.ipynb #1b7bf860
 _of_studies = by_rule( # what notebooks without a family ask beside fields of recipes
     ("ratios", _some(number(0, 1, above=True, below=True, like="0.5"))), ("factors", _some(_positive)),
     ("batches vit_widths sizes grids", _some(whole(1))), ("where pair", each(_word)),
