@@ -3,7 +3,7 @@ import pytest
 
 from vitnb.data.sets import load_set
 from vitnb.experiment.names import FACTS
-from vitnb.experiment.sizes import check_blocks, check_size
+from vitnb.experiment.sizes import check_blocks, check_fills
 from vitnb.models.densenet import choose_stem
 
 
@@ -22,7 +22,7 @@ def test_just_the_images_that_a_densenet_refuses_are_refused(blocks, stem):
 def test_the_numbers_of_the_digits_are_those_of_the_set():
     digits = load_set("digits")
     images = len(digits.splits["train"]) + len(digits.splits["valid"])
-    check_size(dict(data="digits", bs=images), dict(weight=[1.]*digits.n_classes))
-    with pytest.raises(ValueError, match="no batch would be full"): check_size(dict(data="digits", bs=images + 1), {})
-    with pytest.raises(ValueError, match="alpha of 9 numbers"): check_size(dict(data="digits"), dict(alpha=[1.]*9))
-    check_size(dict(data="digits", data_root="mine", bs=10**6), dict(weight=[1.]))
+    check_fills(dict(data="digits", bs=images), dict(weight=[1.]*digits.n_classes))
+    with pytest.raises(ValueError, match="no batch would be full"): check_fills(dict(data="digits", bs=images + 1), {})
+    with pytest.raises(ValueError, match="alpha of 9 numbers"): check_fills(dict(data="digits"), dict(alpha=[1.]*9))
+    check_fills(dict(data="digits", data_root="mine", bs=10**6), dict(weight=[1.]))

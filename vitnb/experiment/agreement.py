@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
-from .sizes import check_blocks, check_size
+from .sizes import check_blocks, check_fills
 from .values import RULES, by_rule, each, either, flag, number, one_name, whole
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #aad12b92
@@ -339,7 +339,7 @@ def check_agreement(
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
     _check_minutes(r, recipe, family)
     if named: _check_set(r.get("data"), inside("data_kw"), family.fields)
-    if named: check_size(r, inside("loss_kw"))
+    if named: check_fills(r, inside("loss_kw"))
     _check_inside(value, inside, "cube_augment" if "normalize" in r else "image_augment")
     _check_said_twice(value, given, inside, family)
     _check_arch(r, value, given, inside, family, named)
