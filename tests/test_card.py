@@ -43,6 +43,24 @@ def test_a_card_is_a_notebook_with_every_section(card, trained):
     assert sorted(path.name for path in trained[0].iterdir() if path.suffix == ".ipynb") == []
 
 
+def test_hostile_names_are_no_code_and_no_markup(card, trained, tmp_path, monkeypatch):
+    "A class called `'''` must not end the text in the cell that holds the facts"
+    facts,_ = read_card(card)
+    bad = "<img src=x onerror=g()>$x$'''+evil()+'''"
+    facts = {**facts, "answers":{"":bad}, "data":{**facts["data"], "name":bad}, "result":{bad:.5}}
+    facts["scores"][bad] = .25
+    facts["better"][bad] = "max"
+    facts["split"]["images"][bad] = 3
+    monkeypatch.setattr("vitnb.experiment.card.card_facts", lambda *_: facts)
+    nb = nbformat.read(write_card(trained[0], tmp_path/"card.ipynb", limitations=bad), 4)
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    assert "<img" not in text and "$" not in text and text.count("onerror") == 8
+    (source,) = [cell.source for cell in nb.cells if "json.loads" in cell.source]
+    held = {}
+    exec(source, dict(evil=lambda: pytest.fail("a name was run")), held)
+    assert held["facts"] == read_card(tmp_path/"card.ipynb")[0] == facts
+
+
 def test_a_card_holds_until_something_drifts(card, trained, tmp_path):
     "The same run holds, wherever it lies; other weights do not, and are named with the scores"
     import torch

@@ -67,3 +67,23 @@ print(os.getcwd())"""
         printed.append(done.stdout.partition("\n")[2].partition("finished in")[0])
     assert printed[0] == printed[1] and "ports []" in printed[0] and "from the fork" in printed[0] and str(tmp_path/"sub") in printed[0]
     for status in (tmp_path/"out/nb").glob("*/status.json"): assert json.loads(status.read_text())["folder"] == str(tmp_path/"sub")
+
+
+LINES = """import os, signal
+from IPython import get_ipython
+events = get_ipython().events
+def late(result):
+    events.unregister("post_run_cell", late)
+    os.kill(os.getpid(), signal.SIGINT)
+events.register("post_run_cell", late)
+print("first")"""
+
+
+def test_an_interrupt_between_two_cells_is_not_lost(tmp_path):
+    "Where a kernel by itself goes on, or never answers"
+    source = notebook(tmp_path/"nb.ipynb", "n = 1", LINES, "print('second')", "print('third')")
+    done = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(source)], cwd=tmp_path, timeout=60,
+                          env={**os.environ, "VITNB_OUTPUTS_PATH":str(tmp_path/"out")}, capture_output=True, text=True)
+    (status,) = (tmp_path/"out/nb").glob("*/status.json")
+    assert "first" in done.stdout and "second" not in done.stdout, done.stderr
+    assert done.returncode and json.loads(status.read_text())["status"] == "interrupted"

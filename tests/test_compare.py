@@ -9,6 +9,7 @@ from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 
 from vitnb.experiment.compare import Comparison, compare, differing_params, paired_differences, param_importance, open_run
 from vitnb.experiment.folders import read_runs
+from vitnb.runfolder import write_json
 
 
 def test_only_what_differs_among_the_runs_that_are_shown(tmp_path):
@@ -121,7 +122,21 @@ def test_a_hostile_name_is_no_markup(tmp_path):
     scored(tmp_path/"a"/"<b>x", .9, lr="<script>|")
     scored(tmp_path/"a"/"y", .9, lr="b")
     table = compare(root=tmp_path)
-    assert "<script>" not in table._repr_html_() and "<b>" not in table._repr_html_() and r"<script>\|" in table.to_markdown()
+    for shown in (table._repr_html_(), table.to_markdown()): assert "<script>" not in shown and "<b>" not in shown
+
+
+def test_hostile_parameters_scores_and_folders_are_no_markup(tmp_path, monkeypatch):
+    "Names of columns too; a folder that is called like a script is none, and MathJax finds no formula"
+    import nbformat
+    bad = "<img src=x onerror=g()>$x$"
+    folder = tmp_path/"javascript:g()"/"r"
+    for n in (1, 2): scored(folder/str(n), .9, **{bad:n})
+    write_json(folder/"1/result.json", {bad:.5, "test_accuracy":.9})
+    nbformat.write(nbformat.v4.new_notebook(), folder/"1/train_a.ipynb")
+    monkeypatch.chdir(tmp_path)
+    table = compare(root=tmp_path)
+    for shown in (table._repr_html_(), table.to_markdown()): assert "<img" not in shown and "$" not in shown, shown
+    assert "href=\"javascript%3A" in table._repr_html_()
 
 
 def test_time_grows_with_the_number_of_runs(tmp_path):

@@ -186,3 +186,69 @@ def test_values_from_a_file_beside_the_cube_are_read_and_named(tmp_path, monkeyp
     said = capsys.readouterr().out
     assert said.count("come from raw") == 1 and "a.h5" in said
     close_cubes()
+
+
+def aside(file, what, folder):
+    "Lead a file out of its folder in a way that is not the cube's own; its cube is whole"
+    secret = [(str(folder/"secret"), 0, 4)]
+    if what == "own_virtual": # a dataset of its own file, which lies elsewhere
+        file.create_dataset("/raw", (2, 3, 4), "u1", external=[(str(folder/"secret"), 0, 24)])
+        layout = h5py.VirtualLayout((2, 3, 4), "u1")
+        layout[:] = h5py.VirtualSource(".", "/raw", (2, 3, 4))
+        del file["/Cube/Images"]
+        file.create_virtual_dataset("/Cube/Images", layout)
+    if what == "scale":
+        scale = file.create_dataset("/wl", (2,), "<u2", external=secret)
+        scale.attrs["units"] = "nm"
+        scale.make_scale("wavelength")
+        file["/Cube/Images"].dims[0].attach_scale(scale)
+    if what == "list": file.create_dataset("/wavelengths", (2,), "<u2", external=secret)
+    if what == "pattern":
+        layout = h5py.VirtualLayout((2, 3, 4), "u1")
+        layout[:] = h5py.VirtualSource("part-%b.h5", "/a", (2, 3, 4))
+        source_h5(folder.parent/"cubes"/"part-%b.h5")
+        (folder.parent/"cubes"/"part-0.h5").symlink_to(folder/"secret.h5")
+        del file["/Cube/Images"]
+        file.create_virtual_dataset("/Cube/Images", layout)
+
+
+@pytest.mark.parametrize("what", ["own_virtual", "scale", "list", "pattern"])
+def test_no_way_leads_out_of_the_folder(tmp_path, what):
+    "A virtual dataset of raw values elsewhere, wavelengths that lie elsewhere, names that HDF5 completes"
+    folder = elsewhere(tmp_path)
+    path = source_h5(tmp_path/"a.h5")
+    (tmp_path/"cubes").mkdir()
+    path = tmp_path/"cubes"/"a.h5"
+    with h5py.File(path, "w") as file:
+        file["/Cube/Images"] = np.zeros((2, 3, 4), "u1")
+        aside(file, what, folder)
+    with pytest.raises(UnreadableImage, match=r"a\.h5.*the values of"): CubeFile(path, axes="chw")
+    close_cubes()
+
+
+@pytest.mark.parametrize("name", ["/away", "/group/a", "/near"])
+def test_links_are_not_followed_out_of_a_file(tmp_path, name):
+    folder = elsewhere(tmp_path)
+    path = tmp_path/"a.h5"
+    with h5py.File(path, "w") as file:
+        file["/Cube/Images"] = np.zeros((2, 3, 4), "u1")
+        file["/away"] = h5py.ExternalLink(str(folder/"secret.h5"), "/a")
+        file["/group"] = h5py.ExternalLink(str(folder/"secret.h5"), "/")
+        file["/near"] = h5py.SoftLink("/away")
+    with pytest.raises(ValueError, match=r"a\.h5"): CubeFile(path, dataset=name, axes="chw")
+    assert CubeFile(path, axes="chw").read().sum() == 0
+    close_cubes()
+
+
+def test_a_list_beside_the_cube_is_read_there(tmp_path, monkeypatch):
+    "HDF5 by itself looks in the working directory, where another file may be called so"
+    (tmp_path/"here").mkdir()
+    np.array([900, 910], "<u2").tofile(tmp_path/"here"/"raw")
+    np.array([500, 510], "<u2").tofile(tmp_path/"raw")
+    with h5py.File(tmp_path/"a.h5", "w") as file:
+        file["/Cube/Images"] = np.zeros((2, 3, 4), "u1")
+        file.create_dataset("/wavelengths", (2,), "<u2", external=[("raw", 0, 4)])
+    monkeypatch.chdir(tmp_path/"here")
+    cube = CubeFile(tmp_path/"a.h5", axes="chw")
+    assert list(cube.wavelengths) == [500, 510]
+    close_cubes()

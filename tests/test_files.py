@@ -37,12 +37,21 @@ from vitnb.data.sets import load_set
 from vitnb.data.source import CacheSource, build_cache
 from vitnb.experiment.notebook import card, notebook_family, notebook_params, read_notebook
 from vitnb.experiment.run import find_run, mark_status, new_run_dir, read_json, write_json
+from vitnb.data.beside import load_beside
+from vitnb.experiment.asking import read_params_file
+from vitnb.experiment.card import read_card
+from vitnb.experiment.folders import read_run
+from vitnb.experiment.run import Run, release
 from vitnb.experiment.space import read_plan
 from vitnb.experiment.stored import stored_recipe
+from vitnb.experiment.sweep import read_journal
+from vitnb.experiment.watch import RunView, run_line
+from vitnb.runfolder import left_undone
 from vitnb.files import (BrokenFile, file_sums, is_whole, load_json, load_text, naming, note_sums, read_sealed,
                          write_sealed, zip_fault)
 from vitnb.hub import read_weights
 from vitnb.parameters import read_hyperparams
+from vitnb.written import seal_tensors, sealed_line
 
 STATE = dict(model_state_dict=dict(w=torch.full((30, 30), .5), b=torch.arange(5.)), epoch=3, config=dict(arch="a"))
 CUBE = np.random.default_rng(0).integers(1, 9, (3, 4, 5)).astype(np.float32)
@@ -98,6 +107,31 @@ def all_of_a_notebook(path):
     with naming(path): return notebook_params(nb), notebook_family(nb), card(nb), nb
 
 
+ENVI = b"""ENVI
+samples = 5
+lines = 4
+bands = 3
+data type = 4
+interleave = bsq
+byte order = 0
+wavelength units = nm
+wavelength = {450, 500, 550}
+"""
+
+
+def classic_netcdf(path):
+    with scipy.io.netcdf_file(path, "w") as file:
+        for name,size in zip(("band", "y", "x"), CUBE.shape): file.createDimension(name, size)
+        file.createVariable("cube", "f4", ("band", "y", "x"))[:] = CUBE
+        file.createVariable("wavelength", "f4", ("band",))[:] = [450, 500, 550]
+
+
+def card_or_run(path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitnb.experiment.card.notebook_params", lambda nb: dict(run=str(path.parent)))
+        return read_card(path)
+
+
 EXACT = "the value itself"
 TEXT = "what an independent reader says"
 ANY = "a value" # the format has no checksum, so a changed pixel is a pixel
@@ -122,6 +156,8 @@ READERS = dict( # name of the file: how it is made, how it is read, what is righ
     weights=("w.pth", of_file(lambda path: save_checkpoint(STATE, path)), read_weights, EXACT),
     safetensors=("w.safetensors", of_file(lambda path: safetensors.torch.save_file(dict(w=torch.ones(40)), path)),
                  read_weights, ANY),
+    export=("m.safetensors", of_file(lambda path: path.write_bytes(seal_tensors(
+        safetensors.torch.save(STATE["model_state_dict"], dict(vitnb='{"arch": "a"}'))))), read_weights, EXACT),
     npy=("a.npy", of_file(lambda path: np.save(path, CUBE)), load_npy, ANY),
     native=("a.npy", of_file(lambda path: np.save(path, PIXELS)), read_native, ANY),
     label_map=("m.npy", of_file(lambda path: np.save(path, PIXELS[...,0])), read_map, ANY),
@@ -133,6 +169,19 @@ READERS = dict( # name of the file: how it is made, how it is read, what is righ
     zip=("set.zip", of_file(packed_zip), unpacked, ANY), # names are not under its checksums
     tar=("set.tar.gz", of_file(packed_tar), unpacked, EXACT),
     table=("t.csv", lambda *_: "file,label\na.png,größe\nb.png,x\n".encode(), read_frame, ANY),
+    params_file=("p.yaml", lambda *_: b"epochs: 3\nlr: 1e-3\naug_kw: {flip: 0.5}\n", read_params_file, ANY),
+    params_json=("p.json", lambda *_: text_of(dict(epochs=3, lr=1e-3)), read_params_file, ANY),
+    events=("events.jsonl", lambda *_: "".join(sealed_line(dict(t=1., event=event, epochs=3)) + "\n" for event in
+            ("start", "epoch", "end")).encode(), lambda path: left_undone(path.parent), ANY),
+    journal=("runs.jsonl", lambda *_: (sealed_line(dict(number=0, params=dict(lr=.1), state="finished")) + "\n").encode(),
+             read_journal, ANY), # what is damaged is passed over
+    view=("events.jsonl", lambda *_: (sealed_line(dict(t=1., event="epoch", epoch=1, accuracy=.5)) + "\n").encode(),
+          lambda path: run_line(RunView(path.parent).read()), ANY),
+    card=("card.ipynb", lambda *_: text_of({**NOTEBOOK, "metadata":dict(vitnb_card=dict(scores={}))}), card_or_run, ANY),
+    envi=("e.hdr", lambda *_: ENVI, read_cube, ANY),
+    classic=("c.nc", of_file(classic_netcdf), read_cube, ANY),
+    wavelengths=("w.txt", lambda *_: b"# nm\n450\n500.5\n550\n", lambda path: load_beside(path, None), ANY),
+    run=("params.json", lambda *_: text_of(dict(lr=.1)), lambda path: read_run(path.parent), ANY),
     pickle=("batch", of_file(lambda path: path.write_bytes(np.arange(9).dumps())), load_pickle, ANY),
     nifti=("f.nii.gz", of_file(lambda path: save_nifti(path, PIXELS[...,0].astype(np.int16))), read_nifti, ANY),
     dicom=("f.dcm", of_file(lambda path: write_dicom(path, PIXELS[...,0].astype(np.uint16))), read_dicom, ANY),
@@ -215,6 +264,7 @@ def test_a_damaged_file_is_read_rightly_or_named(originals, name, damage):
     place = originals/name/"damaged"
     place.mkdir(exist_ok=True)
     path = place/READERS[name][0]
+    if name == "envi": (place/"e.dat").write_bytes(CUBE.tobytes())
     if name == "catalogue":
         for file in ("x.npy", "y.npy"): np.save(place/file, CUBE)
     judged(name, path, raw)
@@ -286,6 +336,46 @@ def test_a_sealed_file_gives_what_was_written_or_none(tmp_path, capsys):
     assert read_sealed(path) == dict(a=[1, 2], b={"x":None})
     path.write_text(path.read_text().replace("2", "3", 1))
     assert read_sealed(path) is None and "a.json" in capsys.readouterr().out
+
+
+# ---------- no number of a run is silently another
+
+NUMBERS = dict(result=b"0.97", params=b"0.125", history=b"0.75", columns=b"max", environment=b"abc", status=b"w4")
+
+
+@pytest.fixture
+def whole_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(tmp_path))
+    run = Run("demo", dict(lr=.125, tag="w4"), "w4")
+    run.note(data="abc")
+    write_json(run.dir/"history.json", [dict(epoch=1, accuracy=.75)])
+    write_json(run.dir/"columns.json", dict(accuracy=dict(better="max")))
+    run.finish(test_accuracy=.97)
+    release(run.dir)
+    return run.dir
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_flipped_bit_of_a_run_is_told_with_its_file(whole_run, name, capsys):
+    "Whoever reads the file says so once; what compares runs shows none of it"
+    path = whole_run/f"{name}.json"
+    raw = path.read_bytes()
+    place = raw.index(NUMBERS[name]) + len(NUMBERS[name]) - 1
+    path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place+1:])
+    kind = list if name == "history" else dict
+    for _ in range(2): assert read_json(path, kind) == json.loads(path.read_bytes())
+    assert capsys.readouterr().err.count(f"{path} is not as the run wrote it") == 1
+    record = read_run(whole_run)
+    record.history
+    assert [fault.partition(":")[0] for fault in record.faults] == [path.name]
+    write_json(path, json.loads(raw)) # the run itself may write it anew
+    assert read_run(whole_run).faults == []
+
+
+def test_a_run_that_knows_no_checksums_is_read_as_before(whole_run):
+    (whole_run/".sums").unlink()
+    (whole_run/"result.json").write_text('{"test_accuracy": 0.5}')
+    assert read_run(whole_run).scores == dict(test_accuracy=.5) and read_run(whole_run).faults == []
 
 
 # ---------- what is said of files

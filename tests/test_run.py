@@ -29,7 +29,7 @@ def test_folder_and_files(workspace):
     assert run.dir.parent == workspace/"out"/"train_demo"
     assert re.fullmatch(r"\d{8}-\d{6}-w4(\.\d+)?", run.dir.name)
     assert read_json(run.dir/"params.json") == dict(epochs=2, lr=1e-3, tag="w4")
-    assert {p.name for p in run.dir.iterdir()} == {"params.json", "environment.json", "status.json", ".lock"}
+    assert {p.name for p in run.dir.iterdir()} == {"params.json", "environment.json", "status.json", ".lock", ".sums"}
     assert read_json(run.dir/"status.json")["status"] == "running"
     assert run.finish(test_accuracy=np.float32(.5), test_n=np.int64(3), note=None) == dict(test_accuracy=.5, test_n=3, note=None)
     assert read_json(run.dir/"result.json") == dict(test_accuracy=.5, test_n=3, note=None)

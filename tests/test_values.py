@@ -90,19 +90,25 @@ def test_a_text_is_data_where_it_has_columns(tmp_path, name, content, is_table):
     with pytest.raises(ValueError, match=f"{name}.*without columns"): check_data(str(tmp_path/name))
 
 
-SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5])
+SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5], split="test", checkpoint="", run_dir="", points=None)
 
 
 @pytest.mark.parametrize("asked,said", [(dict(epochs=-3), "epochs=-3 must be a whole number from 1"), (dict(window=1.5), "window=1.5 must be"),
     (dict(seed=-1), "seed=-1"), (dict(data="nowhere"), "is no set and not there"), (dict(arch="spectral_mae_micr"), "did you mean 'spectral_mae_micro'"),
-    (dict(data_root="nowhere"), "data_root='nowhere' is not there")])
+    (dict(data_root="nowhere"), "data_root='nowhere' is not there"), (dict(ratios=[2.]), "each a number above 0 and below 1"), (dict(ratios=[]), "at least one"), (dict(minutes=-1.), "minutes=-1.0"),
+    (dict(split="foo"), "one of valid, test"), (dict(checkpoint="nowhere"), "checkpoint='nowhere' is not there"), (dict(run_dir="README.md"), "run_dir='README.md' holds no weights"), (dict(points=[[1]]), "2 values")])
 def test_a_notebook_without_a_family_has_the_bounds_of_the_fields_it_is_named_after(asked, said):
     with pytest.raises(ValueError, match=re.escape(said)): check_alike(SHOWN, {**SHOWN, **asked}, named=True)
 
 
-@pytest.mark.parametrize("asked", [dict(minutes=0.), dict(minutes=-1.), dict(ratios=[2.]), dict(epochs=1, window=8)])
+@pytest.mark.parametrize("asked", [dict(minutes=0.), dict(epochs=1, window=8), dict(split="valid", ratios=[.1, .2]), dict(points=[[1, 2], [3, 4]])])
 def test_what_its_default_shows_to_mean_something_else_is_free(asked): # minutes of a recipe are above 0, and those of this notebook are not
     check_alike(SHOWN, {**SHOWN, **asked}, named=True)
+
+
+def test_words_of_a_notebook_with_names_of_its_own_are_its_own():
+    check_alike(dict(split="test", ratios=[.5]), dict(split="fold 3", ratios=[2.]), named=False)
+    check_alike(dict(split="fold 1"), dict(split="fold 3"), named=True)
 
 
 def test_papermill_is_told_in_the_kernel(): # which has no quick check before

@@ -1,5 +1,6 @@
 "Every room at once, for interactive use: `from vitnb.all import *`. One line for each numbered notebook, in their order."
 from vitnb.core import *
+from vitnb.written import *
 from vitnb.files import *
 from vitnb.escape import *
 from vitnb.seeding import *
@@ -226,6 +227,7 @@ from vitnb.experiment.cli import *
 from vitnb.experiment.names import *
 from vitnb.experiment.nametable import *
 from vitnb.experiment.choices import *
+from vitnb.experiment.sizes import *
 from vitnb.experiment.values import *
 from vitnb.experiment.keywords import *
 from vitnb.experiment.agreement import *

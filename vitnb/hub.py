@@ -21,6 +21,7 @@ from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 
 from .core import nearest
 from .files import file_hash, refuse_address, zip_fault
+from .written import tensors_fault
 
 # %% ../nbs/library/039_hub.ipynb #16140408
 def _wrapper(state):
@@ -63,8 +64,9 @@ def _is_safetensors(path):
 
 def _read(path):
     "What a file of weights holds"
-    if path.suffix == ".safetensors" or _is_safetensors(path): return safetensors.torch.load_file(path)
-    if fault := zip_fault(path): raise ValueError(f"it is damaged: {fault}")
+    is_safe = path.suffix == ".safetensors" or _is_safetensors(path)
+    if fault := (tensors_fault if is_safe else zip_fault)(path): raise ValueError(f"it is damaged: {fault}")
+    if is_safe: return safetensors.torch.load_file(path)
     with torch.serialization.safe_globals(_foreign(path)):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -20,6 +20,8 @@ from .earlier import set_aside
 from .remaining import left_of, news_of, seconds_of
 from ..core import atomic_write, is_main, writing
 from ..files import load_json
+from ..runfolder import write_noted
+from ..written import sealed_line
 
 # %% ../../nbs/library/473_callback.history.ipynb #651fb097
 _FILES = ("history.csv", "*history.json", "columns.json") # other forms of it, which further callbacks write, go with it
@@ -60,7 +62,7 @@ class History(TrainCallback):
             table.writerows({name:row.get(name) for name in rows[-1]} for row in rows)
 
     def _write_json(self, name, values):
-        with atomic_write(self.folder/name) as path: path.write_text(json.dumps(values, indent=1))
+        write_noted(self.folder/name, json.dumps(values, indent=1))
 
 # %% ../../nbs/library/473_callback.history.ipynb #3577f5fc
 TRAINING_COLUMNS = ("lr", "grad_norm", "skipped_steps", "memory_mib", "seconds") # said of the training
@@ -82,7 +84,7 @@ class EventLog(TrainCallback):
         **facts, # What there is to know of it
     ):
         "Append one event"
-        line = json.dumps(dict(t=round(time.time(), 3), event=event, **facts))
+        line = sealed_line(dict(t=round(time.time(), 3), event=event, **facts))
         with writing(self.file), self.file.open("a") as file: file.write(line + "\n")
 
     def _write_steps(self, steps):

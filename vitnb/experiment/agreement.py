@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
+from .sizes import check_blocks, check_fills
 from .values import RULES, by_rule, each, either, flag, number, one_name, whole
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #aad12b92
@@ -308,6 +309,7 @@ def _check_arch(r, value, given, inside, family, named):
     _check_stages(inside("model_kw"))
     _check_stem(arch, inside("model_kw").get("stem"))
     _check_patches(arch, r.get("img_size"), inside("model_kw"))
+    check_blocks(arch, r.get("img_size"), inside("model_kw"))
     _check_companions(arch, r.get("spectral", False), r.get("data"))
     _check_published(value)
     _check_averaged(value)
@@ -337,6 +339,7 @@ def check_agreement(
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
     _check_minutes(r, recipe, family)
     if named: _check_set(r.get("data"), inside("data_kw"), family.fields)
+    if named: check_fills(r, inside("loss_kw"))
     _check_inside(value, inside, "cube_augment" if "normalize" in r else "image_augment")
     _check_said_twice(value, given, inside, family)
     _check_arch(r, value, given, inside, family, named)

@@ -127,7 +127,7 @@ def notebook_help(
 
 # %% ../../nbs/library/635_experiment.asking.ipynb #cacc8b4a
 _COMES_WITH = set("vitnb torch torchvision timm fastai fastcore IPython ipywidgets matplotlib numpy pandas scipy "
-                  "sklearn PIL papermill torchmetrics tqdm h5py".split())
+                  "sklearn PIL papermill torchmetrics tqdm h5py psutil".split())
 
 def _imported(tree):
     "First parts of the modules that a cell imports"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..core import atomic_write, need
+from ..escape import in_markdown
 from .evaluated import card_facts, open_evaluated
 from .notebook import notebook_params, read_notebook
 from ..runfolder import read_json
@@ -110,17 +111,20 @@ def _score_rows(facts):
         between = "" if low is None else f"{low:.4f} to {high:.4f}"
         shown = "undefined" if scores[name] is None else f"{scores[name]:.4f}"
         images = scores.get(name.partition("_")[0] + "_n", "")
-        lines.append(f"| {name} | {shown} | {between} | {better} | {images} | {scores.get(f'{name}_n', images)} |")
-    others = [f"- result.json has {name} {value:.4f}, which is not what was found now" for name,value in
+        known = scores.get(f"{name}_n", images)
+        lines.append(f"| {in_markdown(name)} | {shown} | {between} | {better} | {images} | {known} |")
+    others = [f"- result.json has {in_markdown(name)} {value:.4f}, which is not what was found now" for name,value in
               facts["result"].items() if name in scores and not math.isclose(value, scores[name] or 0, abs_tol=1e-3)]
     return [*lines, "", *others]
 
 def _prints(facts):
     "Fingerprints and environment"
     data,split,now = facts["data"], facts["split"], facts["environment"]["now"]
-    same = "as in the run" if data["of_the_run"] in (None, data["fingerprint"]) else f"the run had {data['of_the_run']}"
-    images = ", ".join(f"{name} {n}" for name,n in split["images"].items())
-    lines = [f"- data: {data['name']}, `{data['fingerprint'][:16]}` ({same})", f"- weights: `{facts['weights'][:16]}`"]
+    other = in_markdown(f"the run had {data['of_the_run']}")
+    same = "as in the run" if data["of_the_run"] in (None, data["fingerprint"]) else other
+    images = in_markdown(", ".join(f"{name} {n}" for name,n in split["images"].items()))
+    name = in_markdown(data["name"])
+    lines = [f"- data: {name}, `{data['fingerprint'][:16]}` ({same})", f"- weights: `{facts['weights'][:16]}`"]
     lines.append(f"- split: `{split['fingerprint'][:16]}` ({images}; {split['shared']} samples in two splits)")
     shown = ", ".join(f"{name} {now[name]}" for name in ("python", "vitnb", "torch", "timm", "device") if name in now)
     changed = ", changed since" if now.get("dirty") else ""
@@ -137,18 +141,21 @@ def _number(value): return "undefined" if value is None else f"{value:.4f}"
 
 def _calibrated(task, found):
     "The calibration of one task"
-    lines = [f"| test split {task} | ECE | Brier | log loss |".replace("  ", " "), "|---|---|---|---|"]
+    lines = [f"| test split {in_markdown(task)} | ECE | Brier | log loss |".replace("  ", " "), "|---|---|---|---|"]
     for name in ("before", "after"):
         row = [found[name][key] for key in ("ece", "brier", "log_loss")]
         lines.append(f"| {name} scaling | " + " | ".join(map(_number, row)) + " |")
     return [*lines, "", f"The temperature, {found['temperature']:.3f}, is fitted on the validation split.", ""]
 
 def _exports(facts):
-    found = {name:value if isinstance(value, str) else f"{value:.2g}" for name,value in facts["export"].items()}
+    def shown(value): return in_markdown(value) if isinstance(value, str) else f"{value:.2g}"
+    found = {name:shown(value) for name,value in facts["export"].items()}
     rows = [f"| {name} | {value} |" for name,value in found.items()]
     return ["| export | largest difference |", "|---|---|", *rows]
 
-def _check(line, done, how): return f"- [x] {line}: {how}" if done else f"- [ ] {line} (**not done**): {how}"
+def _check(line, done, how):
+    how = in_markdown(how)
+    return f"- [x] {line}: {how}" if done else f"- [ ] {line} (**not done**): {how}"
 
 def _checks(rows): return [_check(*row) for row in rows]
 
@@ -193,10 +200,11 @@ def _picture(fig):
 # %% ../../nbs/library/697_experiment.card.ipynb #fbed00e5
 def _intended(facts):
     "What the model is for, and what not"
-    answers = [f"{name}: {names}".removeprefix(": ") for name,names in facts["answers"].items()]
-    general = f"Images like those of {facts['data']['name']}, on which it was trained."
+    answers = [in_markdown(f"{name}: {names}".removeprefix(": ")) for name,names in facts["answers"].items()]
+    data = in_markdown(facts["data"]["name"])
+    general = f"Images like those of {data}, on which it was trained."
     said = [f"It answers with {'; '.join(answers)}."] if answers else []
-    limit = f"Scores below are of {facts['data']['name']} alone, and say nothing of other data."
+    limit = f"Scores below are of {data} alone, and say nothing of other data."
     return [" ".join([facts["use"] or general, *said, limit])]
 
 # %% ../../nbs/library/697_experiment.card.ipynb #f151ca47
@@ -204,9 +212,9 @@ def _cells(run, facts, rows, samples):
     "The cells of a card"
     new = need("nbformat").v4
     def text(title, lines): return new.new_markdown_cell("\n".join([title, "", *lines]))
-    literal = json.dumps(facts, indent=1)
+    literal = json.dumps(facts, indent=1).replace("'", r"\u0027") # a name with quotes must not end the text in the cell
     first = f"run = {str(run)!r} # folder of the run"
-    cells = [text(f"# Card of {run.name}", ["> What is this model worth, and does that still hold?"]),
+    cells = [text(f"# Card of {in_markdown(run.name)}", ["> What is this model worth, and does that still hold?"]),
              new.new_code_cell(first, metadata=dict(tags=["parameters"])),
              text("## Intended use", _intended(facts)),
              text("## Fingerprints", _prints(facts)), text("## Scores", _score_rows(facts)),

@@ -31,9 +31,11 @@ def kernel_channels()->Iterator: # Options for a kernel's manager
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #f4c348ba
 _LAUNCH = """
-import os, runpy, sys, zmq
+import os, runpy, signal, sys, zmq
 from contextlib import contextmanager
+from IPython.core.interactiveshell import InteractiveShell
 from ipykernel.iostream import IOPubThread
+from ipykernel.kernelbase import Kernel
 FORKS = "ipc://" + os.path.join(os.path.dirname(sys.argv[sys.argv.index("-f") + 1]), "forks")
 @contextmanager
 def instead(name, method):
@@ -55,6 +57,21 @@ def unbounded(self, *args, **kwargs):
 zmq.Context.socket = unbounded
 wrap("_setup_pipe_in", "bind_to_random_port", lambda socket, address: (socket.bind(FORKS), 0)[1])
 wrap("_setup_pipe_out", "connect", lambda socket, address: connect(socket, FORKS))
+interrupts = [] # that came while no code of the notebook ran
+def keep(number, frame): interrupts.append(number)
+def listen(self): signal.signal(signal.SIGINT, keep)
+Kernel.pre_handler_hook, Kernel.post_handler_hook = listen, lambda self: None
+run_code = InteractiveShell.run_code
+async def interruptible(self, code, *args, **options):
+    ours = signal.getsignal(signal.SIGINT) is keep # code that awaits has a handler of its own
+    if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if interrupts: code = compile("raise KeyboardInterrupt", "<interrupt>", "exec")
+        interrupts.clear()
+        return await run_code(self, code, *args, **options)
+    finally:
+        if ours: signal.signal(signal.SIGINT, keep)
+InteractiveShell.run_code = interruptible
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
 """ # what a kernel of Python is started with: what its forked processes print comes by a socket of this user's too,
 # and outputs wait as long as they must; by itself the socket drops what is behind the thousandth

@@ -11,8 +11,8 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from fastcore.basics import patch
@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..core import atomic_write, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
+from ..escape import in_markdown, in_page
 from ..runwords import FREE_FIELDS
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #252d5dee
@@ -204,17 +205,15 @@ def rows(self:Comparison)->list: # Dictionaries of text, alike in their keys
     return [self._text(name, run) for name,run in zip(self.names, self.runs)]
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #9cf3bcee
-def _in_markdown(text): return str(text).replace("|", r"\|").replace("\n", " ")
-
 @patch
 def to_markdown(self:Comparison)->str: # With a line for each note below
     "Give the table in Markdown"
     rows = self.rows()
     head = list(rows[0]) if rows else ["run"]
     lines = [head, ["---"]*len(head), *([row[name] for name in head] for row in rows)]
-    table = ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in lines]
+    table = ["| " + " | ".join(map(in_markdown, line)) + " |" for line in lines]
     notes = self.notes()
-    return "\n".join([*table, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
+    return "\n".join([*table, *([""] if notes else []), *(f"- {in_markdown(note)}" for note in notes)]) + "\n"
 
 @patch
 def __str__(self:Comparison):
@@ -225,10 +224,10 @@ def __str__(self:Comparison):
 @patch
 def _repr_html_(self:Comparison):
     "The table, each run linked to its notebook"
-    frame = need("pandas").DataFrame(self.rows()).map(lambda text: escape(str(text)))
-    links = [run.notebook and escape(os.path.relpath(run.notebook)) for run in self.runs]
+    frame = need("pandas").DataFrame(self.rows()).map(in_page).rename(columns=in_page)
+    links = [run.notebook and quote(os.path.relpath(run.notebook)) for run in self.runs] # a colon may start a script
     if len(frame): frame["run"] = [f'<a href="{at}">{name}</a>' if at else name for at,name in zip(links, frame["run"])]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes())
+    notes = "".join(f"<li>{in_page(note)}</li>" for note in self.notes())
     return frame.to_html(escape=False, index=False) + (f"<ul>{notes}</ul>" if notes else "")
 
 @patch

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..core import nearest, settings
 from .values import is_number
-from ..files import BrokenFile
+from ..files import CHANGED, BrokenFile, is_changed
 from ..parameters import flat
 from ..runfolder import read_json, run_status
 
@@ -55,9 +55,13 @@ def find_runs(
     return list(folders.values())
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #d996c275
+_OWN = "if you did that, take its lines out of .sums"
+
 def _part(folder, name, kind, faults):
-    "A file of a run; what is wrong with it is noted"
-    try: return read_json(folder/name, kind)
+    "A file of a run; what is wrong with it is noted, and a number that the run did not write is not shown as its own"
+    try:
+        if is_changed(folder/name): raise BrokenFile(folder/name, f"{CHANGED} ({_OWN})")
+        return read_json(folder/name, kind)
     except (BrokenFile, OSError) as error:
         faults.append(f"{name}: {getattr(error, 'reason', error)}")
         return kind()

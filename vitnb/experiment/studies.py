@@ -7,7 +7,7 @@ __all__ = ['register_study']
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #8f7f1b34
 from .recipes import FIELDS, register_family
-from .values import field_rules, flag, one_name, whole
+from .values import each, field_rules, flag, number, one_name, whole
 from ..renamed import rename
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #ca341765
@@ -31,7 +31,8 @@ register_study("finetune",
     recipes=dict(eyes={}), without=("recipe", "max_hours", "dry_run"))
 
 field_rules["finetune"] = dict(readout=one_name("auto middle pool"), probe_first=flag, pretrain_windows=whole(1),
-                               n_splits=whole(1))
+                               n_splits=whole(1), task=one_name("pixels cubes"),
+                               modes=each(one_name("frozen tuned scratch")))
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3
 _synthetic = dict(
@@ -47,6 +48,9 @@ _all_scenes = dict(split_seed=42, modulate=True, shortest=300., noise=1., fade=3
 
 register_study("scenes", shown="real window mask_ratio depth lr labels weights", fields={**_synthetic, **_all_scenes},
                recipes=dict(synthetic={}, published=_published), without=("max_hours", "dry_run"))
+
+field_rules["scenes"] = dict(labels=each(whole(1)), width=whole(1), depth=whole(1), n_splits=whole(1),
+                             neighborhood_radius=whole(0), draws=whole(1), pool=whole(1), test_pool=whole(1))
 
 rename("dealings", "n_splits", "0.3", "scikit-learn's word")
 rename("reach", "neighborhood_radius", "0.3", "what it is, in pixels")
@@ -68,3 +72,5 @@ _all_compared = dict(
 
 register_study("comparison", shown="", fields={**_digits, **_all_compared},
                recipes=dict(digits={}, leaves=_leaves, objects=_objects), without=("max_hours", "dry_run"))
+
+field_rules["comparison"] = dict(labels=each(number(0, 1, above=True, like="0.1")))

@@ -26,6 +26,7 @@ from .study import make_sampler, plan_changes, study_folder
 from ..files import BrokenFile
 from ..runfolder import hold, in_use, plain, read_json, release, run_status, write_json
 from ..storage import TRIAL, make_pruner, open_storage, storage_url
+from ..written import read_line, sealed_line
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #87255835
 ENDED = ("finished", "pruned", "failed", "timeout") # states of a configuration that is not run again by itself
@@ -49,9 +50,12 @@ def read_journal(
     "Read how the configurations of a sweep stand"
     found = {}
     if not Path(path).is_file(): return found
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try: one = Configuration(**json.loads(line))
-        except (ValueError, TypeError): continue # cut off by a kill, or written by hand
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number,line in enumerate(lines, 1):
+        try: one = Configuration(**read_line(line))
+        except (ValueError, TypeError, RecursionError): # cut off by a kill, or written by hand
+            if number < len(lines): print(f"passed over: line {number} of {path} is damaged", flush=True)
+            continue
         found[one.number] = one
     return found
 
@@ -59,7 +63,7 @@ def _append(path, one):
     "Add a line; it is on disk before anything follows from it"
     is_whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n") # else a kill has cut the last line off
     with path.open("a", encoding="utf-8") as file:
-        file.write(("" if is_whole else "\n") + json.dumps(plain(asdict(one))) + "\n")
+        file.write(("" if is_whole else "\n") + sealed_line(plain(asdict(one))) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

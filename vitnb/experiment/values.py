@@ -82,6 +82,17 @@ def each(
         return f"{count}, each {wrong[0]}" if wrong else ""
     return rule
 
+def _some(part):
+    "The rule for a list that is not empty"
+    def rule(value): return each(part)(value) or ("" if len(value) else f"a list of at least one, {part(None)}")
+    return rule
+
+# %% ../../nbs/library/657_experiment.values.ipynb #bf60c023
+def _or_none(part):
+    "The rule for what may be an empty text"
+    def rule(value): return "" if value == "" else part(value)
+    return rule
+
 def either(
     *rules:Callable, # Rules
 )->Callable: # A rule
@@ -237,27 +248,39 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".csv", ".zip", ".npy")
 
 _OF_RUNS = ("checkpoints", "params.json", "*.pth", "*.safetensors") # one of these is in the folder of a run
 
-def _check_kind_of_weights(pretrained, path, of_runs):
+def _check_kind_of_weights(field, value, path, of_runs):
     "Refuse what is there and holds no weights: a folder that is no run, and a file of another kind"
     if path.is_dir() and not (of_runs and any(any(path.glob(part)) for part in _OF_RUNS)):
         remedy = "the folder of a run, or a file of its checkpoints" if of_runs else "a file, such as best_model.pth"
-        raise ValueError(f"pretrained={pretrained!r} is a folder and holds no weights that can be read here; "
+        raise ValueError(f"{field}={value!r} is a folder and holds no weights that can be read here; "
                          f"give {remedy}")
     if path.is_file() and path.suffix.lower() in (*_TEXTS[1:], *_IMAGES):
-        raise ValueError(f"pretrained={pretrained!r} holds no weights; give a .pth or .safetensors file, or True for "
-                         "published ones")
+        published = ", or True for published ones" if field == "pretrained" else ""
+        raise ValueError(f"{field}={value!r} holds no weights; give a .pth or .safetensors file{published}")
 
-def _check_weights(pretrained, workspace, of_runs):
+def _check_weights(field, value, workspace, of_runs):
     "Refuse weights that are not there, or are none"
-    if not isinstance(pretrained, str) or not pretrained: return
-    path = at_home(pretrained.partition("::")[0])
-    refuse_address(pretrained)
-    if pretrained.startswith(("hf://", "timm/", "hf-hub:", "hf_hub:")): return
+    if not isinstance(value, str) or not value: return
+    path = at_home(value.partition("::")[0])
+    refuse_address(value)
+    if value.startswith(("hf://", "timm/", "hf-hub:", "hf_hub:")): return
     places = list(dict.fromkeys([Path.cwd()/path, workspace/path]))
     there = [place for place in places if place.exists()]
-    if there: return _check_kind_of_weights(pretrained, there[0], of_runs)
-    raise ValueError(f"pretrained={pretrained!r} is not there: no {' or '.join(map(str, places))}; give a file of "
-                     "weights, the folder of a run, or True for published ones")
+    if there: return _check_kind_of_weights(field, value, there[0], of_runs)
+    published = ", or True for published ones" if field == "pretrained" else ""
+    raise ValueError(f"{field}={value!r} is not there: no {' or '.join(map(str, places))}; give a file of weights, the "
+                     f"folder of a run{published}")
+
+# %% ../../nbs/library/657_experiment.values.ipynb #9e221d4b
+def _check_folders(params, workspace):
+    "Refuse folders that are not there"
+    for field in ("folder", "real"):
+        value = params.get(field)
+        if not isinstance(value, str) or not value: continue
+        if any((start/at_home(value)).is_dir() for start in (Path.cwd(), workspace)): continue
+        raise ValueError(f"{field}={value!r} is no folder, neither here nor in {workspace}")
+
+_RUNS = ("encoder", "weights", "checkpoint", "run_dir") # fields that name an earlier run; empty: none
 
 def check_recipe_data(
     r:Mapping, # A recipe, whole
@@ -268,7 +291,10 @@ def check_recipe_data(
     "Refuse a recipe without data, and data that is not there"
     data = r.get("data", "")
     if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
-    _check_weights(r.get("pretrained"), workspace or repo_root(), "averaged" in r) # a second phase reads whole runs
+    workspace = workspace or repo_root()
+    _check_weights("pretrained", r.get("pretrained"), workspace, "averaged" in r) # a second phase reads whole runs
+    for field in _RUNS: _check_weights(field, r.get(field), workspace, True)
+    _check_folders(r, workspace)
     if not isinstance(data, str) or "data" not in r: return
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down
@@ -302,6 +328,18 @@ def check_recipe_names(
     for field,value in given.items():
         if field in NAMES and field != "data" and value: check_name(field, value)
 
+# %% ../../nbs/library/657_experiment.values.ipynb #1b7bf860
+_of_studies = by_rule( # what notebooks without a family ask beside fields of recipes
+    ("ratios", _some(number(0, 1, above=True, below=True, like="0.5"))), ("factors", _some(_positive)),
+    ("batches vit_widths sizes grids", _some(whole(1))), ("where pair", each(_word)),
+    ("families", _some(one_name("swin densenet"))), ("family", one_name("swin densenet")),
+    ("augments", _some(one_name(" ".join(NAMES["augment"])))), ("split", one_name("valid test")),
+    ("better", _or_none(one_name("min max"))), ("compression", _or_none(one_name("gzip lzf"))),
+    ("files bands size chunk passes images n_images every threads processes full last per_class", whole(1)),
+    ("workers kills peer_kills folders sweeps cells", whole(0)),
+    ("seconds megabytes memory width patch group in_chans decoder_heads", _positive),
+    ("minutes", _from_zero), ("mirror near one_cycle", flag), ("points", each(each(whole(0), 2))))
+
 def check_alike(
     shown:Mapping, # What the parameters cell of a notebook without a family shows
     params:Mapping, # Names and values
@@ -309,8 +347,14 @@ def check_alike(
     workspace:Path|None=None, # As for `check_data`
 )->None:
     "Refuse values of what is called as a field of recipes is and, by its default, is meant as one"
-    meant = [name for name,rule in RULES.items() if name in shown and (shown[name] is None or not rule(shown[name]))]
-    check_values({name:params[name] for name in meant})
+    rules = {**RULES, **(_of_studies if named else {})}
+    for name in rules.keys() & shown.keys():
+        is_meant = shown[name] is None or not rules[name](shown[name])
+        if is_meant and params[name] is not None: _check_value(name, params[name], rules[name])
+    workspace = workspace or repo_root()
+    for name in _RUNS:
+        if shown.get(name) == "": _check_weights(name, params[name], workspace, True)
+    _check_folders({name:params[name] for name in shown if shown[name] == ""}, workspace)
     for name in NAMES.keys() & shown.keys() - {"data"} if named else ():
         if shown[name] in NAMES[name]: check_name(name, params[name])
     if shown.get("data") in NAMES["data"]: check_data(params["data"], params.get("data_root"), workspace)

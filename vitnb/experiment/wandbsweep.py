@@ -24,6 +24,7 @@ from .search import search, trial_value
 from .space import active_params
 from .study import SearchPlan, open_study
 from ..runwords import run_words, wandb_project, wandb_tags
+from ..written import read_line
 
 # %% ../../nbs/library/678_experiment.wandbsweep.ipynb #f79619e6
 _PLAN = "vitnb_plan"
@@ -107,7 +108,7 @@ def _new_rows(file, position):
         stream.seek(position)
         text = stream.read()
     text = text[:text.rfind(b"\n") + 1] # the last line may be half written
-    with naming(file): rows = [row for row in map(json.loads, text.splitlines()) if row["event"] == "epoch"]
+    with naming(file): rows = [row for row in map(read_line, text.splitlines()) if row["event"] == "epoch"]
     return rows, position + len(text)
 
 @contextmanager

@@ -20,6 +20,7 @@ from ..files import BrokenFile
 from ..launch import is_living
 from ..progress import fmt_time
 from ..runfolder import read_json
+from ..written import read_line
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #89992e89
 _BARS = "▁▂▃▄▅▆▇█"
@@ -76,9 +77,9 @@ class RunView:
 @patch
 def _take(self:RunView, line):
     "Take one event"
-    try: event = json.loads(line)
-    except ValueError: event = None
-    if not isinstance(event, dict) or not isinstance(event.get("t"), (int, float)):
+    try: event = read_line(line)
+    except (ValueError, RecursionError): event = {}
+    if not isinstance(event.get("t"), (int, float)):
         self.damaged += 1
         return
     self.last = event["t"]
@@ -175,7 +176,8 @@ def run_line(
     ago = f"{fmt_time(max(0, time.time() - view.last))} ago" if view.last else ""
     score = f"{name} {value:.4f}" if name else ""
     run = f"{view.folder.parent.name}/{view.folder.name}"
-    return run, view.state(), epoch, "" if left is None else fmt_time(left), loss, sparkline(losses), score, ago
+    state = view.state() + (f", events.jsonl: {view.damaged} damaged" if view.damaged else "")
+    return run, state, epoch, "" if left is None else fmt_time(left), loss, sparkline(losses), score, ago
 
 class RunViews:
     "All runs below a folder"

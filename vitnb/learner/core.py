@@ -49,6 +49,7 @@ from ..models.protocol import TIMM, check_model, create_model, list_models, mode
 from ..renamed import keywords_were
 from ..seeding import hash_seed
 from ..task import Tasks
+from ..written import tensors_fault
 
 # %% ../../nbs/library/510_learner.core.ipynb #c2515f2e
 from ..callback.contrastive import Contrastive # noqa: F401, registers its pretext task
@@ -273,6 +274,7 @@ _STORED = ("epoch", "best_epoch", "monitor")
 def _read_export(path, device):
     "Read what `vitnb export` wrote as safetensors, as if it were a checkpoint"
     try:
+        if fault := tensors_fault(path): raise ValueError(fault)
         with safe_open(path, "pt", device=str(device)) as file:
             stored = json.loads((file.metadata() or {}).get("vitnb", "{}"))
             weights = {name:file.get_tensor(name) for name in file.keys()}

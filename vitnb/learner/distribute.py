@@ -7,7 +7,6 @@ __all__ = ['work']
 
 # %% ../../nbs/library/530_learner.distribute.ipynb #a28f4431
 import copyreg
-import json
 import math
 import os
 import sys
@@ -40,6 +39,7 @@ from ..device import set_rng_state
 from ..files import naming
 from ..figures import plot_curves
 from ..launch import Ranks, check_processes, follow_parent
+from ..written import read_line
 from .loop import VitLearner
 from .ranks import Distribute, check_batches, distribute # noqa: F401, all that a launch needs
 
@@ -137,7 +137,7 @@ class _Follower:
             new = f.read()
         new = new[:new.rfind("\n")+1] # the last line may be half written
         self.position += len(new.encode())
-        with naming(self.file): events = [json.loads(line) for line in new.splitlines()]
+        with naming(self.file): events = [read_line(line) for line in new.splitlines()]
         for event in events: self.take(event)
 
     def take(self, entry):

@@ -19,6 +19,7 @@ from ..files import at_home
 from ..hub import plain_names
 from .inputs import check_inputs, find_inputs
 from .trained import LoadedRun, load_run
+from ..written import seal_tensors
 
 # %% ../../nbs/library/518_learner.export.ipynb #b33bb7b8
 def _shape(run):
@@ -93,7 +94,7 @@ def export_safetensors(
     path = Path(path)
     weights = plain_names(run.model.state_dict())
     own = {name:weight.detach().cpu().clone().contiguous() for name,weight in weights.items()} # shared ones twice
-    with atomic_write(path) as temporary: temporary.write_bytes(save(own, _metadata(run)))
+    with atomic_write(path) as temporary: temporary.write_bytes(seal_tensors(save(own, _metadata(run))))
     return path
 
 def _ask_safetensors(path, inputs): return _asked(load_run(path, "cpu").model, inputs)

@@ -71,6 +71,11 @@ def _directions():
     declared = {name:min(ends) for name,ends in found.items() if len(ends) == 1}
     return dict(sorted({**_DECLARED, **{name:end for name,end in declared.items() if end}}.items()))
 
+def _blocks():
+    "How many dense blocks a network has, which halve its maps"
+    presets = {name:models[name].options() for name in list_models()}
+    return {name:len(preset["block_config"]) for name,preset in presets.items() if "block_config" in preset}
+
 # %% ../../nbs/library/558_learner.registered.ipynb #1166416c
 _UNDIRECTED = ("lr", "grad_norm", "skipped_steps", "memory_mib") # no best epoch is chosen by these
 
@@ -114,7 +119,7 @@ def _facts(registries):
                 class_column=[*OneClass.defaults["metrics"]], label_column=[*metrics],
                 cube_column=[metric.name for metric in make_spectral_metrics()], view_column=[*measures, *_PROBED],
                 tokens={name:_tokens(name) for name in list_models() if "depths" in models[name].options()
-                        and "patch_size" in models[name].options()},
+                        and "patch_size" in models[name].options()}, blocks=_blocks(),
                 directed=[name for name in _columns() if name not in _UNDIRECTED])
 
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
