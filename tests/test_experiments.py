@@ -122,7 +122,7 @@ def test_the_card_of_each_family_holds_and_sees_other_weights(name, score, ran, 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_value_is_a_clear_error_and_an_exit_code(wrong, ran):
     p = ran[wrong][0].result()
-    assert p.returncode == (1 if wrong == "bs" else 2) and WRONG[wrong][1] in p.stdout + p.stderr, p.stderr[-1500:]
+    assert p.returncode == 2 and WRONG[wrong][1] in p.stdout + p.stderr, p.stderr[-1500:]
 
 
 def test_a_dry_run_trains_nothing(ran):

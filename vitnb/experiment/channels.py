@@ -30,12 +30,10 @@ def kernel_channels()->Iterator: # Options for a kernel's manager
         yield Config(KernelManager=options)
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #f4c348ba
-_LAUNCH = """
-import os, runpy, signal, sys, zmq
+_SOCKETS = """
+import os, sys, zmq
 from contextlib import contextmanager
-from IPython.core.interactiveshell import InteractiveShell
 from ipykernel.iostream import IOPubThread
-from ipykernel.kernelbase import Kernel
 FORKS = "ipc://" + os.path.join(os.path.dirname(sys.argv[sys.argv.index("-f") + 1]), "forks")
 @contextmanager
 def instead(name, method):
@@ -57,6 +55,14 @@ def unbounded(self, *args, **kwargs):
 zmq.Context.socket = unbounded
 wrap("_setup_pipe_in", "bind_to_random_port", lambda socket, address: (socket.bind(FORKS), 0)[1])
 wrap("_setup_pipe_out", "connect", lambda socket, address: connect(socket, FORKS))
+""" # what its forked processes print comes by a socket of this user's too,
+# and outputs wait as long as they must; by itself the socket drops what is behind the thousandth
+
+# %% ../../nbs/library/615_experiment.channels.ipynb #fbc2967a
+_INTERRUPTS = """
+import signal
+from IPython.core.interactiveshell import InteractiveShell
+from ipykernel.kernelbase import Kernel
 interrupts = [] # that came while no code of the notebook ran
 def keep(number, frame): interrupts.append(number)
 def listen(self): signal.signal(signal.SIGINT, keep)
@@ -72,9 +78,9 @@ async def interruptible(self, code, *args, **options):
     finally:
         if ours: signal.signal(signal.SIGINT, keep)
 InteractiveShell.run_code = interruptible
-runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
-""" # what a kernel of Python is started with: what its forked processes print comes by a socket of this user's too,
-# and outputs wait as long as they must; by itself the socket drops what is behind the thousandth
+"""
+_START = "import runpy; runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True)"
+_LAUNCH = _SOCKETS + _INTERRUPTS + _START # what a kernel of Python is started with
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #e894b987
 def without_ports(

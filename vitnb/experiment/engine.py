@@ -137,7 +137,7 @@ def _files_folder(output, run_dir):
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #fb86465d
 def _without_cells(nb):
-    "What `vitnb run` gives back to papermill, which would make one text of a whole notebook, only to be told it is there"
+    "What papermill gets under `vitnb run`: of a whole notebook it would make a text, only to be told that it is there"
     return type(nb)({**nb, "cells":[]})
 
 class Engine:
