@@ -82,7 +82,7 @@ print("first")"""
 def test_an_interrupt_between_two_cells_is_not_lost(tmp_path):
     "Where a kernel by itself goes on, or never answers"
     source = notebook(tmp_path/"nb.ipynb", "n = 1", LINES, "print('second')", "print('third')")
-    done = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(source)], cwd=tmp_path, timeout=60,
+    done = subprocess.run([sys.executable, "-m", "vitnb.experiment.cli", "run", str(source)], cwd=tmp_path, timeout=120,
                           env={**os.environ, "VITNB_OUTPUTS_PATH":str(tmp_path/"out")}, capture_output=True, text=True)
     (status,) = (tmp_path/"out/nb").glob("*/status.json")
     assert "first" in done.stdout and "second" not in done.stdout, done.stderr

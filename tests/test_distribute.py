@@ -130,7 +130,8 @@ def test_three_ranks(tmp_path):
         assert a["losses"] == pytest.approx(b["losses"], rel=1e-4), case
 
 
-@pytest.mark.parametrize("what,cases,epochs", [("frozen", worker.FROZEN, 3), ("cancelled", worker.CANCELLED, 2)])
+@pytest.mark.parametrize("what,cases,epochs", [("frozen", worker.FROZEN, 3),
+    pytest.param("cancelled", worker.CANCELLED, 2, marks=pytest.mark.slow)]) # each starts two ranks
 def test_two_ranks_are_one_where_what_is_trained_changes(tmp_path, what, cases, epochs):
     "Layers that wait for some epochs, and batches that are cancelled inside a step: weights, average, losses, and runs that were killed on the way"
     found = launched(tmp_path, what, 2)

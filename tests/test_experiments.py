@@ -100,7 +100,7 @@ def spoil(run):
 
 
 @pytest.mark.parametrize("name,score", [
-    ("train_chest", "zone_f1"), ("pretrain_hvit", "loss"), ("pretrain_spectral", "mse"),
+    ("pretrain_hvit", "loss"), ("pretrain_spectral", "mse"), pytest.param("train_chest", "zone_f1", marks=pytest.mark.slow), # half a minute
     *(pytest.param(name, "accuracy", marks=pytest.mark.slow) for name in ("train_densenet", "finetune_hvit"))]) # one task of images, as in test_card
 def test_the_card_of_each_family_holds_and_sees_other_weights(name, score, ran, tmp_path, monkeypatch):
     monkeypatch.setattr(rebuilt, "export_facts", lambda run: {}) # test_export and test_rebuilt do that

@@ -95,7 +95,7 @@ def test_a_late_view_does_not_replace_the_notebook(tmp_path, monkeypatch, when):
     thread = threading.Thread(target=journal.refresh)
     if when == "afterwards": begun.set()
     else: thread.start()
-    assert begun.wait(5)
+    assert begun.wait(120)
     with journal.lock: journal.finish() # as `scribe.finish` does
     if when == "afterwards": thread.start()
     thread.join()

@@ -100,6 +100,7 @@ def printed(code, **env):
     return list(map(int, p.stdout.split()))
 
 
+@pytest.mark.slow # a process of its own for each batch, of 16 s in all
 @needs_peak
 def test_the_operating_system_counts_no_less_and_little_more():
     "From a small to a large batch: libraries, weights and what the convolutions set up once are in both peaks"

@@ -173,7 +173,7 @@ def test_none_is_as_the_recipe_says_and_the_word_none_is_a_value():
 
 def test_the_published_scenes_are_one_parameter_away():
     _,shown,family = opened("compare_scenes")
-    r = resolve("scenes", "published", {**shown, **parse_params([["recipe", "published"], ["real", "folder"]], shown, family)})
+    r = resolve("scenes", "published", {**shown, **parse_params([["recipe", "published"], ["real", "tests"]], shown, family)})
     assert (r.width, r.steps, r.bs, r.probe_steps, r.neighborhood_radius, r.n_splits) == (128, 1800, 8, 1200, 1, 12)
 
 

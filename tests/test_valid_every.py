@@ -119,7 +119,7 @@ CONFIGS = dict(ema_stop=dict(epochs=5, valid_every=2, patience=0, engine=dict(em
                plateau=dict(epochs=5, valid_every=2, optimizer="sgd", lr=.2, schedule="reduce_lr_on_plateau", schedule_kw=dict(patience=0, factor=.3, warmup_epochs=0.)))
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", ["ema_stop", pytest.param("plateau", marks=pytest.mark.slow)]) # each is three processes
 def test_a_killed_run_ends_with_the_same_bits(config):
     "SIGKILL while the last file of an epoch that was not validated is written, and at other moments"
     with Warm() as warm:
