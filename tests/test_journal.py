@@ -50,15 +50,21 @@ def test_each_byte_is_written_once(tmp_path, monkeypatch):
     assert size <= sum(written) <= 1.1*size + room._FREE, (size, sum(written))
 
 
-def test_a_view_of_a_large_notebook_shows_what_runs(tmp_path, monkeypatch):
+def with_much_output(tmp_path, monkeypatch, n):
+    "A notebook of which a cell has run that printed more than its view may hold"
     monkeypatch.setattr(room, "_FREE", 10_000)
-    output,nb = tmp_path/"a.ipynb",notebook(3)
+    output,nb = tmp_path/"a.ipynb",notebook(n)
     journal = Journal(output, nb)
     run(journal, nb, 1)
     nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text=["x"*100_000])]
     journal.begin(nb["cells"][1])
     journal.add(nb["cells"][1]["outputs"][0])
     journal.end()
+    return output, nb, journal
+
+
+def test_a_view_of_a_large_notebook_shows_what_runs(tmp_path, monkeypatch):
+    output,nb,journal = with_much_output(tmp_path, monkeypatch, 3)
     journal.begin(nb["cells"][2])
     journal.add_text("stdout", "epoch 1\n")
     nb["cells"][2]["outputs"] = [dict(output_type="stream", name="stdout", text=["epoch 1\n"])]
@@ -74,14 +80,7 @@ def test_a_view_of_a_large_notebook_shows_what_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("when", ["as it is made", "as it is written", "afterwards"])
 def test_a_late_view_does_not_replace_the_notebook(tmp_path, monkeypatch, when):
     "The run ends while its view is under way in the other thread: the notebook is whole in the end, whichever comes first"
-    monkeypatch.setattr(room, "_FREE", 10_000)
-    output,nb = tmp_path/"a.ipynb",notebook(1)
-    journal = Journal(output, nb)
-    run(journal, nb, 1)
-    nb["cells"][1]["outputs"] = [dict(output_type="stream", name="stdout", text=["x"*100_000])]
-    journal.begin(nb["cells"][1])
-    journal.add(nb["cells"][1]["outputs"][0])
-    journal.end()
+    output,nb,journal = with_much_output(tmp_path, monkeypatch, 1)
     begun,quick,view = threading.Event(),room.quick_write,Journal.view
     def slowly(real, at):
         def call(*args):

@@ -5088,6 +5088,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vitnb.files': { 'vitnb.files.BrokenFile': ('library/files.html#brokenfile', 'vitnb/files.py'),
                              'vitnb.files.BrokenFile.__init__': ('library/files.html#brokenfile.__init__', 'vitnb/files.py'),
                              'vitnb.files.BrokenFile.__str__': ('library/files.html#brokenfile.__str__', 'vitnb/files.py'),
+                             'vitnb.files._decoded': ('library/files.html#_decoded', 'vitnb/files.py'),
                              'vitnb.files._piece_crc': ('library/files.html#_piece_crc', 'vitnb/files.py'),
                              'vitnb.files._read_through': ('library/files.html#_read_through', 'vitnb/files.py'),
                              'vitnb.files._seal': ('library/files.html#_seal', 'vitnb/files.py'),

@@ -40,14 +40,17 @@ class BrokenFile(ValueError):
 
 _MARKS = {b"\xff\xfe":"utf-16", b"\xfe\xff":"utf-16"} # which Windows puts in front of a text; UTF-8's is left out too
 
+def _decoded(path, raw, remedy):
+    "Text of bytes"
+    try: return raw.decode(_MARKS.get(raw[:2], "utf-8-sig"))
+    except UnicodeDecodeError as error: raise BrokenFile(path, f"is not text in UTF-8 ({error})", remedy) from error
+
 def load_text(
     path:str|Path, # A text file
     remedy:str="", # What to do if it is none
 )->str: # Its text, without the mark that Windows puts in front
     "Read text in UTF-8, or in UTF-16 where its mark says so"
-    raw = Path(path).read_bytes()
-    try: return raw.decode(_MARKS.get(raw[:2], "utf-8-sig"))
-    except UnicodeDecodeError as error: raise BrokenFile(path, f"is not text in UTF-8 ({error})", remedy) from error
+    return _decoded(path, Path(path).read_bytes(), remedy)
 
 # %% ../nbs/library/005_files.ipynb #3f86655a
 _KINDS = {dict:"a dictionary", list:"a list"}
@@ -58,12 +61,13 @@ def load_json(
     remedy:str="", # What to do if it is none
 )->dict|list: # Its content
     "Read JSON; whatever is wrong with it is a `BrokenFile`, and one that is not as a run wrote it is told"
-    text = load_text(path, remedy)
+    raw = Path(path).read_bytes()
+    text = _decoded(path, raw, remedy)
     try: content = json.loads(text)
     except (ValueError, RecursionError) as error: raise BrokenFile(path, f"is not JSON ({error})", remedy) from error
     if not isinstance(content, kind):
         raise BrokenFile(path, f"holds a {type(content).__name__}, not {_KINDS[kind]}", remedy)
-    _tell_changed(path)
+    _tell_changed(path, raw)
     return content
 
 CHANGED = "is not as the run wrote it: it was changed by hand, or is damaged" # said of a file of a run
@@ -75,9 +79,9 @@ def is_changed(
     "Ask whether a file of a run is as it was written"
     return Path(path).is_file() and not is_as_written(path, Path(path).read_bytes())
 
-def _tell_changed(path):
+def _tell_changed(path, raw):
     "Say once of a file that it is not as it was written; whoever has changed it by hand may go on with it"
-    if str(path) in _told or not is_changed(path): return
+    if str(path) in _told or is_as_written(path, raw): return
     _told.add(str(path))
     print(f"{path} {CHANGED}", file=sys.stderr, flush=True)
 
