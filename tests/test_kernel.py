@@ -33,7 +33,8 @@ def test_cells_in_a_kernel(workspace):
         def hear(message):
             content = message["content"]
             said.append(content.get("text", "") or content.get("data", {}).get("text/plain", "") or content.get("ename", ""))
-        client.execute_interactive(source, timeout=200, output_hook=hear)
+        reply = client.execute_interactive(source, timeout=200, output_hook=hear, stop_on_error=False)
+        assert reply["content"]["status"] != "aborted", f"the kernel did not run: {source}"
         return "".join(said)
     try:
         run(PARAMS)
@@ -45,12 +46,14 @@ def test_cells_in_a_kernel(workspace):
         assert run_status(folder)["status"] == "failed" and "ZeroDivisionError" in run_status(folder)["error"]
         run("limit, names, r = 8, ['a'], {}")
         assert run_status(folder)["status"] == "running" and "error" not in run_status(folder)
-        mark = client.execute("import time\ntime.sleep(100)")
+        # After an error a kernel throws away what it is sent in the next instant: a person is slower, this test is not
+        mark = client.execute("import time\ntime.sleep(100)", stop_on_error=False)
         time.sleep(1)
         manager.interrupt_kernel()
         client.get_shell_msg(timeout=60)
         wait_for(lambda: run_status(folder)["status"] == "interrupted", f"{mark} was interrupted")
-        assert "the run goes on" in run(RUN + "\nrun") and len(runs(workspace)) == 1, "what later cells have set is no parameter"
+        again = run(RUN + "\nrun")
+        assert "the run goes on" in again and len(runs(workspace)) == 1, f"what later cells have set is no parameter: {again!r}"
         assert set(read_json(folder/"params.json")) == {"epochs", "lr", "tag", "clip", "mild"}
     finally:
         client.stop_channels()
