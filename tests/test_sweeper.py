@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import time
+from statistics import median
 
 import pytest
 from search_helpers import wait_for, workspace # noqa: F401, a fixture
@@ -94,6 +95,23 @@ def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspac
     assert killed and sweep.counts() == dict(finished=3)
     starts = sorted(began(workspace).values())
     assert sum(len(one) for one in starts) <= 4 and all(one == sorted(set(one)) for one in starts), starts
+
+
+def test_a_cluster_prunes_what_the_median_says(workspace):
+    "The rule by hand, over the histories; the worker is told of no study and no storage"
+    distributed = pytest.importorskip("dask.distributed")
+    pruner = dict(name="median", n_startup_trials=1, n_warmup_steps=1)
+    plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=5, pruner=pruner)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        sweep = run_sweep(plan, executor=client, say=lambda line: None)
+    assert "storage" not in sweep.ticket(sweep.rows[0])["VITNB_TRIAL"]
+    ended = [] # values of the epochs of those that were complete before
+    for one in sweep.rows.values():
+        values = [row["near"] for row in json.loads((sweep.run_dir(one)/"history.json").read_text())]
+        behind = [n for n in range(1, 5) if ended and max(values[:n]) < median(other[n - 1] for other in ended)]
+        assert one.state == ("pruned" if behind else "finished") and len(values) == (behind[0] if behind else 4), one
+        if not behind: ended.append(values)
+    assert {one.state for one in sweep.rows.values()} == {"finished", "pruned"}, "the test shows both"
 
 
 @pytest.mark.slow # starts two jobs, each with a kernel

@@ -9,11 +9,11 @@ import pytest
 from search_helpers import workspace # noqa: F401, a fixture
 
 from vitnb.callback.limit import TrainingStopped
-from vitnb.callback.trial import StudyReporter, TrialReport
+from vitnb.callback.trial import TrialReport
 from vitnb.experiment.run import read_json
 from vitnb.experiment.search import search, study_rows
 from vitnb.experiment.study import make_plan, open_study
-from vitnb.storage import PRUNED, open_storage
+from vitnb.storage import PRUNED, VERDICT
 
 optuna = pytest.importorskip("optuna")
 
@@ -23,25 +23,6 @@ def no_speaker():
     TrialReport.speaker = None
     yield
     TrialReport.speaker = None
-
-
-def test_a_reporter_prunes_what_the_median_prunes(tmp_path):
-    "The rule by hand: the best value so far, against the median of the others at that epoch"
-    file = tmp_path/"s.db"
-    study = optuna.create_study(study_name="s", storage=open_storage(file), direction="maximize")
-    curves = [[.1, .5, .9], [.3, .4, .5], [.2, .6, .7]]
-    for curve in curves:
-        trial = study.ask()
-        for i,value in enumerate(curve): trial.report(value, i+1)
-        study.tell(trial, curve[-1])
-    new = [.05, .45, .95]
-    tell = StudyReporter(file, "s", study.ask().number, "f1", dict(name="median", n_startup_trials=3, n_warmup_steps=2))
-    said = [tell(i+1, value) for i,value in enumerate(new)]
-    medians = [sorted(c[i] for c in curves)[1] for i in range(3)]
-    by_hand = [i >= 1 and max(new[:i+1]) < medians[i] for i in range(3)]
-    assert [bool(why) for why in said] == by_hand == [False, True, False]
-    assert "pruned after epoch 2: f1 0.45" in said[1]
-    assert study.trials[-1].intermediate_values == {1:.05, 2:.45, 3:.95}
 
 
 def told_by(rows, answer=lambda epoch, value: None, better="max", column="max", monkeypatch=None):
@@ -95,7 +76,7 @@ learn.fit(epochs, cbs=run_callbacks(run.dir, tracker="none"), resume="auto" if r
 run.finish(epochs=len(learn.recorder.rows))"""]
 
 
-def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
+def test_a_training_that_is_behind_is_pruned(workspace):
     "Of two, the one that does not learn ends before its last epoch, in order: saved, and marked as stopped"
     nb = json.loads((workspace/"train_demo.ipynb").read_text())
     cell = nb["cells"][0]
@@ -113,6 +94,7 @@ def test_a_training_that_is_behind_is_pruned_from_inside(workspace):
     rows = json.loads((run/"history.json").read_text())
     assert len(rows) == bad["epochs"] and rows[-1]["train_loss"] == bad["value"] and read_json(run/"status.json")["status"] == "stopped"
     assert (run/"checkpoints/last_model.pth").is_file() and read_json(run/"params.json")["lr"] == 1e-9
+    assert bad["why"] in json.loads((run/VERDICT).read_text())["why"]
     rows = json.loads((workspace/"out"/good["run"]/"history.json").read_text())
     assert [row["train_loss"] for row in rows] == list(study.trials[0].intermediate_values.values()) and good["value"] == min(row["train_loss"] for row in rows)
 

@@ -242,6 +242,7 @@ from vitnb.experiment.diagnosis import *
 from vitnb.experiment.space import *
 from vitnb.experiment.auto import *
 from vitnb.experiment.study import *
+from vitnb.experiment.judge import *
 from vitnb.experiment.search import *
 from vitnb.experiment.studyfigures import *
 from vitnb.experiment.wandbsweep import *

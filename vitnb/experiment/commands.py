@@ -122,7 +122,7 @@ def _search(args):
     study = open_study(name, plan, args.storage, root)
     folder = study_folder(name, root)
     print(f"study {name}: {folder}", flush=True)
-    with other_workers(args) as others, Worker(study, args.storage, root) as worker:
+    with other_workers(args) as others, Worker(study, root) as worker:
         signals,codes = _work(worker, others, args)
     _report(write_results(study, folder), study, folder, plan)
     return 128 + signals[0] if signals else max(codes, default=0)

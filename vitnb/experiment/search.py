@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout
 
 from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
+from .judge import Judge, judging
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
 from ..runfolder import hold, read_json, release, write_json
-from ..storage import PRUNED, TRIAL, storage_url
+from ..storage import PRUNED, TRIAL
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
 def _states(): return need("optuna", "search").trial.TrialState
@@ -116,13 +117,11 @@ class Worker:
     "One process that carries out trials of a study"
     def __init__(self,
         study:object, # From `open_study`
-        storage:str|Path|None=None, # Where the study lives, as for `open_study`
         root:str|Path|None=None, # The workspace; the one at hand if None
     ):
         self.study = study
         self.plan = study_plan(study)
         self.folder = study_folder(study.study_name, root)
-        self.storage = storage_url(storage or self.folder/"study.db")
         self.outputs = settings(root).outputs_path
         self.notebook = self.plan.path(root)
         self.name = uuid4().hex[:8]
@@ -160,10 +159,9 @@ def _await_free(run_dir, seconds=60):
 
 # %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
-def _ticket(self:Worker, trial):
+def _ticket(self:Worker):
     "What the kernel has to know, as JSON"
-    return json.dumps(dict(storage=self.storage, study=self.study.study_name, number=trial.number,
-                           score=self.plan.score, better=self.plan.better, pruner=self.plan.pruner))
+    return json.dumps(dict(score=self.plan.score, better=self.plan.better))
 
 @patch
 def _run(self:Worker, trial):
@@ -173,8 +171,9 @@ def _run(self:Worker, trial):
     if "tag" in notebook_params(read_notebook(self.notebook)): params["tag"] = trial.user_attrs["tag"]
     _await_free(self.run_dir)
     try:
-        with environ(**{TRIAL:self._ticket(trial)}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
-            with redirect_stdout(log): run_notebook(self.notebook, params, self.run_dir)
+        judge = Judge(trial, self.run_dir, self.plan.score)
+        with environ(**{TRIAL:self._ticket()}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
+            with redirect_stdout(log), judging(judge): run_notebook(self.notebook, params, self.run_dir)
     finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)
 
@@ -316,7 +315,6 @@ def work(self:Worker,
 def search(
     study:object, # From `open_study`
     n_trials:int, # Trials that shall have come to an end, pruned ones among them
-    storage:str|Path|None=None, # Where the study lives, as for `open_study`
     root:str|Path|None=None, # The workspace; the one at hand if None
     max_failures:int=5, # Failed trials in a row that end the search, for then it is no setting's fault
     say:Callable=print, # Gets a line for each trial
@@ -324,5 +322,5 @@ def search(
     "Carry out a study, beside other workers of it"
     if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
         raise ValueError(f"n_trials={n_trials!r} must be a whole number from 1")
-    with Worker(study, storage, root) as worker: worker.work(n_trials, max_failures, say)
+    with Worker(study, root) as worker: worker.work(n_trials, max_failures, say)
     return write_results(study, study_folder(study.study_name, root))

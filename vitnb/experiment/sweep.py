@@ -18,6 +18,7 @@ from ..core import moved_names, need, settings
 from .compare import Comparison
 from .configurations import SweepPlan, configurations, run_tag
 from .folders import Runs, read_run
+from .judge import Judge
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .search import trial_value
@@ -91,7 +92,8 @@ class Sweep:
                              "use tpe")
         self.storage = storage_url(storage or self.folder/"study.db")
         self.rows = {} # number -> Configuration
-        self.study = None
+        self.study = None # tpe: Optuna's, and the storage that it is in
+        self.store = None
         self.fault = "" # why nothing more is begun
         self.signals = [] # that came while it ran
 
@@ -175,6 +177,7 @@ def _open_study(self:Sweep, store):
     optuna = need("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = dict(min="minimize", max="maximize")[self.plan.search.better]
+    self.store = store
     self.study = optuna.create_study(study_name=self.name, storage=store, direction=direction, load_if_exists=True,
                                      pruner=make_pruner(self.plan.search.pruner))
     known = {one.trial for one in self.rows.values()}
@@ -207,9 +210,17 @@ def ticket(self:Sweep,
 )->dict: # A variable of the environment, with tpe
     "What the kernel of a trial has to know"
     if self.study is None: return {}
-    search = self.plan.search
-    return {TRIAL:json.dumps(dict(storage=self.storage, study=self.name, number=one.trial, score=search.score,
-                                  better=search.better, pruner=search.pruner))}
+    return {TRIAL:json.dumps(dict(score=self.plan.search.score, better=self.plan.search.better))}
+
+@patch
+def judge(self:Sweep,
+    one:Configuration, # That is placed, and not begun
+)->Judge|None: # None without a study
+    "Make what answers the reports of a run"
+    if self.study is None: return None
+    number = self.store.get_trial_id_from_study_id_trial_number(self.store.get_study_id_from_name(self.name), one.trial)
+    trial = need("optuna", "search").trial.Trial(self.study, number)
+    return Judge(trial, self.run_dir(one), self.plan.search.score)
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #d4038d82
 @patch

@@ -66,6 +66,7 @@ class Sweeper:
         self.slots = slot_variables(workers, devices)
         self.executor = OwnProcesses(workers) if executor is None else GivenExecutor(executor)
         self.running = {} # slot -> (future, Configuration)
+        self.judges = {} # slot -> what answers the reports of its trial
         self.say = say
         self.is_stopping = False
 
@@ -79,6 +80,7 @@ def _fill(self:Sweeper):
         one = self.sweep.place(one, variables.get("CUDA_VISIBLE_DEVICES", str(slot)))
         given = (str(self.sweep.plan.search.path(self.sweep.root)), self.sweep.params_of(one),
                  str(self.sweep.run_dir(one)), self.sweep.plan.minutes, variables | self.sweep.ticket(one))
+        self.judges[slot] = self.sweep.judge(one)
         self.running[slot] = self.executor.submit(slot, run_configuration, *given), one
 
 def _answer(future):
@@ -88,9 +90,11 @@ def _answer(future):
 
 @patch
 def _collect(self:Sweeper):
-    "Note what has ended"
+    "Answer what trials have reported, and note what has ended"
     for slot,(future,one) in list(self.running.items()):
-        if not future.done(): continue
+        is_over = future.done() # before the look, which then sees the last report
+        if self.judges[slot] is not None: self.judges[slot].look()
+        if not is_over: continue
         del self.running[slot]
         found = _answer(future)
         if found["state"] == "killed":

@@ -20,7 +20,7 @@ from ..files import BrokenFile
 from ..launch import is_living
 from ..progress import fmt_time
 from ..runfolder import read_json
-from ..written import read_line
+from ..written import read_line, read_new
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #89992e89
 _BARS = "▁▂▃▄▅▆▇█"
@@ -36,16 +36,6 @@ def sparkline(
     span = max(values) - low or 1
     return "".join(_BARS[round((value - low)/span*(len(_BARS) - 1))] for value in values)
 
-def _read_new(path, offset):
-    "Whole lines behind an offset, and the offset behind them; a file that was begun anew is read from its start"
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < offset: offset = 0
-            file.seek(offset)
-            raw = file.read()
-    except OSError: return [], offset
-    end = raw.rfind(b"\n") + 1
-    return raw[:end].splitlines(), offset + end
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #85f05526
 _NO_METRIC = ("epoch", "step", "lr", "seconds", "grad_norm", "skipped_steps", "memory_mib", "t", "event")
@@ -69,7 +59,7 @@ class RunView:
 
     def read(self)->"RunView": # Itself
         "Read what has happened since"
-        lines,self.offset = _read_new(self.folder/"events.jsonl", self.offset)
+        lines,self.offset = read_new(self.folder/"events.jsonl", self.offset)
         for line in lines: self._take(line)
         return self
 

@@ -259,7 +259,7 @@ def run_callbacks(
     cbs = [History(folder), EventLog(folder/"events.jsonl"), *run_log(folder), record, SystemWatch(), ExplainOOM(),
            checkpoints, NaNWatch(), StopOnSignal()]
     if max_hours: cbs.append(TimeLimit(max_hours))
-    return cbs + trial_callbacks()
+    return cbs + trial_callbacks(folder)
 
 # %% ../../nbs/library/510_learner.core.ipynb #e15c2563
 def _check_arch(name):
