@@ -102,8 +102,11 @@ def test_a_cluster_prunes_what_the_median_says(workspace):
     distributed = pytest.importorskip("dask.distributed")
     pruner = dict(name="median", n_startup_trials=1, n_warmup_steps=1)
     plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=5, pruner=pruner)
+    lines = []
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
-        sweep = run_sweep(plan, executor=client, say=lambda line: None)
+        sweep = run_sweep(plan, executor=client, say=lines.append)
+    assert [line.rpartition("; ")[2] for line in lines] == [f"{left} left" for left in (4, 3, 2, 1, 0)]
+    assert all(one.why.startswith("pruned after epoch") and ";" not in one.why for one in sweep.rows.values() if one.state == "pruned")
     assert "storage" not in sweep.ticket(sweep.rows[0])["VITNB_TRIAL"]
     ended = [] # values of the epochs of those that were complete before
     for one in sweep.rows.values():

@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from .execute import environ, error_line, run_notebook
+from .judge import prune_reason
 from ..launch import end_tree
 from ..runfolder import hold, read_json, release, run_status
 from ..storage import PRUNED
@@ -78,7 +79,9 @@ def _carry_out(notebook, params, run_dir, minutes):
             with redirect_stdout(log): run_notebook(notebook, params, run_dir)
         except (Exception, KeyboardInterrupt) as error: # whatever it was, it is the run's, and the sweep goes on
             if over: return "timeout", f"not done after {minutes:g} minutes"
-            return _state_of(error), error_line(error)[:500]
+            state = _state_of(error)
+            why = error_line(error)[:500]
+            return state, prune_reason(why) if state == "pruned" else why
     return "finished", ""
 
 def run_configuration(

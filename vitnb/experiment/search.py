@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
-from .judge import Judge, judging
+from .judge import Judge, judging, prune_reason
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .space import decode, suggest
@@ -177,16 +177,12 @@ def _run(self:Worker, trial):
     finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)
 
-def _reason(text):
-    "Why a trial was pruned, without what fastai puts before it and the checkpoint behind it"
-    return text[max(0, text.find("pruned after")):].split(";")[0]
-
 def _verdict(error):
     "How a trial ended that raised: state, and why"
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     states = _states()
-    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, _reason(text)
+    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, prune_reason(text)
     if kind == "FloatingPointError": return states.PRUNED, text[:500]
     return states.FAIL, error_line(error)[:2000]
 

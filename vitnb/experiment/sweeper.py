@@ -109,7 +109,7 @@ def _collect(self:Sweeper):
 @patch
 def _line(self:Sweeper, one, found):
     "What is printed when a configuration has ended"
-    left = sum(other.state not in ENDED for other in self.sweep.rows.values())
+    left = self.sweep.plan.runs - sum(other.state in ENDED for other in self.sweep.rows.values())
     score = self.sweep.plan.search.score
     value = self.sweep.value(one) if one.state == "finished" and not self.sweep.fault else None
     said = "" if value is None else f" {score} {value:.4f}"
