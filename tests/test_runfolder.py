@@ -11,7 +11,7 @@ import pytest
 from vitnb import runfolder
 from vitnb.core import atomic_write
 from vitnb.files import BrokenFile
-from vitnb.runfolder import (hand_on, hold, in_use, is_held, is_nested, leave_outer_run, left_undone, mark_status, read_json, release, run_status, settle, sweep)
+from vitnb.runfolder import (hand_on, hold, hold_when_free, in_use, is_held, is_nested, leave_outer_run, left_undone, mark_status, read_json, release, run_status, settle, sweep)
 
 
 def fork(work):
@@ -46,6 +46,17 @@ def test_one_process_holds_a_folder_until_it_is_killed(folder):
     assert not hold(folder) and not is_held(folder) and str(other) in in_use(folder)
     kill(other)
     assert hold(folder) and hold(folder) and is_held(folder)
+
+
+def test_who_waits_for_a_folder_says_so_and_gets_it(folder):
+    "A job of a cluster goes on though its sweep was killed: the next try waits, and is no failure"
+    other = fork(lambda: hold(folder))
+    lines = []
+    def say(line):
+        lines.append(line)
+        kill(other)
+    hold_when_free(folder, patience=.3, say=say)
+    assert is_held(folder) and lines == [f"waiting, because {folder} is in use by process {other} on {os.uname().nodename}"]
 
 
 def test_the_lock_lives_on_in_what_its_owner_has_started(folder):

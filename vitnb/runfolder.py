@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'write_json', 'write_noted', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use',
-           'holding', 'mark_status', 'end_state', 'run_status', 'settle', 'epochs_done', 'left_undone', 'is_nested',
-           'leave_outer_run', 'main_folder']
+           'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'settle', 'epochs_done',
+           'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -172,6 +172,19 @@ def in_use(
             "down), or start over with resume='never'")
 
 # %% ../nbs/library/034_runfolder.ipynb #6fb62620
+def hold_when_free(
+    run_dir:str|Path, # A run folder
+    patience:float=60., # Seconds until it is said that one waits
+    say:Callable=print, # Gets that line
+)->None:
+    "Take a run's lock as soon as nobody has it: an earlier try may still be at work, as a job whose sweep was killed"
+    told = time.monotonic() + patience
+    while not hold(run_dir):
+        if time.monotonic() > told:
+            say(f"waiting, because {in_use(run_dir).partition(';')[0]}")
+            told = math.inf
+        time.sleep(.2)
+
 @contextmanager
 def holding(
     run_dir:str|Path, # A run folder

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from .execute import environ, error_line, run_notebook
 from .judge import prune_reason
 from ..launch import end_tree
-from ..runfolder import hold, read_json, release, run_status
+from ..runfolder import hold_when_free, read_json, release, run_status
 from ..storage import PRUNED
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #9153d406
@@ -64,14 +63,6 @@ def _state_of(error):
     if kind == "TrainingStopped":
         return "pruned" if f"(exit code {PRUNED})" in str(getattr(error, "evalue", error)) else "stopped"
     return "killed" if kind in _DEAD else "failed"
-
-def _await_free(run_dir, seconds=60):
-    "Hold a run folder; the kernel of a dead predecessor takes a moment to end"
-    end = time.monotonic() + seconds
-    while not hold(run_dir):
-        if time.monotonic() > end: raise ValueError(f"{run_dir} is still in use by another process")
-        time.sleep(.2)
-
 def _carry_out(notebook, params, run_dir, minutes):
     "Run the notebook; state and reason"
     with open(run_dir/"run.out", "a", buffering=1) as log, time_limit(run_dir, minutes) as over:
@@ -93,7 +84,7 @@ def run_configuration(
 )->dict: # state ("finished", "failed", "timeout", "pruned", "stopped", "killed") and why
     "Run a notebook with one setting, once"
     folder = Path(run_dir)
-    _await_free(folder)
+    hold_when_free(folder)
     try:
         before = run_status(folder)
         if before.get("status") == "finished": return dict(state="finished", why="") # its answer was lost on the way

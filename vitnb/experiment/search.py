@@ -11,7 +11,6 @@ import json
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
-from ..runfolder import hold, read_json, release, write_json
+from ..runfolder import hold_when_free, read_json, release, write_json
 from ..storage import PRUNED, TRIAL
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
@@ -150,13 +149,6 @@ def _place(self:Worker, trial):
     trial.set_user_attr("run", run_dir.relative_to(self.outputs).as_posix())
     return run_dir
 
-def _await_free(run_dir, seconds=60):
-    "Let the kernel of a dead worker end, which takes a moment"
-    end = time.monotonic() + seconds
-    while not hold(run_dir):
-        if time.monotonic() > end: raise ValueError(f"{run_dir} is still in use by another process")
-        time.sleep(.2)
-
 # %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
 def _ticket(self:Worker):
@@ -169,7 +161,7 @@ def _run(self:Worker, trial):
     params = self.plan.params | suggest(trial, self.plan.space)
     self.run_dir = self._place(trial)
     if "tag" in notebook_params(read_notebook(self.notebook)): params["tag"] = trial.user_attrs["tag"]
-    _await_free(self.run_dir)
+    hold_when_free(self.run_dir)
     try:
         judge = Judge(trial, self.run_dir, self.plan.score)
         with environ(**{TRIAL:self._ticket()}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
