@@ -1,12 +1,15 @@
 "One configuration: run once, ended in time, and its end is told apart"
 import json
 import os
+import platform
+import signal
 import time
 
 import pytest
 from search_helpers import workspace # noqa: F401, a fixture
 
-from vitnb.experiment.configured import run_configuration, slot_variables, time_limit
+from vitnb.experiment.configured import ask_to_stop, run_configuration, slot_variables, time_limit
+from vitnb.runfolder import hold, mark_status, release, running_pid, write_json
 
 
 def folder_of(workspace, name="r"):
@@ -41,12 +44,29 @@ def test_a_limit_asks_first(tmp_path, monkeypatch):
     "What has a pid gets a SIGTERM; no limit is no thread"
     asked = []
     monkeypatch.setattr(os, "kill", lambda pid, signum: asked.append((pid, signum)))
-    (tmp_path/"status.json").write_text(json.dumps(dict(pid=4242)))
+    mark_status(tmp_path, "running", pid=os.getpid(), host=platform.node())
+    hold(tmp_path)
     with time_limit(tmp_path, .001) as over:
         while not asked: time.sleep(.01)
-    assert over and asked[0][0] == 4242
+    assert over and asked[0] == (os.getpid(), signal.SIGTERM)
     with time_limit(tmp_path, None) as over: pass
     assert not over
+    release(tmp_path)
+
+
+@pytest.mark.parametrize("facts", [dict(host="node17"), dict(status="finished"), dict(pid=None), dict(pid="4"), dict(host=None)])
+def test_a_number_that_belongs_to_another_process_gets_no_signal(tmp_path, monkeypatch, facts):
+    "Of another machine, of a run that is over, or of nobody: a process here may have that number"
+    monkeypatch.setattr(os, "kill", lambda pid, signum: pytest.fail(f"{pid} got {signum}"))
+    whole = dict(status="running", pid=os.getpid(), host=platform.node())
+    write_json(tmp_path/"status.json", whole)
+    hold(tmp_path)
+    assert running_pid(tmp_path) == os.getpid()
+    write_json(tmp_path/"status.json", whole | facts)
+    assert running_pid(tmp_path) is None and not ask_to_stop(tmp_path)
+    release(tmp_path)
+    write_json(tmp_path/"status.json", whole)
+    assert not ask_to_stop(tmp_path), "nobody holds the folder"
 
 
 @pytest.mark.parametrize("workers,devices,wanted", [(2, None, [None, None]), (3, ["0", "1"], ["0", "1", "0"]), (1, [3], ["3"])])

@@ -3,14 +3,15 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import Future
 from statistics import median
 
 import pytest
 from search_helpers import wait_for, workspace # noqa: F401, a fixture
-from sweep_helpers import began, kill_family, plan_of, start_sweep
+from sweep_helpers import Pretend, began, kill_family, plan_of, start_sweep
 
-from vitnb.experiment.sweep import read_journal
-from vitnb.experiment.sweeper import GivenExecutor, run_sweep
+from vitnb.experiment.sweep import Sweep, read_journal
+from vitnb.experiment.sweeper import GivenExecutor, Sweeper, run_sweep
 
 
 def test_killed_at_any_moment_every_configuration_is_done_exactly_once(workspace):
@@ -63,6 +64,31 @@ def test_a_signal_stops_in_order_and_the_same_command_goes_on(workspace):
     second = start_sweep(workspace, *args[:-1], ".3")
     out,_ = second.communicate(timeout=120)
     assert second.returncode == 0 and "2 finished" in out
+
+
+def test_a_signal_before_the_kernel_is_there_reaches_it_then(workspace):
+    "The run ends in order once its kernel can be asked, and not after its hour"
+    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1.])), "--score", "near", "--better", "max", "-p", "nap", "3600"]
+    sweep = start_sweep(workspace, *args)
+    wait_for(lambda: list((workspace/"out/sweeps/train_demo").glob("runs.jsonl")), 60)
+    sweep.send_signal(signal.SIGTERM)
+    out,_ = sweep.communicate(timeout=120)
+    assert sweep.returncode == 128 + signal.SIGTERM and "is asked to save" in out and "waiting" in out, out
+
+
+def test_what_runs_elsewhere_is_cancelled(workspace):
+    "By its executor: a job that waits or runs on another machine has no process here"
+    class Elsewhere(Pretend):
+        def submit(self, *given):
+            self.future = Future()
+            return self.future
+    executor = Elsewhere()
+    with Sweep(plan_of(workspace)) as sweep:
+        sweeper = Sweeper(sweep, executor, say=lambda line: None)
+        sweeper._fill()
+        sweeper.stop()
+        sweeper.work()
+        assert executor.future.cancelled() and sweep.counts() == dict(waiting=3)
 
 
 @pytest.mark.parametrize("wrong", [0, True, 1.5])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'write_json', 'write_noted', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use',
-           'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'settle', 'epochs_done',
-           'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
+           'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'running_pid', 'settle',
+           'epochs_done', 'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -240,6 +240,15 @@ def run_status(
     if descriptor is None: return status
     os.close(descriptor)
     return {**status, "status":"killed", "error":_KILLED}
+
+def running_pid(
+    run_dir:str|Path, # A run folder
+)->int|None: # None where nobody is at work, or another machine is, whose numbers say nothing here
+    "Find the process of this machine that carries a run out"
+    status = run_status(run_dir)
+    pid = status.get("pid")
+    is_here = status.get("status") == "running" and status.get("host") == platform.node()
+    return pid if is_here and type(pid) is int and is_living(pid) else None
 
 _KILLED = "its process has ended without a word: it was killed, or the machine went down"
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from .execute import environ, error_line, run_notebook
 from .judge import prune_reason
 from ..launch import end_tree
-from ..runfolder import hold_when_free, read_json, release, run_status
+from ..runfolder import hold_when_free, release, run_status, running_pid
 from ..storage import PRUNED
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #9153d406
 _GRACE = 30 # seconds to save and end
 
 def ask_to_stop(
-    run_dir:str|Path, # A run in progress on this machine
-)->bool: # Whether there was somebody to ask
+    run_dir:str|Path, # A run
+)->bool: # Whether there was somebody to ask on this machine
     "Ask the training of a run to save and end"
-    pid = read_json(Path(run_dir)/"status.json").get("pid")
-    if not pid: return False
+    pid = running_pid(run_dir)
+    if pid is None: return False
     try: os.kill(pid, signal.SIGTERM)
     except OSError: return False # it has just ended
     return True

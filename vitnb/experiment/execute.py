@@ -10,6 +10,7 @@ __all__ = ['environ', 'workspace_of', 'as_given_before', 'run_name', 'make_run_d
 import glob
 import logging
 import os
+import platform
 import re
 import sys
 import threading
@@ -266,7 +267,7 @@ def _held(run_dir):
 def _run_held(path, output, params, run_dir, kernel, plan, folder):
     "Run the notebook, and write down how it stands"
     mark_status(run_dir, "running", name=path.stem, notebook=os.path.relpath(output, run_dir), folder=str(folder),
-                pid=None) # the kernel's
+                host=platform.node(), pid=None) # the kernel's
     try: _execute(path, output, params, run_dir, kernel, plan, folder)
     except BaseException as e:
         state = end_state(e)

@@ -27,7 +27,7 @@ from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
-from ..runfolder import hold_when_free, read_json, release, write_json
+from ..runfolder import hold_when_free, read_json, release, running_pid, write_json
 from ..storage import PRUNED, TRIAL
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
@@ -218,8 +218,8 @@ def stop(self:Worker,
 ):
     "End the search after the training has saved its state"
     self.is_stopping = True
-    pid = read_json(self.run_dir/"status.json").get("pid") if self.run_dir else None
-    if not pid: raise KeyboardInterrupt
+    pid = running_pid(self.run_dir) if self.run_dir else None
+    if pid is None: raise KeyboardInterrupt
     try: os.kill(pid, signum)
     except OSError as e: raise KeyboardInterrupt from e # it has just ended
 

@@ -38,6 +38,9 @@ class OwnProcesses:
         if self.pools[slot] is not None: self.pools[slot].shutdown(wait=False, cancel_futures=True)
         self.pools[slot] = None
 
+    def cancel(self, future:object)->bool: # A kernel that has not begun yet is asked again
+        return False
+
     def close(self):
         for slot in range(len(self.pools)): self.broken(slot)
 
@@ -49,6 +52,10 @@ class GivenExecutor:
         self.executor = executor.get_executor(pure=False) if hasattr(executor, "get_executor") else executor
 
     def submit(self, slot:int, call:Callable, *args)->object: return self.executor.submit(call, *args)
+    def cancel(self, future:object)->bool: # Slurm then tells the run to save, and what waits in a queue leaves it
+        future.cancel()
+        return True
+
     def broken(self, slot:int): "An executor that replaces its own workers, as a cluster does, goes on"
     def close(self): "It is the caller's"
 
@@ -69,6 +76,7 @@ class Sweeper:
         self.judges = {} # slot -> what answers the reports of its trial
         self.say = say
         self.is_stopping = False
+        self.asked = set() # slots whose runs were asked to end
 
 @patch
 def _fill(self:Sweeper):
@@ -121,9 +129,16 @@ def _line(self:Sweeper, one, found):
 def stop(self:Sweeper,
     signum:int=0, # What came
 ):
-    "Begin nothing more, and ask what runs on this machine to save and end"
+    "Begin nothing more, and ask what runs to save and end"
     self.is_stopping = True
-    for _,one in self.running.values(): ask_to_stop(self.sweep.run_dir(one))
+    self.say("what runs is asked to save and end; once more to wait for nothing")
+
+@patch
+def _ask(self:Sweeper):
+    "Ask each run once: on this machine its kernel, elsewhere by way of the executor"
+    for slot,(future,one) in self.running.items():
+        is_asked = slot in self.asked or ask_to_stop(self.sweep.run_dir(one)) or self.executor.cancel(future)
+        if is_asked: self.asked.add(slot)
 
 @patch
 def work(self:Sweeper)->list: # Signals that came
@@ -132,6 +147,7 @@ def work(self:Sweeper)->list: # Signals that came
         with on_signals(self.stop) as signals:
             self._fill()
             while self.running:
+                if self.is_stopping: self._ask()
                 self._collect()
                 self._fill()
                 if self.running: time.sleep(.05)
