@@ -20,13 +20,15 @@ from fastcore.basics import patch
 from ..core import atomic_write, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
+from .values import is_number
 from ..escape import in_markdown, in_page
+from ..files import naming
 from ..runwords import FREE_FIELDS
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #252d5dee
 def _same_as(value):
     "What stands for a value where values are compared: 1 and 1.0 are one"
-    if isinstance(value, (int, float)) and not isinstance(value, bool): return float(value)
+    if is_number(value): return float(value)
     return json.dumps(value, sort_keys=True, default=str)
 
 def differing_params(
@@ -37,7 +39,8 @@ def differing_params(
     names = list(dict.fromkeys(name for run in runs for name in run.params))
     if everything: return names
     free = FREE_FIELDS | {"tag"}
-    def values(name): return {_same_as(run.params.get(name)) for run in runs}
+    def counts(run, name): return name in run.params or not run.faults # what a damaged file hides is no difference
+    def values(name): return {_same_as(run.params.get(name)) for run in runs if counts(run, name)}
     return [name for name in names if name.split(".")[0] not in free and len(values(name)) > 1]
 
 _BESIDE = ("_lo", "_hi", "_n") # what belongs to another score
@@ -65,7 +68,7 @@ class Comparison:
         baseline:str="", # Name of a run, or the end of one; it comes first, and scores get their difference to it
         everything:bool=False, # All parameters and numbers, not only what differs
     ):
-        self.ignored = dict(getattr(runs, "ignored", {}))
+        self.passed_over = dict(getattr(runs, "ignored", {}))
         self.score = score
         self.better = better
         self.params = differing_params(runs, everything)
@@ -77,6 +80,12 @@ class Comparison:
         if self.baseline is not None: self._put_first(self.baseline)
 
     def __len__(self): return len(self.runs)
+
+    @property
+    def ignored(self)->dict: # Path -> reason
+        "What could not be read, of the epochs too, which are read when they are asked for"
+        faults = {run.path:"; ".join(run.faults) for run in self.runs if run.history is not None and run.faults}
+        return self.passed_over | faults
 
     def direction(self, score:str)->str:
         "min, max, or nothing"
@@ -172,7 +181,7 @@ def _number(value): return f"{value:.4g}" if isinstance(value, float) else str(v
 
 def _clock(seconds):
     "Seconds as a person reads them"
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)): return ""
+    if not is_number(seconds): return ""
     minutes,rest = divmod(round(seconds), 60)
     hours,minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -313,8 +322,7 @@ def _against(own, base, is_base, level):
 # %% ../../nbs/library/685_experiment.compare.ipynb #6958f9e4
 def _codes(values):
     "A parameter as numbers: numbers as they are, anything else by its place"
-    are_numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    if are_numbers: return [float(value) for value in values]
+    if all(map(is_number, values)): return [float(value) for value in values]
     texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
     places = {text:place for place,text in enumerate(sorted(set(texts)))}
     return [float(places[text]) for text in texts]
@@ -346,7 +354,7 @@ def run_page(
     run = run if isinstance(run, RunRecord) else read_run(run)
     if run.notebook is None:
         raise ValueError(f"{run.path} holds no notebook; it was run in JupyterLab, or not to its end")
-    page,_ = need("nbconvert").HTMLExporter().from_filename(str(run.notebook))
+    with naming(run.notebook): page,_ = need("nbconvert").HTMLExporter().from_filename(str(run.notebook))
     return page
 
 def open_run(

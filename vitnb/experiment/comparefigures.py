@@ -14,13 +14,14 @@ from ..core import nearest, need
 from ..escape import in_figure
 from .compare import Comparison, param_importance
 from .folders import RunRecord
+from .values import is_number
 
 # %% ../../nbs/library/686_experiment.comparefigures.ipynb #a73ad13b
 _NAMED = 10 # lines that a legend can name
 
 def _points(run:RunRecord, column):
     "Epochs and values"
-    rows = [row for row in run.history if isinstance(row.get(column), (int, float))]
+    rows = [row for row in run.history if is_number(row.get(column))]
     return [row["epoch"] for row in rows], [row[column] for row in rows]
 
 def _short_name(table, name, run):
@@ -47,11 +48,9 @@ def plot_learning(
     return fig
 
 # %% ../../nbs/library/686_experiment.comparefigures.ipynb #1459e21e
-def _is_numbers(values): return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-
 def _axis(values):
     "Places from 0 to 1 for the values of an axis, and its ticks (place, text)"
-    if not _is_numbers(values):
+    if not all(map(is_number, values)):
         texts = [str(value) for value in values]
         words = sorted(set(texts))
         places = {text:place/max(1, len(words) - 1) for place,text in enumerate(words)}

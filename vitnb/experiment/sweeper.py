@@ -66,6 +66,8 @@ class Sweeper:
         self.slots = slot_variables(workers, devices)
         self.executor = OwnProcesses(workers) if executor is None else GivenExecutor(executor)
         self.running = {} # slot -> (future, Configuration)
+        self.source = sweep.plan.search.path(sweep.root).read_bytes() # of the notebook
+        self.edited = "" # what is said once it is another
         self.say = say
         self.is_stopping = False
 
@@ -73,13 +75,23 @@ class Sweeper:
 def _fill(self:Sweeper):
     "Put a configuration on each free slot"
     for slot,variables in enumerate(self.slots):
-        if slot in self.running or self.is_stopping or self.sweep.fault: continue
+        if slot in self.running or self.is_stopping or self.sweep.fault or self.edited: continue
         one = self.sweep.next_one()
         if one is None: return
+        self._check_notebook()
+        if self.edited: return
         one = self.sweep.place(one, variables.get("CUDA_VISIBLE_DEVICES", str(slot)))
         given = (str(self.sweep.plan.search.path(self.sweep.root)), self.sweep.params_of(one),
                  str(self.sweep.run_dir(one)), self.sweep.plan.minutes, variables | self.sweep.ticket(one))
         self.running[slot] = self.executor.submit(slot, run_configuration, *given), one
+
+@patch
+def _check_notebook(self:Sweeper):
+    "Begin nothing more once the notebook is another than the runs before had: their scores are not of one text"
+    path = self.sweep.plan.search.path(self.sweep.root)
+    if path.is_file() and path.read_bytes() == self.source: return
+    self.edited = (f"{path} was edited while the sweep ran; the runs are kept, and the same sweep goes on once it is "
+                   "put back")
 
 def _answer(future):
     "What a future brings; an executor that lost its worker has kinds of errors of its own"
@@ -134,6 +146,7 @@ def work(self:Sweeper)->list: # Signals that came
     finally: self.executor.close()
     if self.sweep.fault:
         raise ValueError(f"{self.sweep.fault}; the runs are kept, and the same sweep goes on with another score")
+    if self.edited: raise ValueError(self.edited)
     return signals
 
 def run_sweep(
