@@ -20,9 +20,10 @@ from fastcore.basics import patch
 from ..core import atomic_write, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
+from .notebook import read_notebook
 from .values import is_number
 from ..escape import in_markdown, in_page
-from ..files import naming
+from ..files import BrokenFile
 from ..runwords import FREE_FIELDS
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #252d5dee
@@ -354,7 +355,11 @@ def run_page(
     run = run if isinstance(run, RunRecord) else read_run(run)
     if run.notebook is None:
         raise ValueError(f"{run.path} holds no notebook; it was run in JupyterLab, or not to its end")
-    with naming(run.notebook): page,_ = need("nbconvert").HTMLExporter().from_filename(str(run.notebook))
+    nbformat = need("nbformat")
+    nb = nbformat.from_dict(read_notebook(run.notebook))
+    try: page,_ = need("nbconvert").HTMLExporter().from_notebook_node(nb)
+    except nbformat.ValidationError as error:
+        raise BrokenFile(run.notebook, f"is no notebook that can be shown ({error.message[:200]})") from error
     return page
 
 def open_run(

@@ -37,7 +37,9 @@ def _is_cell(cell):
     source = cell.get("source")
     lines = [source] if isinstance(source, str) else source
     has_tags = isinstance(cell.get("metadata", {}).get("tags") or [], list)
-    return has_tags and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    outputs = cell.get("outputs", [])
+    has_outputs = isinstance(outputs, list) and all(isinstance(output, dict) for output in outputs)
+    return has_tags and has_outputs and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
 
 def _check_format(nb, path):
     "Refuse JSON that is no notebook of format 4"
@@ -45,6 +47,8 @@ def _check_format(nb, path):
     if version != 4 or "worksheets" in nb:
         raise ValueError(f"{str(path)!r} is a notebook of format {version}, and format 4 is needed; "
                          f"convert it: jupyter nbconvert --to notebook --inplace {str(path)!r}")
+    if not isinstance(nb.setdefault("metadata", {}), dict):
+        raise BrokenFile(path, "has metadata that are none", "take them out")
     cells = nb.get("cells")
     if not isinstance(cells, list): raise ValueError(f"{str(path)!r} is not a notebook: it has no cells")
     for n,cell in enumerate(cells):
