@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 
-from vitnb.experiment.comparefigures import draw_comparison
-from vitnb.experiment.compare import Comparison, compare, differing_params, paired_differences, param_importance, open_run
+from vitnb.experiment.compare import Comparison, compare, differing_params, open_run, paired_differences
+from vitnb.experiment.comparefigures import draw_comparison, param_importance
 from vitnb.experiment.folders import read_runs
 from vitnb.runfolder import write_json
 

@@ -254,6 +254,7 @@ def write_card(
     with atomic_write(path) as temporary: temporary.write_text(nbformat.writes(card), encoding="utf-8")
     return path
 
+# %% ../../nbs/library/697_experiment.card.ipynb #3448eac2
 def _facts_of(path):
     "What a card states"
     facts = read_notebook(path).get("metadata", {}).get(_FACTS)

@@ -17,8 +17,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import atomic_write
-from .salvage import (STREAM_FOOT, STREAM_HEAD, as_view, cell_foot, cell_head, comma, complete, journal_of,
-                                      json_line, notebook_tail, quick_write, take_journal)
+from .salvage import (STREAM_FOOT, STREAM_HEAD, as_view, cell_foot, cell_head, comma, complete,
+                                      journal_of, json_line, notebook_tail, quick_write, take_journal)
 from ..parameters import complain
 
 # %% ../../nbs/library/613_experiment.journal.ipynb #b9405131

@@ -31,6 +31,7 @@ def _nearest_notebooks(path):
     if not names: return f"; {path.parent} holds no notebook with a name like it"
     return f"; did you mean {' or '.join(repr(_short(found[name])) for name in names)}?"
 
+# %% ../../nbs/library/610_experiment.notebook.ipynb #fda94299
 def _is_cell(cell):
     "Whether a part of a notebook has what is read of a cell"
     if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict): return False

@@ -125,6 +125,7 @@ def _position(file):
         offset += len(line)
     return offset, count, opened, False
 
+# %% ../../nbs/library/612_experiment.salvage.ipynb #ab1a4ec5
 def _skeleton(output):
     "The notebook as it was before, for the cells that did not run; one that cannot be read is kept under another name"
     try: nb = json.loads(output.read_bytes())

@@ -93,6 +93,7 @@ def _check_notebook(self:Sweeper):
     self.edited = (f"{path} was edited while the sweep ran; the runs are kept, and the same sweep goes on once it is "
                    "put back")
 
+# %% ../../nbs/library/693_experiment.sweeper.ipynb #a71a76d4
 def _answer(future):
     "What a future brings; an executor that lost its worker has kinds of errors of its own"
     try: return future.result()

@@ -111,6 +111,7 @@ def _count(value): return value if isinstance(value, int) and value >= 0 else 0
 
 def _can_show(value): return isinstance(value, float) or is_number(value) # a loss that is not finite is news
 
+# %% ../../nbs/library/688_experiment.watch.ipynb #c1023b00
 @patch
 def epochs(self:RunView)->tuple: # Done, and in all; None where that is not known
     "Count epochs"
