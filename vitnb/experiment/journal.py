@@ -61,7 +61,7 @@ def _open(self:Journal):
     if not take_journal(self.descriptor):
         os.close(self.descriptor)
         raise ValueError(f"{self.output} is being written by another process; choose another file")
-    with atomic_write(self.output) as tmp: tmp.write_bytes(self.view())
+    with atomic_write(self.output) as tmp: tmp.write_bytes(as_view(map(json_line, self.nb["cells"]), self.nb))
     os.ftruncate(self.descriptor, 0)
     self._write(b'{"cells":[')
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -101,7 +101,7 @@ def comma(
 _VIEW = "vitnb_view" # in the metadata of a view: the checksum of what stands before
 
 def as_view(
-    cells:list, # JSON of each
+    cells:Iterable, # JSON of each
     nb:dict, # The notebook
 )->bytes: # JSON of a whole notebook
     "Write what may be read while the journal grows, with a mark that it is the journal's and as it was written"
