@@ -90,6 +90,9 @@ def test_every_kind_of_drift_is_seen(card):
     assert after(lambda new: new["export"].update(safetensors=.1)) == ["export.safetensors"]
     assert after(lambda new: new["export"].update(safetensors="not done: gone")) == ["export.safetensors"]
     assert after(lambda new: new["size"].update(ms_image_bs1=99.)) == [], "time is no drift"
+    less = copy.deepcopy(facts)
+    del less["weights"], less["scores"]["test_accuracy"]
+    assert {line.split(":")[0] for line in drift(less, facts)} == {"weights", "scores.test_accuracy"}, "what a card does not say is no proof"
     new = copy.deepcopy(facts)
     new["environment"]["now"]["torch"] = "9"
     assert other_versions(facts, new) == [f"torch: {facts['environment']['now']['torch']} -> 9"] and drift(facts, new) == []
@@ -113,6 +116,11 @@ def test_what_is_no_card_says_so(tmp_path, card, trained):
     nbformat.write(nbformat.v4.new_notebook(), tmp_path/"plain.ipynb")
     with pytest.raises(ValueError, match="is no card"): read_card(tmp_path/"plain.ipynb")
     with pytest.raises(ValueError, match="is no card"): verify_card(tmp_path/"plain.ipynb", trained[0])
+    for part in ("scores", "environment"):
+        nb = nbformat.read(card, 4)
+        nb.metadata["vitnb_card"].update({part:{}} if part == "environment" else {part:None})
+        nbformat.write(nb, tmp_path/"part.ipynb")
+        with pytest.raises(ValueError, match=f"part.ipynb is damaged: it does not state {part}"): verify_card(tmp_path/"part.ipynb", trained[0])
     with pytest.raises(ValueError, match="end in .ipynb"): write_card(trained[0], tmp_path/"card.md")
     other = shutil.copytree(trained[0], tmp_path/"other")
     (other/"environment.json").write_text((other/"environment.json").read_text().replace('"data": "', '"data": "0'))

@@ -7,7 +7,8 @@ import pytest
 import scipy.stats
 from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 
-from vitnb.experiment.compare import Comparison, compare, differing_params, paired_differences, param_importance, open_run
+from vitnb.experiment.compare import Comparison, compare, differing_params, open_run, paired_differences
+from vitnb.experiment.comparefigures import draw_comparison, param_importance
 from vitnb.experiment.folders import read_runs
 from vitnb.runfolder import write_json
 
@@ -40,6 +41,16 @@ def test_a_score_says_on_how_many_known_entries_it_rests(tmp_path):
         write_run(tmp_path/"train_a"/name, params=dict(lr=len(name)), result=result, columns=dict(kappa=dict(better="max")))
     table = compare(root=tmp_path, score="test_kappa")
     assert table.frame().test_kappa_n.tolist() == [523, 0] and "0.8 (0.8 to 0.8) n=523" in str(table) and "undefined (n=0)" in str(table)
+
+
+def test_what_a_damaged_recipe_hides_is_no_difference(tmp_path):
+    "The table does not fill up with all that the others have; a number too large for a float is drawn as a word"
+    for run in ("one", "two"): folder = scored(tmp_path/"a"/run, .5, lr=10**400 if run == "one" else .1)
+    for folder in (tmp_path/"a").iterdir(): write_run(folder, recipe=dict(bs=8, wd=.1, seed=1))
+    (folder/"recipe.json").write_text("{")
+    table = compare(root=tmp_path)
+    assert table.params == ["lr"] and "recipe.json: is not JSON" in str(table)
+    assert not isinstance(draw_comparison(table, "test_accuracy")["parallel"], str)
 
 
 def test_a_failed_run_keeps_its_place_and_its_epochs(outputs):
@@ -116,6 +127,8 @@ def test_a_run_shows_its_notebook(outputs):
     page = base64.b64decode(open_run(folder).src.partition("base64,")[2]).decode()
     assert "forty-two" in page and sorted(folder.iterdir()) == before
     assert "train_a.ipynb" in Comparison(read_runs(root=outputs))._repr_html_()
+    (folder/"train_a.ipynb").write_text((folder/"train_a.ipynb").read_text().replace("stdout", "nowhere").replace('"execution_count": 1', '"execution_count": "x"'))
+    with pytest.raises(ValueError, match="train_a.ipynb is no notebook that can be shown"): open_run(folder)
 
 
 def test_a_hostile_name_is_no_markup(tmp_path):

@@ -91,7 +91,7 @@ def test_what_is_kept_of_what_cells_give(tmp_path, monkeypatch):
     "Lines, bars, frames, a picture, an end in order: one kernel, and nothing left behind"
     source = notebook(tmp_path/"in.ipynb", "n = 1", MANY, FRAMES, PICTURE, FLOOD, "handle.update(HTML('changed from below'))", EXIT, "1/0")
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(room, "_PATIENCE", 20) # for the last output of a cell: else the test would wait for a day
+    monkeypatch.setattr(room, "_LONGEST", 20) # for the last output of a cell: else the test would wait for a day
     run(source, tmp_path/"out.ipynb", n=2)
     cells = whole(tmp_path/"out.ipynb").cells
     many,frames,picture = cells[2].outputs,cells[3].outputs,cells[4].outputs

@@ -9,7 +9,11 @@ from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vitnb.experiment.compare import Comparison
 from vitnb.experiment.folders import direction, find_runs, interval, names_of, read_run, read_runs, score_value
+from vitnb.experiment.watch import RunViews, runs_html
+from vitnb.experiment.watching import screen_of
+from vitnb.written import note_written
 
 FILES = ("params", "status", "result", "columns", "history", "environment", "recipe")
 
@@ -32,10 +36,9 @@ def test_a_place_without_runs_names_the_nearest(outputs):
 @given(name=st.sampled_from(FILES), content=st.one_of(
     st.just(b""), st.just(b"\xff\xfe\x00"), st.just(b'{"a": '), st.just(b"[]"), st.just(b"{}"), st.just(b"null"), st.just(b'["x", 3, {}]'), st.just(b"[" * 50000),
     st.dictionaries(st.sampled_from(["status", "started", "seconds", "accuracy", "test_accuracy", "test_accuracy_lo", "lr", "name", "notebook", "tag", "pid"]),
-                    st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.just({"b": [1]}), st.floats())).map(lambda o: json.dumps(o).encode())))
+                    st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.just({"b": [1]}), st.just(10**400), st.floats())).map(lambda o: json.dumps(o).encode())))
 def test_no_file_breaks_the_reading_of_the_others(tmp_path, name, content):
     "Whatever a hand or a broken copy leaves in one file, the neighbour is read, and the table is made"
-    from vitnb.experiment.compare import Comparison
     shutil.rmtree(tmp_path/"out", ignore_errors=True)
     for run in ("one", "two"): scored(tmp_path/"out"/"a"/run, .9, lr=.1)
     (tmp_path/"out/a/one"/f"{name}.json").write_bytes(content)
@@ -43,6 +46,8 @@ def test_no_file_breaks_the_reading_of_the_others(tmp_path, name, content):
     table = Comparison(runs, score="test_accuracy")
     assert {run.name for run in runs} | {path.name for path in runs.ignored} == {"one", "two"}
     assert "two" in str(table) and len(table.frame()) == len(runs) and table.to_markdown() and table._repr_html_()
+    views = RunViews(tmp_path/"out").read()
+    assert len(views) == 2 and screen_of(views, 80, 20) and runs_html(views)
 
 
 def test_what_is_damaged_is_named_and_the_rest_of_the_run_stays(outputs):
@@ -53,6 +58,23 @@ def test_what_is_damaged_is_named_and_the_rest_of_the_run_stays(outputs):
     said = {path.name:why for path,why in runs.ignored.items()}
     assert len(runs) == 5 and "result.json: is not JSON" in said["lr0.1_0"] and "neither parameters nor a status" in said["lr0.2_0"]
     assert next(run for run in runs if run.name == "lr0.1_0").params == dict(lr=.1, seed=0, bs=8)
+
+
+@pytest.mark.parametrize("name", ["result.json", "history.json", "status.json", "environment.json"])
+@pytest.mark.parametrize("is_noted,change", [(True, "gone"), (False, "folder"), (False, "link"), (False, "garbage")])
+def test_no_file_of_a_run_is_lost_without_being_named(tmp_path, name, is_noted, change):
+    "Neither one that the run wrote and that is gone, nor what stands in its place; that of the epochs is read late, and named all the same"
+    for run in ("one", "two"): folder = scored(tmp_path/"a"/run, .9, lr=.1)
+    (folder/"environment.json").write_text("{}")
+    if is_noted: (folder/".lock").touch()
+    if is_noted: note_written(folder/name, b"{}")
+    (folder/name).unlink()
+    if change == "folder": (folder/name).mkdir()
+    if change == "link": (folder/name).symlink_to("nowhere")
+    if change == "garbage": (folder/name).write_text("{")
+    table = Comparison(read_runs(root=tmp_path))
+    assert f"two: {name}: " in str(table) and "*" in table.rows()[1]["status"] and "*" not in table.rows()[0]["status"]
+    assert list(table.ignored) == [folder]
 
 
 def test_a_copy_of_a_run_that_was_under_way_is_killed(tmp_path):

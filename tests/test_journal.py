@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,6 +12,7 @@ from test_salvage import notebook, run, whole
 
 from vitnb.experiment import journal as room
 from vitnb.experiment.journal import Journal
+from vitnb.experiment.salvage import complete
 
 
 def outputs(path): return [["".join(o.get("text", "")) or o["data"]["text/plain"] for o in c.get("outputs", [])] for c in whole(path).cells]
@@ -119,14 +121,29 @@ def test_a_display_that_changes_in_place_leaves_its_last_frame(tmp_path):
     assert outputs(output)[1] == ["frame 4"]
 
 
-def test_a_display_of_an_earlier_cell(tmp_path):
+@pytest.mark.parametrize("killed_at", [None, 1, 2])
+def test_a_display_of_an_earlier_cell(tmp_path, monkeypatch, killed_at):
+    "Killed while a file takes another's name: no older lines replace what was changed, and what is left says so"
     output,nb = tmp_path/"a.ipynb",notebook(2)
     journal = Journal(output, nb)
     run(journal, nb, 3)
     nb["cells"][1]["outputs"][-1]["data"]["text/plain"] = "changed"
     journal.is_amended = True
-    journal.finish()
-    assert outputs(output)[1][-1] == "changed" and not journal.path.exists()
+    moves,replace,unlink = [],os.replace,Path.unlink
+    def dying(call):
+        def move(*args, **kw):
+            moves.append(args)
+            if killed_at and len(moves) >= killed_at: raise SystemError("killed") # and nothing is moved any more
+            return call(*args, **kw)
+        return move
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(replace))
+        patch.setattr(Path, "unlink", dying(unlink))
+        try: journal.finish()
+        except SystemError: pass
+    assert complete(output) == (output if killed_at else None)
+    assert outputs(output)[1][-1] == ("shown 1" if killed_at == 1 else "changed") and not journal.path.exists()
+    assert ("exception" in whole(output).metadata.get("papermill", {})) == (killed_at == 1)
 
 
 @pytest.mark.parametrize("gets_room", [True, False])

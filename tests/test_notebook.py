@@ -24,7 +24,8 @@ def test_what_a_family_that_is_not_known_here_may_be_asked_its_kernel_decides():
 @pytest.mark.parametrize("content,says", [
     ('{"nbformat": 3, "worksheets": []}', "format 3, and format 4 is needed; convert it: jupyter nbconvert"), ('{"nbformat": 4}', "it has no cells"), ("[]", "holds a list"), ("null", "NoneType"),
     ('{"cells": [', "not JSON"), ('{"cells": [{"cell_type": "code"}]}', "cell 1"), ('{"cells": [3]}', "cell 1"), ('{"cells": {}}', "no cells"), ("", "not JSON"), ("\ufeff{", "not JSON"),
-    ('{"cells": [{"source": [1], "metadata": {}}]}', "cell 1"), ('{"cells": [{"source": "", "metadata": []}]}', "cell 1"), ("[" * 100000, "not JSON")])
+    ('{"cells": [{"source": [1], "metadata": {}}]}', "cell 1"), ('{"cells": [{"source": "", "metadata": []}]}', "cell 1"), ("[" * 100000, "not JSON"),
+    ('{"cells": [], "metadata": 3}', "metadata"), ('{"cells": [{"source": "", "outputs": null}]}', "cell 1"), ('{"cells": [{"source": "", "outputs": [3]}]}', "cell 1")])
 def test_what_is_no_notebook_is_named(tmp_path, content, says):
     (tmp_path/"odd.ipynb").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"odd.ipynb.*{says}"): read_notebook(tmp_path/"odd.ipynb")

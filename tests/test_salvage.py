@@ -73,6 +73,19 @@ def test_a_notebook_that_was_taken_away_or_edited(tmp_path, there):
     assert [p.read_bytes() for p in tmp_path.glob("*.damaged")] == ([] if there is None else [there])
 
 
+def test_a_notebook_that_was_changed_since_keeps_its_name(tmp_path):
+    "Whoever has saved the view with a change, or has put another notebook there, finds it again; the journal's is beside it"
+    output,nb = tmp_path/"a.ipynb",notebook(2)
+    journal = Journal(output, nb)
+    run(journal, nb, 2)
+    journal.refresh()
+    os.close(journal.descriptor)
+    output.write_text(output.read_text().replace("print(1)", "print(1) # mine"))
+    mine = output.read_bytes()
+    assert complete_all(tmp_path) == [tmp_path/"a.killed.ipynb"] and output.read_bytes() == mine
+    assert "line 1" in str(whole(tmp_path/"a.killed.ipynb").cells[1].outputs)
+
+
 def test_a_journal_in_use_is_left_alone(tmp_path):
     output,nb = tmp_path/"a.ipynb",notebook(1)
     journal = Journal(output, nb)

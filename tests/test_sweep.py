@@ -53,6 +53,24 @@ def test_a_score_that_the_runs_do_not_write_loses_no_run(workspace):
     with Sweep(other) as sweep: assert sweep.best().number == 0
 
 
+def test_a_run_whose_score_is_damaged_stops_no_sweep(workspace):
+    "It is passed over, and the best of the others is named"
+    run(plan_of(workspace), Pretend())
+    with Sweep(plan_of(workspace)) as sweep: (sweep.run_dir(sweep.rows[0])/"history.json").write_text("[{")
+    again = run(plan_of(workspace), Pretend())
+    assert again.best().params == dict(x=2.) and again.value(again.rows[0]) is None and states(again) == ["finished"]*3
+
+
+def test_of_an_edited_notebook_nothing_more_is_begun(workspace):
+    "The runs of one sweep are of one text; put back, it goes on"
+    path = workspace/"train_demo.ipynb"
+    old = path.read_text()
+    executor = Pretend(lambda x: path.write_text(f"{old} ") and "finished")
+    with pytest.raises(ValueError, match="train_demo.ipynb was edited while the sweep ran.*put back"): run(plan_of(workspace), executor)
+    path.write_text(old)
+    assert [one["x"] for one in executor.begun] == [0.] and states(run(plan_of(workspace), Pretend())) == ["finished"]*3
+
+
 def test_two_sweeps_on_one_folder_and_another_plan_are_refused(workspace):
     with Sweep(plan_of(workspace)):
         import vitnb.runfolder as runfolder

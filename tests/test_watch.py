@@ -63,6 +63,17 @@ def test_a_status_that_is_no_longer_true(tmp_path, pid, state):
     assert RunView(folder).read().state() == state and sorted(p.name for p in folder.iterdir()) == before, "looking leaves no trace"
 
 
+@pytest.mark.parametrize("name,said", [("status.json", "status.json: damaged"), ("events.jsonl", "events.jsonl: Is a directory")])
+def test_what_cannot_be_read_is_named(tmp_path, name, said):
+    folder = write(tmp_path, start(0))
+    (folder/"status.json").write_text("{")
+    if name == "events.jsonl":
+        (folder/"status.json").unlink()
+        (folder/name).unlink()
+        (folder/name).mkdir()
+    assert run_line(RunView(folder).read())[1].endswith(said)
+
+
 def test_the_newest_picture(tmp_path):
     folder = write(tmp_path/"pretrain"/"1", start(0))
     assert RunView(folder).read().picture_file() is None

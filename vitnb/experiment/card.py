@@ -88,8 +88,8 @@ def drift(
 )->list: # Sentences; empty where nothing has drifted
     "Name what is not as the card says"
     before,after = dict(_flat(old)), dict(_flat(new))
-    names = [name for name in before if _differs(name, before[name], after.get(name), tolerance)]
-    return [f"{name}: the card says {before[name]}, today it is {after.get(name)}" for name in names]
+    names = [name for name in {**before, **after} if _differs(name, before.get(name), after.get(name), tolerance)]
+    return [f"{name}: the card says {before.get(name)}, today it is {after.get(name)}" for name in names]
 
 def other_versions(
     old:Mapping, # Facts of the card
@@ -101,6 +101,7 @@ def other_versions(
 
 # %% ../../nbs/library/697_experiment.card.ipynb #71bb726b
 _FACTS = "vitnb_card" # where the notebook keeps them, in its metadata
+_PARTS = ("data", "split", "scores", "better", "calibration", "export", "environment") # of what every card states
 
 def _score_rows(facts):
     "Scores as lines of a table"
@@ -200,7 +201,7 @@ def _picture(fig):
 # %% ../../nbs/library/697_experiment.card.ipynb #fbed00e5
 def _intended(facts):
     "What the model is for, and what not"
-    answers = [in_markdown(f"{name}: {names}".removeprefix(": ")) for name,names in facts["answers"].items()]
+    answers = [in_markdown(f"{name}: {names}".strip(": ")) for name,names in facts["answers"].items() if name or names]
     data = in_markdown(facts["data"]["name"])
     general = f"Images like those of {data}, on which it was trained."
     said = [f"It answers with {'; '.join(answers)}."] if answers else []
@@ -253,10 +254,15 @@ def write_card(
     with atomic_write(path) as temporary: temporary.write_text(nbformat.writes(card), encoding="utf-8")
     return path
 
+# %% ../../nbs/library/697_experiment.card.ipynb #3448eac2
 def _facts_of(path):
     "What a card states"
     facts = read_notebook(path).get("metadata", {}).get(_FACTS)
     if not isinstance(facts, dict): raise ValueError(f"{path} is no card: vitnb card RUN writes one")
+    lacking = [name for name in _PARTS if not isinstance(facts.get(name), dict)]
+    if lacking or not isinstance(facts["environment"].get("now"), dict):
+        raise ValueError(f"{path} is damaged: it does not state {(lacking or ['environment'])[0]}; write it again with "
+                         "vitnb card RUN")
     return facts
 
 def read_card(

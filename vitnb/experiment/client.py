@@ -6,9 +6,12 @@
 __all__ = ['client_class']
 
 # %% ../../nbs/library/617_experiment.client.ipynb #dcf67da7
+import asyncio
+import time
 from functools import cache
 
 from .scribe import finish, flush, join_text, take_text
+from ..parameters import complain
 
 # %% ../../nbs/library/617_experiment.client.ipynb #d37652e8
 def _keep_small(client, msg, cell_index):
@@ -94,13 +97,46 @@ def _run_all(client, **kwargs):
             finish(client.nb_man)
     return client.nb
 
-# %% ../../nbs/library/617_experiment.client.ipynb #8999927b
-_PATIENCE = 86400 # seconds for the last output of a cell: under load it may take long, and none may be lost
+# %% ../../nbs/library/617_experiment.client.ipynb #c2e03d33
+_LONGEST = 86400 # seconds for the last output of a cell: under load it may take long
+_QUIET = 10 # seconds without a message after which the kernel is asked something
+_LOST = "the kernel has dropped messages, the last of this cell among them; outputs may be missing here"
 
+class _Patient:
+    "Waits for the last message of a cell as long as it can come"
+    heard = 0. # when a message came
+    asked = frozenset() # requests that were made behind the running cell
+
+    async def _async_poll_for_reply(self, msg_id, cell, timeout, outputs, alive):
+        last = self._last_output(outputs) # begins when the cell's reply has come
+        try: return await super()._async_poll_for_reply(msg_id, cell, timeout, last, alive)
+        finally: last.close()
+
+    async def _last_output(self, outputs):
+        while not (await asyncio.wait([outputs], timeout=_QUIET))[0]:
+            if time.monotonic() - self.heard >= _QUIET: self.asked |= {self.kc.kernel_info()}
+        outputs.result()
+
+    async def _async_poll_output_msg(self, msg_id, cell, cell_index):
+        from nbclient.exceptions import CellExecutionComplete
+        while True:
+            msg = await self.kc.iopub_channel.get_msg(timeout=None)
+            self.heard = time.monotonic()
+            parent = msg["parent_header"].get("msg_id")
+            if parent in self.asked and msg["content"].get("execution_state") == "idle": return self._note_loss(cell)
+            if parent != msg_id: continue
+            try: self.process_message(msg, cell, cell_index)
+            except CellExecutionComplete: return
+
+    def _note_loss(self, cell):
+        complain(_LOST)
+        with self.nb_man.lock: take_text(self.nb_man, cell.outputs, "stderr", f"[{_LOST}]\n")
+
+# %% ../../nbs/library/617_experiment.client.ipynb #8999927b
 class _Client:
     "papermill's client that tells a `Scribe` what comes"
     def __init__(self, scribe, plan=None, on_kernel=None, **options):
-        super().__init__(scribe, **{"iopub_timeout":_PATIENCE, **options})
+        super().__init__(scribe, **{"iopub_timeout":_LONGEST, **options})
         self.plan = plan
         self.on_kernel = on_kernel
         self.has_ended = False # in order, before the last cell
@@ -138,4 +174,4 @@ class _Client:
 def client_class()->type: # papermill's class, extended
     "Make the class; papermill takes a second to import, so not at the top"
     from papermill.clientwrap import PapermillNotebookClient
-    return type("Client", (_Client, PapermillNotebookClient), {})
+    return type("Client", (_Client, _Patient, PapermillNotebookClient), {})

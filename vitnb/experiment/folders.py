@@ -18,6 +18,7 @@ from .values import is_number
 from ..files import CHANGED, BrokenFile, is_changed
 from ..parameters import flat
 from ..runfolder import read_json, run_status
+from ..written import was_written
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #679edc72
 _MARKS = {"status.json", "params.json"}
@@ -60,11 +61,17 @@ _OWN = "if you did that, take its lines out of .sums"
 def _part(folder, name, kind, faults):
     "A file of a run; what is wrong with it is noted, and a number that the run did not write is not shown as its own"
     try:
+        if not (folder/name).is_file(): _check_gone(folder/name)
         if is_changed(folder/name): raise BrokenFile(folder/name, f"{CHANGED} ({_OWN})")
         return read_json(folder/name, kind)
     except (BrokenFile, OSError) as error:
         faults.append(f"{name}: {getattr(error, 'reason', error)}")
         return kind()
+
+def _check_gone(path):
+    "Refuse what is there and is no file, and what the run has written and is not there"
+    if os.path.lexists(path): raise BrokenFile(path, "is a folder, or a link that leads nowhere")
+    if was_written(path): raise BrokenFile(path, "was written by the run, and is not there")
 
 @dataclass
 class RunRecord:

@@ -17,8 +17,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import atomic_write
-from .salvage import (STREAM_FOOT, STREAM_HEAD, cell_foot, cell_head, comma, complete, journal_of,
-                                      json_line, notebook_tail, quick_write, take_journal)
+from .salvage import (STREAM_FOOT, STREAM_HEAD, as_view, cell_foot, cell_head, comma, complete,
+                                      journal_of, json_line, notebook_tail, quick_write, take_journal)
 from ..parameters import complain
 
 # %% ../../nbs/library/613_experiment.journal.ipynb #b9405131
@@ -55,12 +55,13 @@ class Journal:
 @patch
 def _open(self:Journal):
     "Complete what a killed process left, and begin"
-    if complete(self.output): os.replace(self.output, self.output.with_suffix(".killed.ipynb"))
+    if complete(self.output) == self.output and self.output.exists():
+        os.replace(self.output, self.output.with_suffix(".killed.ipynb"))
     self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     if not take_journal(self.descriptor):
         os.close(self.descriptor)
         raise ValueError(f"{self.output} is being written by another process; choose another file")
-    with atomic_write(self.output) as tmp: tmp.write_bytes(self.text())
+    with atomic_write(self.output) as tmp: tmp.write_bytes(as_view(map(json_line, self.nb["cells"]), self.nb))
     os.ftruncate(self.descriptor, 0)
     self._write(b'{"cells":[')
 
@@ -203,9 +204,9 @@ def _write_rest(self:Journal):
 
 @patch
 def _replace(self:Journal):
-    "Write the whole notebook, since lines that stand in the journal are not true any more, or are missing"
-    with atomic_write(self.output) as tmp: tmp.write_bytes(self.text())
-    self.path.unlink(missing_ok=True)
+    "Write the whole notebook first as the journal, whose lines are not true any more: at no instant are there two"
+    with atomic_write(self.path) as tmp: tmp.write_bytes(self.text())
+    os.replace(self.path, self.output)
 
 # %% ../../nbs/library/613_experiment.journal.ipynb #ce80a938
 _SHORT = 2_000 # letters that an output of an ended cell may have in a view of a large notebook
@@ -241,7 +242,7 @@ def view(self:Journal)->bytes: # JSON of a whole notebook
     most = sys.maxsize if is_small else _LONG
     running = [] if self.cell is None else [self._shown(most)]
     later = [json_line(cell) for cell in self.nb["cells"][len(done) + len(running):]]
-    return b'{"cells":[\n' + b",\n".join([*done, *running, *later]) + b"\n" + notebook_tail(self.nb) + b"\n"
+    return as_view([*done, *running, *later], self.nb)
 
 @patch
 def _left(self:Journal):

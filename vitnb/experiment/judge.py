@@ -49,7 +49,8 @@ class Judge:
 
     def _new(self):
         "What was reported since"
-        lines,self.offset = read_new(self.run_dir/"events.jsonl", self.offset)
+        try: lines,self.offset = read_new(self.run_dir/"events.jsonl", self.offset)
+        except OSError: return [] # a disk that is away for a moment: the next look has it
         return [report for report in map(_report, lines) if report is not None]
 
     def _tell(self, reports):

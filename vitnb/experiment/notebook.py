@@ -31,13 +31,16 @@ def _nearest_notebooks(path):
     if not names: return f"; {path.parent} holds no notebook with a name like it"
     return f"; did you mean {' or '.join(repr(_short(found[name])) for name in names)}?"
 
+# %% ../../nbs/library/610_experiment.notebook.ipynb #fda94299
 def _is_cell(cell):
     "Whether a part of a notebook has what is read of a cell"
     if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict): return False
     source = cell.get("source")
     lines = [source] if isinstance(source, str) else source
     has_tags = isinstance(cell.get("metadata", {}).get("tags") or [], list)
-    return has_tags and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+    outputs = cell.get("outputs", [])
+    has_outputs = isinstance(outputs, list) and all(isinstance(output, dict) for output in outputs)
+    return has_tags and has_outputs and isinstance(lines, list) and all(isinstance(line, str) for line in lines)
 
 def _check_format(nb, path):
     "Refuse JSON that is no notebook of format 4"
@@ -45,6 +48,8 @@ def _check_format(nb, path):
     if version != 4 or "worksheets" in nb:
         raise ValueError(f"{str(path)!r} is a notebook of format {version}, and format 4 is needed; "
                          f"convert it: jupyter nbconvert --to notebook --inplace {str(path)!r}")
+    if not isinstance(nb.setdefault("metadata", {}), dict):
+        raise BrokenFile(path, "has metadata that are none", "take them out")
     cells = nb.get("cells")
     if not isinstance(cells, list): raise ValueError(f"{str(path)!r} is not a notebook: it has no cells")
     for n,cell in enumerate(cells):

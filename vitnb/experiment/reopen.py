@@ -162,7 +162,7 @@ def _recover(args):
         raise ValueError(f"{where} is not there; give a notebook, a run folder, or a folder of them")
     if where.is_file() and where.suffix != ".ipynb":
         raise ValueError(f"{where} is no notebook; give a notebook, a run folder, or a folder of them")
-    done = complete_all(where) if where.is_dir() else [where]*complete(where)
+    done = complete_all(where) if where.is_dir() else [place for place in [complete(where)] if place]
     for path in done: print(f"completed {path}")
     if not done: print("nothing to complete")
     return 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM_HEAD', 'STREAM_FOOT', 'journal_of', 'output_of', 'quick_write', 'json_line', 'take_journal', 'cell_head',
-           'cell_foot', 'notebook_tail', 'comma', 'complete', 'complete_all', 'guardian', 'watch']
+           'cell_foot', 'notebook_tail', 'comma', 'as_view', 'complete', 'complete_all', 'guardian', 'watch']
 
 # %% ../../nbs/library/612_experiment.salvage.ipynb #5e560228
 import json
@@ -12,8 +12,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -97,6 +98,17 @@ def comma(
     "Separate what stands in a list"
     return b"" if is_first else b","
 
+_VIEW = "vitnb_view" # in the metadata of a view: the checksum of what stands before
+
+def as_view(
+    cells:Iterable, # JSON of each
+    nb:dict, # The notebook
+)->bytes: # JSON of a whole notebook
+    "Write what may be read while the journal grows, with a mark that it is the journal's and as it was written"
+    body = b'{"cells":[\n' + b",\n".join(cells) + b"\n"
+    metadata = {**nb.get("metadata", {}), _VIEW:sha256(body).hexdigest()}
+    return body + notebook_tail({**nb, "metadata":metadata}) + b"\n"
+
 # %% ../../nbs/library/612_experiment.salvage.ipynb #3cb7adf8
 def _position(file):
     "How far a journal goes: bytes of whole lines, cells that have begun, what is open, whether it is complete"
@@ -113,14 +125,28 @@ def _position(file):
         offset += len(line)
     return offset, count, opened, False
 
+# %% ../../nbs/library/612_experiment.salvage.ipynb #ab1a4ec5
 def _skeleton(output):
     "The notebook as it was before, for the cells that did not run; one that cannot be read is kept under another name"
     try: nb = json.loads(output.read_bytes())
     except FileNotFoundError: nb = None
     except ValueError: nb = "" # no JSON
-    if isinstance(nb, dict) and isinstance(nb.get("cells"), list): return nb
+    if _is_notebook(nb): return nb
     if nb is not None: os.replace(output, output.with_name(f"{output.name}.damaged"))
     return dict(cells=[], metadata={}, nbformat=4, nbformat_minor=5)
+
+def _is_notebook(nb):
+    "Whether JSON has what is needed of a notebook"
+    is_form = isinstance(nb, dict) and isinstance(nb.get("metadata", {}), dict) and isinstance(nb.get("cells"), list)
+    return is_form and all(isinstance(cell, dict) and isinstance(cell.get("metadata"), dict) for cell in nb["cells"])
+
+def _place(output, nb):
+    "Where a completed notebook goes: where somebody has changed or replaced the journal's view, that stays"
+    mark = nb.get("metadata", {}).pop(_VIEW, None)
+    if not output.exists(): return output
+    raw = output.read_bytes()
+    body = raw[:raw.rfind(b'],"metadata"')]
+    return output if mark == sha256(body).hexdigest() else output.with_suffix(".killed.ipynb")
 
 def _closing(nb, count, opened):
     "Lines that make a whole notebook of a journal's"
@@ -149,30 +175,33 @@ def _lock(path):
 
 def complete(
     output:str|Path, # A notebook that a process ran until it was killed
-)->bool: # Whether there was a journal
+)->Path|None: # The notebook, or `.killed.ipynb` beside one that was changed since; None where there was no journal
     "Make the notebook of what its journal has"
     output = Path(output)
     path = journal_of(output)
     descriptor = _lock(path)
-    if descriptor is None: return False
+    if descriptor is None: return None
     with os.fdopen(descriptor, "r+b") as file:
         offset,count,opened,is_whole = _position(file)
-        if offset:
-            file.truncate(offset)
-            file.seek(offset)
-            if not is_whole: file.writelines(line + b"\n" for line in _closing(_skeleton(output), count, opened))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(path, output)
-        else: path.unlink() # it had not begun
-    return True
+        if not offset: # it had not begun
+            path.unlink()
+            return output
+        nb = _skeleton(output)
+        place = _place(output, nb)
+        file.truncate(offset)
+        file.seek(offset)
+        if not is_whole: file.writelines(line + b"\n" for line in _closing(nb, count, opened))
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(path, place)
+    return place
 
 def complete_all(
     folder:str|Path, # With notebooks in it, at any depth
 )->list: # The notebooks that were completed
     "Complete all that killed processes left"
     found = [output_of(path) for path in sorted(Path(folder).rglob(".*.ipynb.journal"))]
-    return [output for output in found if complete(output)]
+    return [place for place in map(complete, found) if place]
 
 # %% ../../nbs/library/612_experiment.salvage.ipynb #13facaa3
 _GRACE = 4 # seconds that a kernel has to save when its parent was killed

@@ -9,7 +9,6 @@ __all__ = ['ENDED', 'Configuration', 'read_journal', 'Sweep']
 import json
 import os
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -17,6 +16,7 @@ from fastcore.basics import patch
 from ..core import moved_names, need, settings
 from .compare import Comparison
 from .configurations import SweepPlan, configurations, run_tag
+from .configured import source_of
 from .folders import Runs, read_run
 from .judge import Judge
 from .notebook import notebook_params, read_notebook
@@ -72,8 +72,6 @@ def _append(path, one):
 _LENGTH = ("runs:", "minutes:") # a sweep may be made longer
 _SCORING = ("search.score:", "search.better:", "search.pick:") # and finished runs be judged otherwise
 
-def _fingerprint(plan, root): return sha256(plan.search.path(root).read_bytes()).hexdigest()
-
 class Sweep:
     "A sweep and its folder, held by this process inside `with`"
     def __init__(self,
@@ -91,6 +89,7 @@ class Sweep:
             raise ValueError(f"storage does nothing for method {plan.method}, which keeps no study; leave it out, or "
                              "use tpe")
         self.storage = storage_url(storage or self.folder/"study.db")
+        self.source = source_of(plan.search.path(root)) # of the notebook
         self.rows = {} # number -> Configuration
         self.study = None # tpe: Optuna's, and the storage that it is in
         self.store = None
@@ -116,7 +115,7 @@ class Sweep:
 def _load(self:Sweep):
     "Begin, or go on with what the folder holds"
     kept = read_json(self.folder/"plan.json")
-    new = plain(dict(asdict(self.plan), source=_fingerprint(self.plan, self.root)))
+    new = plain(dict(asdict(self.plan), source=self.source))
     free = _LENGTH if self.plan.method == "tpe" else _LENGTH + _SCORING
     changes = [line for line in plan_changes(kept, new) if kept and not line.startswith(free)]
     if any(line.startswith("source:") for line in changes):
@@ -228,7 +227,8 @@ def value(self:Sweep,
     one:Configuration, # That is finished
 )->float|None: # None where it is undefined
     "Read what a configuration scored; a score that the runs do not write is a `ValueError`"
-    found = trial_value(self.run_dir(one), self.plan.search)
+    try: found = trial_value(self.run_dir(one), self.plan.search)
+    except BrokenFile: return None # the comparison names the file
     return found if found == found else None
 
 @patch

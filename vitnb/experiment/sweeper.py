@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .configurations import SweepPlan
-from .configured import ask_to_stop, begin_worker, run_configuration, slot_variables
+from .configured import EDITED, ask_to_stop, begin_worker, run_configuration, slot_variables
 from .sweep import ENDED, Sweep
 from ..kernel import on_signals
 
@@ -74,6 +74,7 @@ class Sweeper:
         self.executor = OwnProcesses(workers) if executor is None else GivenExecutor(executor)
         self.running = {} # slot -> (future, Configuration)
         self.judges = {} # slot -> what answers the reports of its trial
+        self.edited = "" # what is said once the notebook is another
         self.say = say
         self.is_stopping = False
         self.asked = set() # slots whose runs were asked to end
@@ -82,15 +83,17 @@ class Sweeper:
 def _fill(self:Sweeper):
     "Put a configuration on each free slot"
     for slot,variables in enumerate(self.slots):
-        if slot in self.running or self.is_stopping or self.sweep.fault: continue
+        if slot in self.running or self.is_stopping or self.sweep.fault or self.edited: continue
         one = self.sweep.next_one()
         if one is None: return
         one = self.sweep.place(one, variables.get("CUDA_VISIBLE_DEVICES", str(slot)))
         given = (str(self.sweep.plan.search.path(self.sweep.root)), self.sweep.params_of(one),
-                 str(self.sweep.run_dir(one)), self.sweep.plan.minutes, variables | self.sweep.ticket(one))
+                 str(self.sweep.run_dir(one)), self.sweep.plan.minutes, variables | self.sweep.ticket(one),
+                 self.sweep.source)
         self.judges[slot] = self.sweep.judge(one)
         self.running[slot] = self.executor.submit(slot, run_configuration, *given), one
 
+# %% ../../nbs/library/693_experiment.sweeper.ipynb #a71a76d4
 def _answer(future):
     "What a future brings; an executor that lost its worker has kinds of errors of its own"
     try: return future.result()
@@ -105,6 +108,7 @@ def _collect(self:Sweeper):
         if not is_over: continue
         del self.running[slot]
         found = _answer(future)
+        if found["state"] == EDITED: self.edited = found["why"]
         if found["state"] == "killed":
             self.executor.broken(slot)
             state,why = self.sweep.standing(one) # the run folder is the truth
@@ -154,6 +158,7 @@ def work(self:Sweeper)->list: # Signals that came
     finally: self.executor.close()
     if self.sweep.fault:
         raise ValueError(f"{self.sweep.fault}; the runs are kept, and the same sweep goes on with another score")
+    if self.edited: raise ValueError(self.edited)
     return signals
 
 def run_sweep(

@@ -45,9 +45,10 @@ class StreamText:
 
     def close(self)->str: # What is left, in lines; a last line without an end stays so
         "Give away all that is shown"
-        text = self.pending()
+        text = self.pending() + self.cut
+        is_moved = len(self.rows) > 1 or self.column < len(self.rows[0])
         self.clear()
-        return text if text.strip() else "" # a bar that has wiped itself leaves blanks
+        return "" if is_moved and not text.strip() else text # a bar that has wiped itself leaves blanks
 
 # %% ../../nbs/library/611_experiment.terminal.ipynb #4f0609ee
 @patch

@@ -23,7 +23,9 @@ def is_number(
     value:object, # Of any kind
 )->bool: # True for whole and other numbers; not for flags, and not for what is not finite
     "Tell a number that can be reckoned with"
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)): return False
+    try: return math.isfinite(value)
+    except OverflowError: return False # whole, and too large for a float
 
 def whole(
     low:int=0, # Smallest

@@ -7,7 +7,6 @@ __all__ = ['RUN_COLUMNS', 'sparkline', 'RunView', 'run_line', 'RunViews', 'runs_
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #4d1221cd
 import json
-import math
 import os
 import platform
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..escape import in_page
+from .values import is_number
 from ..files import BrokenFile
 from ..launch import is_living
 from ..progress import fmt_time
@@ -30,7 +30,7 @@ def sparkline(
     width:int=20, # Signs; of more values the last are shown
 )->str: # A sign each
     "Draw values as a line of text"
-    values = [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)][-width:]
+    values = [value for value in values if is_number(value)][-width:]
     if not values: return ""
     low = min(values)
     span = max(values) - low or 1
@@ -48,6 +48,7 @@ class RunView:
         self.folder = Path(folder)
         self.offset = 0
         self.damaged = 0 # lines
+        self.faults = {} # file -> what is wrong with it
         self.start = {} # event of the newest fit
         self.rows = [] # of the epochs
         self.losses = [] # of the steps, some at a time
@@ -59,7 +60,11 @@ class RunView:
 
     def read(self)->"RunView": # Itself
         "Read what has happened since"
-        lines,self.offset = read_new(self.folder/"events.jsonl", self.offset)
+        self.faults = {}
+        try: lines,self.offset = read_new(self.folder/"events.jsonl", self.offset)
+        except OSError as error:
+            self.faults["events.jsonl"] = error.strerror
+            lines = []
         for line in lines: self._take(line)
         return self
 
@@ -69,7 +74,7 @@ def _take(self:RunView, line):
     "Take one event"
     try: event = read_line(line)
     except (ValueError, RecursionError): event = {}
-    if not isinstance(event.get("t"), (int, float)):
+    if not is_number(event.get("t")):
         self.damaged += 1
         return
     self.last = event["t"]
@@ -94,6 +99,9 @@ def _take_epoch(self:RunView, event):
 
 def _count(value): return value if isinstance(value, int) and value >= 0 else 0
 
+def _can_show(value): return isinstance(value, float) or is_number(value) # a loss that is not finite is news
+
+# %% ../../nbs/library/688_experiment.watch.ipynb #c1023b00
 @patch
 def epochs(self:RunView)->tuple: # Done, and in all; None where that is not known
     "Count epochs"
@@ -106,7 +114,7 @@ def left(self:RunView)->float|None: # Seconds
     done,total = self.epochs()
     if self.is_over or total is None or total <= done: return None
     when,seconds = self.said_left or (0, None)
-    if isinstance(seconds, (int, float)): return max(0, seconds - (time.time() - when))
+    if is_number(seconds): return max(0, seconds - (time.time() - when))
     trained = done - _count(self.start.get("done"))
     if trained < 1: return None # an older run, whose events do not say it, before its first epoch
     each = (self.rows[-1]["t"] - self.start["t"])/trained
@@ -123,7 +131,7 @@ def losses_so_far(self:RunView)->list: # Numbers
 def metric(self:RunView)->tuple: # Name and value of the newest; empty if there is none
     "The first score of validation"
     row = self.rows[-1] if self.rows else {}
-    numbers = {name:value for name,value in row.items() if isinstance(value, (int, float)) and name not in _NO_METRIC}
+    numbers = {name:value for name,value in row.items() if _can_show(value) and name not in _NO_METRIC}
     scores = [name for name in numbers if not name.rpartition("/")[2].startswith(("train_", "valid_"))]
     chosen = next(iter(scores), "valid_loss" if "valid_loss" in numbers else None)
     return (chosen, numbers[chosen]) if chosen else ("", None)
@@ -132,12 +140,14 @@ def metric(self:RunView)->tuple: # Name and value of the newest; empty if there 
 def state(self:RunView)->str: # Such as "running"
     "How the run stands; a run that leaves no status is told by its events"
     try: status = read_json(self.folder/"status.json")
-    except (BrokenFile, OSError): status = {}
+    except (BrokenFile, OSError):
+        status = {}
+        self.faults["status.json"] = "damaged"
     said = status.get("status")
     pid = status.get("pid")
     if said == "running" and pid and status.get("host") == platform.node():
         return said if is_living(pid) else "killed"
-    if said: return said
+    if said: return str(said)
     if not self.is_over: return "training" if self.start else "no event yet"
     return "trained" if self.is_complete else "stopped"
 
@@ -160,13 +170,15 @@ def run_line(
     done,total = view.epochs()
     left = view.left()
     name,value = view.metric()
-    losses = [loss for loss in view.losses_so_far() if isinstance(loss, (int, float))]
+    losses = [loss for loss in view.losses_so_far() if _can_show(loss)]
     epoch = f"{done}/{total}" if total is not None else ""
     loss = f"{losses[-1]:.4f}" if losses else ""
     ago = f"{fmt_time(max(0, time.time() - view.last))} ago" if view.last else ""
     score = f"{name} {value:.4f}" if name else ""
     run = f"{view.folder.parent.name}/{view.folder.name}"
-    state = view.state() + (f", events.jsonl: {view.damaged} damaged" if view.damaged else "")
+    state = view.state()
+    faults = view.faults | ({"events.jsonl":f"{view.damaged} damaged"} if view.damaged else {})
+    state = ", ".join([state, *(f"{name}: {what}" for name,what in faults.items())])
     return run, state, epoch, "" if left is None else fmt_time(left), loss, sparkline(losses), score, ago
 
 class RunViews:
