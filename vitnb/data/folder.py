@@ -199,7 +199,8 @@ def say_nested(
     for parts in (path.split("/") for path in sum(items.values(), [])):
         place = next((place for place,part in enumerate(parts[:2]) if part in classes), 0)
         if len(parts) > place + 2: inside.setdefault(parts[place], set()).add(parts[place+1])
-    divided = [f"{outer}/{inner}" for outer,names in sorted(inside.items()) if len(names) > 1 for inner in sorted(names)]
+    inside = {outer:sorted(names) for outer,names in sorted(inside.items()) if len(names) > 1}
+    divided = [f"{outer}/{inner}" for outer,names in inside.items() for inner in names]
     if not divided: return ""
     line = f"{name}: {len(divided)} folders inside classes count as their class ({', '.join(divided[:3])})"
     if is_main(): print(line)
