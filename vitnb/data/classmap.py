@@ -107,8 +107,9 @@ def name_classes(
                                      f"{there[:20]}")
         return classes
     if there and there[0] < 0 and 0 in there and is_main():
-        print(f"the class map has values below 0, and 0, which counts as no class too; if 0 is one, name all that count: "
-              f"classes={{{', '.join(f'{value}: ...' for value in there[1:4])}}}", flush=True)
+        count = ", ".join(f"{value}: ..." for value in there if value >= 0)
+        print("the class map has values below 0, and 0, which counts as no class too; if 0 is one, name all that "
+              f"count: classes={{{count}}}", flush=True)
     if classes is not None:
         classes = [str(name) for name in ([classes] if isinstance(classes, str) else classes)]
         if found and found[-1] > len(classes):

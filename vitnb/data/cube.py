@@ -264,6 +264,7 @@ def _band_numbers(keep):
         raise ValueError(f"keep={keep!r} must be numbers of bands from 0 on, such as '0-99,105'")
     return [number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)]
 
+# %% ../../nbs/library/160_data.cube.ipynb #c3e9e4d5
 def _one_scene(path, places, options, truth, classes, split, dark):
     "Make a set of one file; the size of its class map helps to tell its axes"
     names = {}

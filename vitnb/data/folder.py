@@ -45,6 +45,7 @@ def _refuse_half_splits(root, names):
     raise ValueError(f"{root} has {' and '.join(named.values())}, which are called like splits: say so with "
         f"splits={named}, or give splits={{}} if they are classes")
 
+# %% ../../nbs/library/109_data.folder.ipynb #41dee37c
 def _split_folders(root):
     "Find the splits of a folder and the folders beside them; no splits where the names are those of classes"
     found,others = _named_splits(root)
@@ -206,6 +207,7 @@ def say_nested(
     if is_main(): print(line)
     return line
 
+# %% ../../nbs/library/109_data.folder.ipynb #c1e813f8
 def class_folders(
     root:str|Path, # `root/<class>/*`, or `root/{train,valid,test}/<class>/*`
     splits:Mapping|None=None, # Split to folder, such as `dict(train="train", test="val")`; {}: none; None: by names

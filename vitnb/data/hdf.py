@@ -212,6 +212,7 @@ def _listed_datasets(path, file, cube):
         return Listed(name, values, unit)
     return [(rank, near, listed(name, unit)) for rank,near,name,unit in found]
 
+# %% ../../nbs/library/144_data.hdf.ipynb #fb40b4a9
 def _written(values):
     "Numbers and unit of texts such as `412.5 nm`; nothing where one is no number"
     texts = [_text(value).strip() for value in np.ravel(values)]

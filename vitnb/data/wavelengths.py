@@ -98,8 +98,9 @@ def out_of_order(
     if not len(odd): return []
     first = int(odd[0])
     how = "one wavelength" if steps[first] == 0 else "wavelengths out of order"
-    return [f"bands {first} and {first+1} have {how} ({nm[first]:.5g} and {nm[first+1]:.5g} nm; {len(odd)} such): it is "
-            "taken as the file has it; keep=... names the bands that count"]
+    found = f"{nm[first]:.5g} and {nm[first+1]:.5g} nm; {len(odd)} such"
+    return [f"bands {first} and {first+1} have {how} ({found}): taken as the file has it; keep=... names the bands "
+            "that count"]
 
 _WORDS = set("wavelength wavelengths wavelen wl wls wvl wvls wave waves lambda lambdas cw wavenumber "
              "wavenumbers".split())
