@@ -4856,8 +4856,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vitnb/experiment/terminal.py')},
             'vitnb.experiment.values': { 'vitnb.experiment.values._check_by_hand': ( 'library/experiment.values.html#_check_by_hand',
                                                                                      'vitnb/experiment/values.py'),
-                                         'vitnb.experiment.values._check_columns': ( 'library/experiment.values.html#_check_columns',
-                                                                                     'vitnb/experiment/values.py'),
                                          'vitnb.experiment.values._check_folders': ( 'library/experiment.values.html#_check_folders',
                                                                                      'vitnb/experiment/values.py'),
                                          'vitnb.experiment.values._check_kind_of_weights': ( 'library/experiment.values.html#_check_kind_of_weights',

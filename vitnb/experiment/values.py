@@ -283,17 +283,6 @@ def _check_folders(params, workspace):
 _RUNS = ("encoder", "weights", "checkpoint", "run_dir") # fields that name an earlier run; empty: none
 
 # %% ../../nbs/library/657_experiment.values.ipynb #cbcc599f
-_TABLES = (".csv", ".tsv", ".tab")
-_LARGE = 2**25 # bytes of a table that reading twice would be felt of
-
-def _check_columns(r, workspace):
-    "Refuse columns that a table does not have, and labels of another kind than the notebook is for"
-    if "label" not in r or r["data"] in NAMES["data"]: return
-    file = next(filter(Path.is_file, _places(r["data"], r.get("data_root"), workspace)), None)
-    if file is None or file.suffix.lower() not in _TABLES or file.stat().st_size > _LARGE: return
-    from vitnb.learner.columns import check_columns # which loads pandas
-    check_columns(file, r, "minutes" in r) # a field of the notebooks that train for one class
-
 def check_recipe_data(
     r:Mapping, # A recipe, whole
     recipe:str, # Its name, for the message
@@ -301,18 +290,19 @@ def check_recipe_data(
     workspace:Path|None=None, # As for `check_data`
 )->None:
     "Refuse a recipe without data, and data that is not there"
-    data = r.get("data", "")
-    if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
+    if (data := r.get("data", "")) is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
     workspace = workspace or repo_root()
-    _check_weights("pretrained", r.get("pretrained"), workspace, "averaged" in r) # a second phase reads whole runs
-    for field in _RUNS: _check_weights(field, r.get(field), workspace, True)
+    for field in ("pretrained", *_RUNS): # a second phase reads whole runs
+        _check_weights(field, r.get(field), workspace, field in _RUNS or "averaged" in r)
     _check_folders(r, workspace)
     if not isinstance(data, str) or "data" not in r: return
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
-    may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down
-    if may_be_own: return
+    if not named and data.isidentifier() and data not in NAMES["data"]: return # may be registered further down
     check_data(data, r.get("data_root"), workspace)
-    _check_columns(r, workspace)
+    if "label" not in r or data in NAMES["data"]: return
+    for file in filter(Path.is_file, _places(data, r.get("data_root"), workspace)):
+        from vitnb.learner.columns import check_columns # which loads pandas
+        check_columns(file, r, "minutes" in r) # a field of the notebooks that train for one class
 
 def has_own_names(
     r:Mapping, # A recipe, whole

@@ -12,12 +12,16 @@ from pathlib import Path
 from ..data.delimited import are_lists, cells_of, label_column, read_frame
 
 # %% ../../nbs/library/555_learner.columns.ipynb #4a3c5ed5
+_TABLES = (".csv", ".tsv", ".tab")
+_LARGE = 2**25 # bytes of a table that would be felt to be read twice
+
 def check_columns(
-    file:Path, # A table
+    file:Path, # A table; another file, and one of more than 32 MiB, is not looked at
     given:Mapping, # Columns by what they are: `image`, `label`, `group`, `split`, `weight`; and the table's `encoding`
     one_class:bool=True, # Whether each image is to be put into one class
 )->None:
     "Refuse columns that a table does not have, and lists of labels where one class is learnt"
+    if file.suffix.lower() not in _TABLES or file.stat().st_size > _LARGE: return
     frame = read_frame(file, given.get("encoding"))
     for what in ("image", "label", "group", "split", "weight"):
         if given.get(what): cells_of(frame, given[what], f"{what}=...")

@@ -210,9 +210,8 @@ def _misfit(source, model, given, own, wrong, extra):
 _COUNTER = "num_batches_tracked" # of batch norms with a fixed momentum nothing reads it, and old files lack it
 
 def _other_channels(name, given, own):
-    "Whether filters are for another number of channels and the same otherwise: left at random, the rest would be in vain"
-    have,want = given.get(name, ()), tuple(own[name].shape)
-    return len(have) == len(want) == 4 and have[1] != want[1] and have[2:] == want[2:]
+    "Whether filters are for other channels, and the same otherwise; at random they would make the rest useless"
+    return len(given.get(name, ())) == 4 and given[name][2:] == tuple(own[name].shape[2:])
 
 def load_weights(
     model:nn.Module, # The model to fill
