@@ -290,7 +290,8 @@ def check_recipe_data(
     workspace:Path|None=None, # As for `check_data`
 )->None:
     "Refuse a recipe without data, and data that is not there"
-    if (data := r.get("data", "")) is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
+    data = r.get("data", "")
+    if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
     workspace = workspace or repo_root()
     for field in ("pretrained", *_RUNS): # a second phase reads whole runs
         _check_weights(field, r.get(field), workspace, field in _RUNS or "averaged" in r)
@@ -299,8 +300,7 @@ def check_recipe_data(
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     if not named and data.isidentifier() and data not in NAMES["data"]: return # may be registered further down
     check_data(data, r.get("data_root"), workspace)
-    if "label" not in r or data in NAMES["data"]: return
-    for file in filter(Path.is_file, _places(data, r.get("data_root"), workspace)):
+    for file in filter(Path.is_file, _places(data, r.get("data_root"), workspace) if "label" in r else ()):
         from vitnb.learner.columns import check_columns # which loads pandas
         check_columns(file, r, "minutes" in r) # a field of the notebooks that train for one class
 
