@@ -18,7 +18,8 @@ def scene(d, **kw): return load_cube_set(write_npy(d/"scene.npy"), block=5, guar
 MAPS = dict(
     mat=lambda d: write_mat(d/"gt.mat", gt=TRUTH), mat_float=lambda d: write_mat(d/"gt.mat", gt=TRUTH.astype(float)), key=lambda d: f"{write_mat(d/'gt.mat', gt=TRUTH, more=np.ones((99,99)))}:gt", struct=lambda d: f"{write_mat(d/'gt.mat', s=dict(gt=TRUTH, x=1.))}:s.gt",
     v73=lambda d: write_h5(d/"gt.mat", TRUTH.T, "gt", V73), npy=lambda d: write_npy(d/"gt.npy", TRUTH), h5=lambda d: f"{write_h5(d/'gt.h5', TRUTH, 'l/gt')}:/l/gt", relative=lambda d: write_npy(d/"gt.npy", TRUTH).name,
-    png=lambda d: Image.fromarray(TRUTH).save(d/"gt.png") or d/"gt.png", tif=lambda d: Image.fromarray(TRUTH).save(d/"gt.tif") or d/"gt.tif", envi=lambda d: write_envi(d, TRUTH[None], "u1", name="gt", nm=None), extra_axis=lambda d: write_npy(d/"gt.npy", TRUTH[...,None]), array=lambda d: TRUTH)
+    png=lambda d: Image.fromarray(TRUTH).save(d/"gt.png") or d/"gt.png", tif=lambda d: Image.fromarray(TRUTH).save(d/"gt.tif") or d/"gt.tif", envi=lambda d: write_envi(d, TRUTH[None], "u1", name="gt", nm=None), extra_axis=lambda d: write_npy(d/"gt.npy", TRUTH[...,None]), array=lambda d: TRUTH,
+    csv=lambda d: np.savetxt(d/"gt.csv", TRUTH, fmt="%d", delimiter=",") or d/"gt.csv", spaces=lambda d: np.savetxt(d/"gt.txt", TRUTH, fmt="%d") or d/"gt.txt")
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -113,3 +114,18 @@ def test_a_class_that_lacks_on_a_side_is_a_warning_with_a_remedy_that_works():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert make(block=10, classes={1:"a"}).classes == ["a"]
+
+
+@pytest.mark.parametrize("make,says", [(lambda d: write_mat(d/"gt.mat", a=TRUTH, b=TRUTH[::-1]), "it has a, b of shape .*any may be meant: name one, as 'gt.mat:a'"), (lambda d: write_npy(d/"gt.npy", TRUTH.T), "gt.npy.*transposed"),
+    (lambda d: (d/"gt.csv").write_text("1,2\n3\n") and d/"gt.csv", "gt.csv: a class map as text has a row"), (lambda d: "gone.mat", "truth='gone.mat' is not in")])
+def test_a_map_that_cannot_be_used_is_named_and_not_its_cube(tmp_path, make, says):
+    with pytest.raises(ValueError, match=says) as refused: scene(tmp_path, truth=str(make(tmp_path)))
+    assert "cannot be used" not in str(refused.value)
+    if "any may" in says: assert len(scene(tmp_path, truth="gt.mat:b").pixel_classes) == 2
+
+
+def test_a_class_of_the_number_zero_is_told_and_can_be_named(tmp_path, capsys):
+    write_npy(tmp_path/"gt.npy", TRUTH.astype(int) - 1)
+    assert scene(tmp_path, truth="gt.npy").pixel_classes == ["class 1"]
+    assert "counts as no class too; if 0 is one, name all that count: classes={0: ..., 1: ...}" in capsys.readouterr().out
+    assert scene(tmp_path, truth="gt.npy", classes={0: "soil", 1: "leaf"}).pixel_classes == ["soil", "leaf"]

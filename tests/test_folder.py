@@ -59,3 +59,44 @@ def test_no_message_advises_to_delete(tmp_path):
         make()
         try: load_set(tmp_path/"s")
         except ValueError as error: assert "remove" not in str(error) and "delete" not in str(error)
+
+
+@pytest.mark.parametrize("parts", [("TRAIN_SET", "test_set"), ("train-images", "Test Images"), ("trainset", "hold-out"), ("train_data", "test_split")])
+def test_splits_in_other_spellings(tmp_path, parts):
+    s = load_set(folder(tmp_path/"s", parts=parts, n=3), valid=2)
+    assert s.classes == ["a", "b"] and all(item.startswith(parts[1]) for item in s.splits["test"].items)
+
+
+@pytest.mark.parametrize("parts", [("train2017", "val2017"), ("train_v2", "test_v2"), ("my train", "my test")])
+def test_what_is_only_alike_a_split_is_asked_about(tmp_path, parts):
+    root = folder(tmp_path/"s", parts=parts, n=3)
+    kind = {"v": "valid", "t": "test"}[parts[1].split()[-1][0]]
+    with pytest.raises(ValueError, match="called like splits: say so with splits=") as refused: load_set(root)
+    assert f"{kind!r}: {parts[1]!r}" in str(refused.value)
+    assert len(load_set(root, splits={"train": parts[0], "test": parts[1]}, valid=2).splits["test"]) == 6
+    assert load_set(root, splits={}, valid=2).classes == sorted(parts)
+
+
+def test_splits_inside_of_classes_are_refused_and_can_be_read(tmp_path):
+    root = folder(tmp_path/"s", parts=("cat", "dog"), classes=("train", "test"), n=4)
+    with pytest.raises(ValueError, match="lie inside of the classes") as refused: load_set(root)
+    pattern = str(refused.value).split("pattern=r'")[1].split("'")[0]
+    s = load_set(root, pattern=pattern, valid=2)
+    assert s.classes == ["cat", "dog"] and all("/test/" in item for item in s.splits["test"].items) and len(s.splits["test"]) == 8
+    assert len(load_set(root, classes=["cat", "dog"], valid=2).classes) == 2
+
+
+def test_what_lies_beside_class_folders_is_counted(tmp_path, capsys):
+    root = folder(tmp_path/"s", parts=("a", "b"), classes=("p1", "p2"), n=3)
+    for name in ("1.png", "2.png", ".hidden/3.png"): picture(root/name)
+    for name in ("notes.txt", "Thumbs.db"): (root/name).write_text("x")
+    s = load_set(root, valid=2)
+    out = capsys.readouterr().out
+    assert sum(map(len, s.splits.values())) == 12
+    assert "s: 5 passed over: 2 images beside the class folders, 1 " in out and "1 no images (.txt)" in out and "1 hidden or system folders" in out
+    assert "s: 4 folders inside classes count as their class (a/p1, a/p2, b/p1)" in out
+
+
+def test_an_archive_in_a_folder_is_named(tmp_path):
+    (tmp_path/"s").mkdir(); (tmp_path/"s"/"data.zip").write_bytes(b"PK"); (tmp_path/"s"/"readme").mkdir()
+    with pytest.raises(ValueError, match="and data.zip: give the path of the archive"): load_set(tmp_path/"s")

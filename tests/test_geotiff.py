@@ -45,10 +45,14 @@ def imagery(f):
     for k,v in enumerate(NM, 1): f.update_tags(k, ns="IMAGERY", CENTRAL_WAVELENGTH_UM=f"{v/1000:.4f}")
 
 
+def mixed(f):
+    for k,v in enumerate(NM, 1): f.set_band_description(k, f"{v:.1f} nm" if v < 700 else f"{v/1000:.4f} um")
+
+
 def whole(f): f.update_tags(wavelengths=",".join(map(str, NM)))
 
 
-@pytest.mark.parametrize("tags", [describe, by_tag, imagery, whole])
+@pytest.mark.parametrize("tags", [describe, by_tag, imagery, mixed, whole])
 def test_wavelengths(tmp_path, tags):
     s = load_cube_set(write_tif(tmp_path/"a.tif", tags=tags), block=6)
     assert np.allclose(s.wavelengths, NM) and s.bands == 6

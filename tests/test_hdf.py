@@ -163,3 +163,19 @@ def test_numbers_that_attributes_hold_as_text_act(tmp_path):
         file["only"].attrs.update(_FillValue="-999", scale_factor="1e-4", add_offset=b"0.5")
     cube = CubeFile(tmp_path/"a.h5", axes="chw").read()
     assert np.isnan(cube[...,:4]).all() and np.allclose(cube[...,4:], raw[...,4:]*1e-4 + .5)
+
+
+@pytest.mark.parametrize("write,unit", [("{:.1f} nm", "nm"), ("{:.1f}", None), ("{:.0f} Nanometers", "nm")])
+@pytest.mark.parametrize("place", ["dataset", "attribute"])
+def test_wavelengths_that_are_written_as_text(tmp_path, capsys, write, unit, place):
+    texts = np.array([write.format(value) for value in NM], dtype=h5py.string_dtype())
+    path = made(tmp_path/"a.h5", Cube__Images=HWC, **({"Cube__wavelength":texts} if place == "dataset" else {}))
+    if place == "attribute":
+        with h5py.File(path, "a") as f: f["Cube/Images"].attrs["wavelength"] = texts
+    cube = CubeFile(path)
+    assert np.allclose(cube.wavelengths, NM, atol=.5) and cube.shape == CUBE.shape
+
+
+def test_names_of_bands_are_no_wavelengths_and_are_told(tmp_path, capsys):
+    path = made(tmp_path/"a.h5", Cube__Images=CUBE, Cube__wavelength=np.array(list("abcdef"), dtype=h5py.string_dtype()))
+    assert CubeFile(path, axes="chw").wavelengths is None and "not taken for wavelengths: /Cube/wavelength" in capsys.readouterr().out

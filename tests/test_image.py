@@ -5,11 +5,11 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 import pytest
 from PIL import Image
-from data_helpers import own_folders
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from data_helpers import own_folders
 from vitnb.data.sets import load_set
-from vitnb.data.image import as_rgb, load_npy, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
+from vitnb.data.image import as_rgb, has_pages, load_npy, read_grey, read_image, read_map, read_native, readers, UnreadableImage, widen
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
 def test_every_mode_becomes_rgb(mode):
@@ -141,3 +141,41 @@ def test_what_pillow_finds_too_large_names_its_limit(tmp_path, monkeypatch):
     Image.new("1", (400,300)).save(tmp_path/"scan.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     with pytest.raises(UnreadableImage, match="PIL.Image.MAX_IMAGE_PIXELS"): read_image(tmp_path/"scan.png")
+
+
+def paged(path, kind="uint16", count=3, **kw):
+    "Write a file of several pages, and give them as arrays"
+    rng = np.random.default_rng(0)
+    size = (16, 24) if kind == "uint16" else (16, 24, 3)
+    pages = [rng.integers(0, np.iinfo(kind).max + 1, size, dtype=kind) for _ in range(count)]
+    first, *others = map(Image.fromarray, pages)
+    first.save(path, save_all=True, append_images=others, **kw)
+    return [page.reshape(16, 24, -1) for page in pages]
+
+
+@pytest.mark.parametrize("name, kind, kw", [("a.tif", "uint16", {}), ("a.tif", "uint8", dict(compression="tiff_lzw")), ("a.png", "uint8", {}), ("a.webp", "uint8", dict(lossless=True))])
+def test_pages_are_told_and_can_all_be_read(tmp_path, name, kind, kw):
+    pages = paged(tmp_path/name, kind, **kw)
+    assert has_pages(tmp_path/name) and np.array_equal(read_native(tmp_path/name), pages[0])
+    assert np.array_equal(readers["pages"](tmp_path/name), np.concatenate(pages, 2))
+
+
+def test_a_single_page_and_its_preview_are_one(tmp_path):
+    big = Image.fromarray(np.zeros((16, 24), np.uint8))
+    writer = AppendingTiffWriter(str(tmp_path/"a.tif"), True)
+    for image, kind in ((big, 0), (big.resize((6, 4)), 1)):
+        image.save(writer, format="TIFF", tiffinfo={254: kind})
+        writer.newFrame()
+    writer.close()
+    big.save(tmp_path/"b.jpg"); (tmp_path/"c.tif").write_bytes(b"II*\0 broken")
+    assert [has_pages(tmp_path/name) for name in ("a.tif", "b.jpg", "c.tif", "none.tif")] == [False]*4
+    assert readers["pages"](tmp_path/"a.tif").shape == (16, 24, 1)
+    first, other = Image.new("L", (4, 4)), Image.new("L", (4, 5))
+    first.save(tmp_path/"d.tif", save_all=True, append_images=[other])
+    with pytest.raises(UnreadableImage, match="pages differ"): readers["pages"](tmp_path/"d.tif")
+
+
+@pytest.mark.parametrize("head, what", [(b"\0\0\0\x18ftypheic\0\0\0\0mif1", "HEIC photograph"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"), (b"%PDF-1.4 \xff", "PDF"), ("<html>é</html>".encode(), "text and no image: '<html>é")])
+def test_what_is_no_image_is_called_by_its_name(tmp_path, head, what):
+    (tmp_path/"a.jpg").write_bytes(head)
+    with pytest.raises(UnreadableImage, match=what): read_image(tmp_path/"a.jpg")

@@ -51,3 +51,10 @@ def test_nearness_is_the_distance_to_the_nearest_known_band():
         known = nm[~missing[b,:,i,j]]
         far = [min((abs(float(o) - float(k)) for k in known), default=np.inf) for o in nm]
         assert np.allclose(got[b,:,i,j], np.exp(-np.array(far)/50), atol=1e-6)
+
+
+def test_nearness_knows_no_order_of_bands():
+    g = torch.Generator().manual_seed(0)
+    missing,nm = torch.rand(2, 9, 3, 4, generator=g) < .6,torch.linspace(400, 800, 9)
+    for order in (torch.arange(8, -1, -1), torch.randperm(9, generator=g)):
+        assert torch.equal(band_nearness(missing[:,order], nm[order], 40.), band_nearness(missing, nm, 40.)[:,order])

@@ -285,3 +285,27 @@ def test_nothing_published(name):
 def test_published_names_exist():
     for entry in models.values():
         if entry.hub and not entry.hub.startswith("hf://"): assert timm.models.is_model_pretrained(entry.hub), entry.hub
+
+
+@pytest.mark.parametrize("wrap,says", [(lambda sd, other: [sd], "79 tensors"), (lambda sd, other: (sd, 3), "79 tensors"), (lambda sd, other: [dict(model=sd), "notes"], "79 tensors"),
+    (lambda sd, other: dict(model=sd, ema=dict(shadow=other, decay=.99)), "ema.shadow there too, as 'w.pth::ema.shadow'")])
+def test_weights_in_lists_and_averages_that_lie_deeper(tmp_path, wrap, says):
+    model = create_model("swin_micro", num_classes=10)
+    sd = model.state_dict()
+    torch.save(wrap(sd, {name:weight*0 if weight.is_floating_point() else weight for name,weight in sd.items()}), tmp_path/"w.pth")
+    loaded = create_model("swin_micro", num_classes=10, pretrained=str(tmp_path/"w.pth"))
+    assert says in str(loaded.load_report) and torch.equal(loaded.state_dict()["patch_embed.proj.weight"], sd["patch_embed.proj.weight"])
+    if "shadow" not in says: return
+    loaded = create_model("swin_micro", num_classes=10, pretrained=f"{tmp_path/'w.pth'}::ema.shadow")
+    assert (loaded.state_dict()["patch_embed.proj.weight"] == 0).all(), "the remedy"
+
+
+@pytest.mark.parametrize("arch", ["swin_micro", "densenet_micro", "hvit_micro"])
+def test_weights_that_cannot_fit_are_refused_for_every_family(tmp_path, arch):
+    def load(state):
+        torch.save(state, tmp_path/"w.pth")
+        return create_model(arch, num_classes=10, pretrained=str(tmp_path/"w.pth"))
+    four = create_model(arch, num_classes=10, in_chans=4).state_dict()
+    with pytest.raises(ValueError, match="cannot be matched with 3: give in_chans=4"): load(four)
+    with pytest.raises(ValueError, match="does not fit"): load({f"base.{name}.lora_A.weight":torch.ones(2, 2) for name in list(four)[:5]})
+    with pytest.raises(ValueError, match="a list of 2, of which 2 are weights"): load([four, four])

@@ -114,3 +114,14 @@ def test_images_of_other_channels_are_refused_together(tmp_path):
     Image.new("RGB", (6,6)).save(tmp_path/"4.png")
     with pytest.raises(ValueError, match="differ in channels or depth; choose a reader"): load_set(path, label="kind", reader="native").stats()
     assert len(load_set(path, label="kind").stats()[0]) == 3
+
+
+@pytest.mark.parametrize("reader, said", [(None, 1), ("native", 1), ("pages", 0)])
+def test_files_of_several_pages_are_told(tmp_path, capsys, reader, said):
+    pages = [Image.fromarray(np.full((8, 8), 60000 + place, np.uint16)) for place in range(3)]
+    for name in ("a/1", "a/2", "a/3", "b/1", "b/2", "b/3"):
+        (tmp_path/"s"/name).parent.mkdir(parents=True, exist_ok=True)
+        pages[0].save(tmp_path/"s"/f"{name}.tif", save_all=True, append_images=pages[1:])
+    for loads in (1, 2): # the second from the cache
+        load_set(tmp_path/"s", reader=reader, valid=2).check()
+        assert capsys.readouterr().out.count("s: 6 files hold several pages or frames, such as ") == said

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.data.wavelengths import Listed, choose_wavelengths, counts_up, name_rank, parse_numbers, to_nm, unit_of
+from vitnb.data.wavelengths import Listed, choose_wavelengths, counts_up, name_rank, out_of_order, parse_numbers, to_nm, unit_of
 
 NM = np.linspace(400, 1000, 30)
 SAID = dict(nm=lambda nm: nm, um=lambda nm: nm/1e3, angstrom=lambda nm: nm*10, m=lambda nm: nm/1e9)
@@ -69,3 +69,9 @@ def test_text_is_no_list():
 
 
 def test_numbers_of_bands_are_told_from_wavelengths(): assert counts_up(np.arange(30)) and counts_up(np.arange(1, 31)) and not counts_up(NM) and not counts_up(np.array([1.]))
+
+
+@pytest.mark.parametrize("change,says", [(lambda nm: nm, None), (lambda nm: nm[::-1], None), (lambda nm: nm[:1], None), (lambda nm: nm[[0,1,3,2,4]], "bands 2 and 3 have wavelengths out of order"), (lambda nm: nm[[4,3,3,2,1]], "bands 1 and 2 have one wavelength")])
+def test_bands_out_of_order_are_told(change, says):
+    found = out_of_order(change(NM))
+    assert [says in note for note in found] == [True]*bool(says)

@@ -201,6 +201,7 @@ from vitnb.learner.sensors import *
 from vitnb.learner.reconstruct import *
 from vitnb.learner.pixelprobe import *
 from vitnb.learner.baseline import *
+from vitnb.learner.columns import *
 from vitnb.learner.fits import *
 from vitnb.learner.rundata import *
 from vitnb.learner.registered import *

@@ -99,6 +99,12 @@ def _part(state, choice):
     found = [_part(value, choice.removeprefix(f"{name}.")) for name,value in inside]
     return next(filter(None, found), None)
 
+def _averages(state):
+    "Averaged weights that lie one dictionary deeper, such as `ema.shadow`"
+    dicts = {name:value for name,value in state.items() if isinstance(value, dict) and "ema" in str(name).lower()}
+    return [f"{name}.{inner}" for name,value in dicts.items() for inner in value if _tensors(value[inner])]
+
+# %% ../nbs/library/039_hub.ipynb #aa2f9ddb
 def _unwrap(state, file):
     "The weights inside a checkpoint, without the prefixes of torch.compile and of DDP, and what they were called"
     parts = [name for name,value in state.items() if _tensors(value)]
@@ -108,7 +114,7 @@ def _unwrap(state, file):
     if key is None and not _tensors(state) and parts: key = parts[0]
     if key is None: return plain_names(_tensors(state)), ""
     inside,inner = _unwrap(state[key], file)
-    others = [name for name in parts if name != key and len(_tensors(state[name])) >= len(inside)]
+    others = [name for name in (*parts, *_averages(state)) if name != key and len(_part(state, name)) >= len(inside)]
     note = f"{key}{', averaged weights' if key in AVERAGED else ''}"
     if others: note += f"; {' and '.join(others)} there too, as '{file}{CHOICE}{others[0]}'"
     return inside, note if key in AVERAGED or others else inner
@@ -133,6 +139,7 @@ def find_weights(
                          "a plain state dict with torch.save or safetensors") from e
     return _weights_of(state, path, choice)
 
+# %% ../nbs/library/039_hub.ipynb #7e6e7041
 def _finite(state, path):
     "The same weights; if some are no numbers, of a training that has broken down, that is a `ValueError`"
     broken = [name for name,weight in state.items() if weight.is_floating_point() and not weight.isfinite().all()]
@@ -140,11 +147,20 @@ def _finite(state, path):
     raise ValueError(f"{path.name} holds values that are no numbers (NaN or infinite) in {len(broken)} of {len(state)} "
                      f"tensors, such as {broken[0]}: its training has broken down; take an earlier checkpoint")
 
+def _only_part(state, path):
+    "The weights in a list of things that were saved together"
+    parts = [part for part in state if _tensors(part) or (isinstance(part, dict) and any(map(_tensors, part.values())))]
+    if not parts: return {}
+    if len(parts) == 1: return parts[0]
+    raise ValueError(f"{path} holds a list of {len(state)}, of which {len(parts)} are weights; save one state dict, "
+                     "model.state_dict()")
+
 def _weights_of(state, path, choice):
     "The weights of what a file holds, and which they are"
     if isinstance(state, StandIn):
         raise ValueError(f"{path} holds no readable weights but a whole object ({type(state).__name__}), whose code "
                          "would have to run; where it was made, save model.state_dict()")
+    if isinstance(state, (list, tuple)): state = _only_part(state, path)
     if choice: return _finite(plain_names(_tensors(_chosen(state, choice, path.name))), path), choice
     found,note = _unwrap(state, path.name) if isinstance(state, dict) else ({}, "")
     if found: return _finite(found, path), note

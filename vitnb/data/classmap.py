@@ -7,6 +7,7 @@ __all__ = ['IGNORE', 'check_class_map', 'load_class_map', 'name_classes', 'class
            'drop_unmeasured']
 
 # %% ../../nbs/library/151_data.classmap.ipynb #ef8cee98
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import numpy as np
 from ..core import is_main
 from .beside import find_beside, load_beside
 from .cubefile import valid_pixels
+from .cubeformat import format_of
+from .delimited import is_text
+from ..files import load_text
 
 # %% ../../nbs/library/151_data.classmap.ipynb #8f43ea85
 IGNORE = -100 # class of a pixel that has none, as torch's cross-entropy ignores it
@@ -58,6 +62,14 @@ def check_class_map(
     return _whole_numbers(array, where)
 
 # %% ../../nbs/library/151_data.classmap.ipynb #ab4fec56
+def _written_map(path):
+    "A class map that is written as text: a line a row, without names"
+    rows = [re.split(r"[\s,;]+", line.strip().strip(",;")) for line in load_text(path).splitlines() if line.strip()]
+    try: return np.array(rows, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: a class map as text has a row of the scene a line, with as many whole numbers each "
+                         f"({error})") from error
+
 def load_class_map(
     truth:object, # An array, `file`, `file:key`, or the name of an array in the cube's own file
     places:Sequence, # Folders in which the file may lie
@@ -72,7 +84,8 @@ def load_class_map(
         raise ValueError(f"truth={str(truth)!r} is not in {' or '.join(map(str, places))}; give the file with the "
                          "class of each pixel, as 'file' or 'file:key', or the name of an array in the cube's own "
                          "file")
-    array, said = load_beside(path, key)
+    is_written = key is None and format_of(path) is None and is_text(path)
+    array, said = (_written_map(path), None) if is_written else load_beside(path, key)
     where = path if key is None else f"{path}:{key}"
     names = {value:name for value, name in said.items() if value > 0} if isinstance(said, dict) else {}
     if size is None: size = tuple(entry for entry in array.shape if entry > 1)
@@ -85,13 +98,18 @@ def name_classes(
     names:Mapping|None=None, # Value to name, as the file says
 )->dict: # Value to name, in the order of the classes
     "Name the classes; values that are not named are no class"
-    found = [int(value) for value in np.unique(values) if value > 0]
+    there = [int(value) for value in np.unique(values)]
+    found = [value for value in there if value > 0]
     if isinstance(classes, Mapping):
         classes = {int(value):str(name) for value, name in classes.items()}
-        missing = [value for value in classes if value not in found]
+        missing = [value for value in classes if value not in there]
         if missing: raise ValueError(f"classes={classes}: no pixel has the value {missing[0]}; the class map has "
-                                     f"{found[:20]}")
+                                     f"{there[:20]}")
         return classes
+    if there and there[0] < 0 and 0 in there and is_main():
+        count = ", ".join(f"{value}: ..." for value in there if value >= 0)
+        print("the class map has values below 0, and 0, which counts as no class too; if 0 is one, name all that "
+              f"count: classes={{{count}}}", flush=True)
     if classes is not None:
         classes = [str(name) for name in ([classes] if isinstance(classes, str) else classes)]
         if found and found[-1] > len(classes):

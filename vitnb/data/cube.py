@@ -264,12 +264,17 @@ def _band_numbers(keep):
         raise ValueError(f"keep={keep!r} must be numbers of bands from 0 on, such as '0-99,105'")
     return [number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)]
 
+# %% ../../nbs/library/160_data.cube.ipynb #c3e9e4d5
 def _one_scene(path, places, options, truth, classes, split, dark):
     "Make a set of one file; the size of its class map helps to tell its axes"
     names = {}
-    if truth is not None: truth, names = load_class_map(truth, places, None, path)
-    if truth is not None and options["size"] is None: options = {**options, "size":truth.shape}
+    given = truth
+    if truth is not None:
+        try: truth, names = load_class_map(truth, places, None, path)
+        except ValueError as error: raise ValueError(f"{path}: {error}") from error # the map is wrong, not the cube
+        if options["size"] is None: options = {**options, "size":truth.shape}
     cube = CubeFile(path, **options)
+    if isinstance(given, (str, Path)): check_class_map(truth, cube.shape[1:], f"{path}, truth={str(given)!r}")
     return scene_set(path.stem, cube, truth, classes, cube.wavelengths, *split, class_names=names, **dark)
 
 def _many_cubes(path, places, options, max_bad, classes, shares, split_seed, dark):

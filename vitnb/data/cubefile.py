@@ -23,7 +23,7 @@ from .beside import given_list, sidecars
 from .cubeaxes import AXES, Known, find_axes, table_shape
 from .cubeformat import as_measured, cube_formats, find_format, ignored_values
 from .image import UnreadableImage, readers
-from .wavelengths import WAVELENGTH_UNITS, choose_wavelengths
+from .wavelengths import WAVELENGTH_UNITS, choose_wavelengths, out_of_order
 from ..files import is_whole, note_sums
 
 # %% ../../nbs/library/150_data.cubefile.ipynb #fc30707f
@@ -225,6 +225,7 @@ def _find_wavelengths(self:CubeFile, facts, counts, wavelengths, unit):
         ignored += more
         if chosen is not None: self.notes.append(f"wavelengths are those of {chosen.where} beside it")
     if ignored: self.notes.append(f"not taken for wavelengths: {'; '.join(ignored)}")
+    if chosen is not None: self.notes += out_of_order(chosen.values)
     converted = chosen is not None and chosen.unit not in (None, "nm")
     if converted: self.notes.append(f"wavelengths ({chosen.where}) are in {chosen.unit} and are converted to nm")
     return chosen

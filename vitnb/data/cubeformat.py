@@ -98,6 +98,13 @@ def axes_of(
     "Count the axes that matter"
     return sum(size > 1 for size in shape)
 
+def _refuse_equals(path, found, largest):
+    "Refuse to choose among tables or maps of one size, of which any may be meant"
+    equals = [name for name in found if sorted(found[name]) == sorted(found[largest])]
+    if len(equals) < 2: return
+    raise UnreadableImage(path, f"it has {', '.join(equals[:5])} of shape {found[largest]}, and any may be meant: name "
+                                f"one, as '{Path(path).name}:{equals[0]}' (of a cube: dataset={equals[0]!r})")
+
 def pick_dataset(
     path:str|Path, # The file
     found:dict, # Name to shape of the arrays in it
@@ -107,8 +114,10 @@ def pick_dataset(
     "Choose an array of a file"
     wanted = dataset or default
     if wanted is None and found:
-        cubes = [name for name, shape in found.items() if axes_of(shape) > 2] or found
-        return max(cubes, key=lambda name: prod(found[name]))
+        cubes = [name for name, shape in found.items() if axes_of(shape) > 2] or list(found)
+        largest = max(cubes, key=lambda name: prod(found[name]))
+        if axes_of(found[largest]) < 3: _refuse_equals(path, found, largest)
+        return largest
     for name in (wanted, f"/{wanted}", f"/{wanted}".replace(".", "/"), f"{wanted}".replace("/", ".")):
         if name in found: return name
     last = [name for name in found if dataset and re.split(r"[./]", name)[-1] == dataset]

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, nearest
-from .download import SPLIT_NAMES
+from .download import SPLIT_NAMES, split_named
 from .walk import IMAGE_TYPES
 
 # %% ../../nbs/library/107_data.delimited.ipynb #5215a82f
@@ -230,8 +230,7 @@ def split_of(
     text = whole_text(cell).lower()
     flag = _flag_of(column)
     if flag and text in _YES: return flag if _YES[text] else "train"
-    word = re.sub(r"[\W_]", "", text)
-    return SPLIT_NAMES.get(word) or SPLIT_NAMES.get(re.sub(r"(set|split|data|images)$", "", word))
+    return split_named(text)
 
 # %% ../../nbs/library/107_data.delimited.ipynb #a636567755
 def split_column(

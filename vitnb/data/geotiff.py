@@ -15,7 +15,7 @@ import numpy as np
 from ..core import need
 from .cubeformat import CubeFacts, CubeFormat, cube_formats
 from .image import UnreadableImage
-from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
+from .wavelengths import Listed, name_rank, parse_numbers, to_nm, unit_in, unit_of
 
 # %% ../../nbs/library/147_data.geotiff.ipynb #e816368a
 def _dataset(path):
@@ -74,7 +74,9 @@ def _listed(dataset, bands):
     "The wavelengths of the bands, where each has one; else a list in the file's own tags"
     said = [_band_wavelength(dataset, number) for number in bands]
     if all(value is not None for value, _ in said):
-        return [Listed("tags of the bands", np.array([value for value, _ in said]), said[0][1])]
+        units = {unit for _, unit in said}
+        if len(units) == 1: return [Listed("tags of the bands", np.array([value for value, _ in said]), said[0][1])]
+        return [Listed("tags of the bands", np.concatenate([to_nm([value], unit) for value, unit in said]), "nm")]
     tags = {name:value for name, value in dataset.tags().items() if name_rank(name.lower()) is not None}
     return [Listed(f"tag {name}", parse_numbers(value, name).values, unit_in(name)) for name, value in tags.items()]
 

@@ -203,14 +203,28 @@ def _listed_datasets(path, file, cube):
     def note(name, item):
         shape = getattr(item, "shape", None) or ()
         rank = name_rank(name.rsplit("/", 1)[-1])
-        if rank is None or axes_of(shape) != 1 or item.dtype.kind not in "fiu": return
+        if rank is None or axes_of(shape) != 1 or item.dtype.kind not in "fiuSO": return
         found.append((rank, -_nearness(cube.name, item.name), item.name, _unit_at(item)))
     file.visititems(note)
-    return [(rank, near, Listed(name, readable(path, file, name)[()].ravel(), unit)) for rank,near,name,unit in found]
+    def listed(name, unit):
+        values = readable(path, file, name)[()].ravel()
+        if values.dtype.kind in "SO": values, unit = _written(values)
+        return Listed(name, values, unit)
+    return [(rank, near, listed(name, unit)) for rank,near,name,unit in found]
+
+# %% ../../nbs/library/144_data.hdf.ipynb #fb40b4a9
+def _written(values):
+    "Numbers and unit of texts such as `412.5 nm`; nothing where one is no number"
+    texts = [_text(value).strip() for value in np.ravel(values)]
+    found = [re.fullmatch(r"(\d+(?:\.\d*)?)\s*([^\d\s].*)?", text) for text in texts]
+    units = {unit_of(match[2]) if match else None for match in found}
+    if not all(found) or len(units) > 1: return np.array([]), None
+    return np.array([float(match[1]) for match in found]), units.pop()
 
 def _list_in(value):
     "Numbers of an attribute, also of one that is a text of numbers"
     text = _text(value)
+    if np.size(value) > 1 and isinstance(text, str): return _written(value)[0]
     is_list = isinstance(text, str) and re.fullmatch(r"[\s\d.,;{}()\[\]eE+-]+", text)
     return parse_numbers(text).values if is_list else np.asarray(_numbers(value))
 

@@ -48,11 +48,13 @@ def interpolate_bands(
 # %% ../../nbs/library/157_data.interpolate.ipynb #d880df29
 def band_nearness(
     missing:Tensor, # Which values are missing, `bool`, `(B,C,H,W)`
-    wavelengths:Tensor, # Band centres, nm, ascending, `(C,)`
+    wavelengths:Tensor, # Band centres, nm, in any order, `(C,)`
     fade:float, # Distance in nm at which nearness has fallen to 1/e
 )->Tensor: # From 1 (known) to 0 (nothing of the pixel is near), `(B,C,H,W)`
     "Tell how near the nearest known band of the pixel is: exp(-distance/fade)"
-    nm = wavelengths.view(1, -1, 1, 1)
+    centres, order = wavelengths.sort()
+    nm = centres.view(1, -1, 1, 1)
+    missing = missing[:,order]
     below = torch.where(missing, -math.inf, nm).cummax(1).values
     above = torch.where(missing, math.inf, nm).flip(1).cummin(1).values.flip(1)
-    return torch.exp(-torch.minimum(nm - below, above - nm)/fade)
+    return torch.exp(-torch.minimum(nm - below, above - nm)/fade)[:,order.argsort()]

@@ -9,7 +9,7 @@ __all__ = ['image_paths', 'has_class_folders', 'loose_set', 'without_labels', 'l
 from copy import copy
 from pathlib import Path
 
-from .download import SPLIT_NAMES
+from .download import split_named
 from .holdout import Split
 from .sets import find_folder, find_table, is_known, layouts, load_set
 from .table import ImageSet, hold_out_missing
@@ -24,8 +24,8 @@ def image_paths(
 
 def _split_folders(root):
     "Folders of `root` that are splits, by our names for them"
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in SPLIT_NAMES]
-    found = {SPLIT_NAMES[path.name.lower()]:path for path in folders}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and split_named(path.name)]
+    found = {split_named(path.name):path for path in folders}
     return found if "train" in found else {}
 
 def has_class_folders(

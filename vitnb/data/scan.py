@@ -15,8 +15,8 @@ import torch
 from fastcore.basics import patch
 from PIL import ImageFile
 
-from ..core import settings
-from .image import UnreadableImage
+from ..core import is_main, settings
+from .image import UnreadableImage, has_pages
 from .once import refuse_too_many, scan_once
 from .stats import BandStats, channel_counts, given_stats, moments, published_stats
 from .table import ImageSet
@@ -40,15 +40,25 @@ def _decode(image_set, split, i):
         raise UnreadableImage("", "it has values that are not finite")
     return image, valid
 
+_ONE_PAGE = ("rgb", "grey", "native") # readers that take the first page of a file
+
+def _leaves_pages(image_set, split, i):
+    "Whether a file has pages that its reader leaves out"
+    path = image_set.path(split, i)
+    return path is not None and image_set.reader.partition("/")[0] in _ONE_PAGE and has_pages(path)
+
+def _statistics(image, valid):
+    "Add up an image, without its padding"
+    bands = image.shape[2]
+    pixels = image.reshape(-1, bands) if valid is None else image[valid] # (N,C)
+    return channel_counts(pixels) if image.dtype == np.uint8 else BandStats(bands).add(pixels.T)
+
 def _scan_sample(image_set, job):
-    "Give the reason why a sample does not decode (None if it does), and the statistics of an image of train"
+    "Why a sample does not decode (None if it does), the statistics of an image of train, and if pages are left out"
     split,i = job
     try: image,valid = _decode(image_set, split, i)
-    except UnreadableImage as error: return error.reason, None
-    if split != "train": return None, None
-    bands = image.shape[2]
-    pixels = image.reshape(-1, bands) if valid is None else image[valid] # (N,C), padding is no image
-    return None, channel_counts(pixels) if image.dtype == np.uint8 else BandStats(bands).add(pixels.T)
+    except UnreadableImage as error: return error.reason, None, False
+    return None, _statistics(image, valid) if split == "train" else None, _leaves_pages(image_set, split, i)
 
 # %% ../../nbs/library/113_data.scan.ipynb #3f48e4bd
 def _kind(found):
@@ -88,28 +98,37 @@ def _scan_all(image_set):
             "False")
     jobs = _jobs(image_set)
     bad = {}
+    paged = []
     statistics = []
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         results = pool.imap(partial(_scan_sample, image_set), jobs, chunksize=32)
-        for job,(reason,found) in zip(jobs, progress(results, f"reading {image_set.name}", len(jobs), "images")):
+        for job,(reason,found,leaves) in zip(jobs, progress(results, f"reading {image_set.name}", len(jobs), "images")):
             if reason is not None: bad[_sample_name(image_set, *job)] = reason
             elif found is not None: statistics.append(found)
+            if leaves: paged.append(_sample_name(image_set, *job))
             if len(statistics) > 256 and not isinstance(statistics[0], BandStats): statistics = [sum(statistics)]
     if not statistics:
         raise ValueError(f"not one training image of {image_set.name} can be read; the first says: "
             f"{next(iter(bad.values()))}")
     mean,std = _add_up(statistics, image_set.name)
-    return dict(bad=bad, mean=mean, std=std)
+    return dict(bad=bad, mean=mean, std=std, paged=paged)
 
 # %% ../../nbs/library/113_data.scan.ipynb #3d84389d
+def _say_pages(name, paged):
+    "Say that only the first page of a file is read"
+    if paged and is_main():
+        print(f"{name}: {len(paged):,} files hold several pages or frames, such as {paged[0]}, of which the first is "
+            "read; reader='pages' takes all as channels", flush=True)
+
 def scan_set(
     image_set:ImageSet, # The set
 )->dict: # `bad` (sample to reason), `mean` and `std` of train
     "Decode every file once; from the cache where nothing has changed since"
     if image_set.scan_record is None:
         file = settings().cache_path/f"{image_set.name}-{image_set.fingerprint[:8]}"/"survey.json"
-        version = f"2 {image_set.fingerprint} {image_set.stamp}"
+        version = f"3 {image_set.fingerprint} {image_set.stamp}"
         image_set.scan_record = scan_once(file, version, partial(_scan_all, image_set))
+        _say_pages(image_set.name, image_set.scan_record["paged"])
     return image_set.scan_record
 
 # %% ../../nbs/library/113_data.scan.ipynb #deb15113

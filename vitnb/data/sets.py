@@ -19,7 +19,7 @@ from ..core import Registry, check_options, import_rooms, is_main, moved_names, 
 from .arrays import load_pickle
 from .delimited import is_text, read_frame
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
-from .folder import TABLE_TYPES, class_folders, names_frame, table_in
+from .folder import TABLE_TYPES, class_folders, names_frame, say_nested, table_in
 from .frame import frame_set
 from .holdout import Split, limit_split
 from .image import reader_with
@@ -49,6 +49,7 @@ def folder_set(
     root = Path(root).resolve()
     read = class_folders(root, splits, classes)
     say_passed(name or root.name, read.found)
+    say_nested(name or root.name, read.items, read.classes)
     found = {split:Split(items, read.labels[split]) for split,items in read.items.items()}
     return ImageSet(name or root.name, read.classes, found, root)
 

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from ..core import is_main
+from .image import is_heic
 
 # %% ../../nbs/library/101_data.walk.ipynb #e95a5623
 _SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx",
@@ -66,7 +67,6 @@ def say_alike(
 IMAGE_TYPES = set(".jpg .jpeg .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif".split())
 _RAW = set(".nef .cr2 .cr3 .dng .arw .orf .pef .raf .rw2 .srw".split()) # TIFF by its first bytes, but no picture
 _FORMATS = ("AVIF", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 HEAD = 32 # bytes that are read of a file with another ending
 
 def image_format(
@@ -90,8 +90,7 @@ def _why_not(path):
         with open(path, "rb") as file: head = file.read(HEAD)
     except OSError: return "files that may not be read"
     if image_format(head): return ""
-    is_heic = head[4:8] == b"ftyp" and head[8:12] in _HEIC
-    return "HEIC photographs (convert them, or register Pillow's HEIF plugin)" if is_heic else "no images"
+    return "HEIC photographs (convert them, or register Pillow's HEIF plugin)" if is_heic(head) else "no images"
 
 # %% ../../nbs/library/101_data.walk.ipynb #62755376
 @dataclass(frozen=True)

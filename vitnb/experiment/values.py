@@ -284,6 +284,7 @@ def _check_folders(params, workspace):
 
 _RUNS = ("encoder", "weights", "checkpoint", "run_dir") # fields that name an earlier run; empty: none
 
+# %% ../../nbs/library/657_experiment.values.ipynb #cbcc599f
 def check_recipe_data(
     r:Mapping, # A recipe, whole
     recipe:str, # Its name, for the message
@@ -294,13 +295,16 @@ def check_recipe_data(
     data = r.get("data", "")
     if data is None: raise ValueError(f"recipe {recipe!r} needs data: the name of a set, or a folder or catalogue")
     workspace = workspace or repo_root()
-    _check_weights("pretrained", r.get("pretrained"), workspace, "averaged" in r) # a second phase reads whole runs
-    for field in _RUNS: _check_weights(field, r.get(field), workspace, True)
+    for field in ("pretrained", *_RUNS): # a second phase reads whole runs
+        _check_weights(field, r.get(field), workspace, field in _RUNS or "averaged" in r)
     _check_folders(r, workspace)
     if not isinstance(data, str) or "data" not in r: return
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
-    may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down
-    if not may_be_own: check_data(data, r.get("data_root"), workspace)
+    if not named and data.isidentifier() and data not in NAMES["data"]: return # may be registered further down
+    check_data(data, r.get("data_root"), workspace)
+    for file in filter(Path.is_file, _places(data, r.get("data_root"), workspace) if "label" in r else ()):
+        from vitnb.learner.columns import check_columns # which loads pandas
+        check_columns(file, r, "minutes" in r) # a field of the notebooks that train for one class
 
 def has_own_names(
     r:Mapping, # A recipe, whole

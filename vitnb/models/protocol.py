@@ -172,7 +172,7 @@ def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate") # of timm's own indexing
             return adapt(dict(state), model) if adapt else dict(state)
-    except (AttributeError, IndexError, KeyError, RuntimeError) as e:
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError) as e:
         raise ValueError(f"{source} does not fit this {type(model).__name__} ({e}); "
                          "create the model that the weights were trained with") from e
 
@@ -209,6 +209,10 @@ def _misfit(source, model, given, own, wrong, extra):
 
 _COUNTER = "num_batches_tracked" # of batch norms with a fixed momentum nothing reads it, and old files lack it
 
+def _other_channels(name, given, own):
+    "Whether filters are for other channels, and the same otherwise; at random they would make the rest useless"
+    return len(given.get(name, ())) == 4 and given[name][2:] == tuple(own[name].shape[2:])
+
 def load_weights(
     model:nn.Module, # The model to fill
     state:dict, # Names and tensors
@@ -224,7 +228,7 @@ def load_weights(
     head = _classifier(model)
     fits = _fitting(state, own, _first_conv(model))
     lacking = [name for name in own if name not in fits and not name.endswith(_COUNTER)]
-    wrong = [name for name in lacking if not name.startswith((head, *fresh))]
+    wrong = [name for name in lacking if not name.startswith((head, *fresh)) or _other_channels(name, given, own)]
     extra = [name for name in state if name not in own and not name.startswith(head)]
     if wrong or extra: raise _misfit(source, model, given, own, wrong, extra)
     model.load_state_dict(fits, strict=False)
