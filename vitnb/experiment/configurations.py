@@ -19,8 +19,8 @@ from pathlib import Path
 from ..core import Registry, nearest, one_of, repo_root
 from .asking import read_params_file
 from .space import check_space, is_active, settings_of
-from .study import SearchPlan, make_plan
-from .values import is_number
+from .study import SearchPlan, check_study_name, make_plan
+from .values import family_checks, is_number
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #e6468adb
 SWEEP_METHODS = ("grid", "random", "tpe")
@@ -109,6 +109,15 @@ def make_sweep(
                      seed, minutes)
     _check_names(plan)
     return plan
+
+def _check_sweep(r, workspace):
+    "Refuse what a notebook that sweeps is asked for and could not carry out"
+    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
+    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
+    notebook = (workspace or repo_root())/named.pop("notebook")
+    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
+    check_study_name(r["name"])
+family_checks["sweep"] = _check_sweep
 
 def read_sweep(
     what:str|Path, # A YAML or JSON file, or a name among `sweeps`

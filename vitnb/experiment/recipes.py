@@ -16,11 +16,12 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .agreement import check_agreement
+from .agreement import check_agreement, check_set_options
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords
-from .values import check_alike, check_recipe_names, check_recipe_data, check_values, has_own_names
+from .values import (check_alike, check_recipe_names, check_recipe_data, check_values,
+                                      family_checks, has_own_names)
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -73,7 +74,11 @@ class Family:
 
 families = Registry("family of recipes")
 recipes = Registry("family of recipes")
-askable[""] = Askable({}, (), alike=check_alike)
+def _check_unlisted(shown, params, named=False, workspace=None):
+    "Refuse what a notebook without a family cannot be asked"
+    check_alike(shown, params, named, workspace)
+    if named and shown.get("set_kw"): check_set_options("set_kw", params["data"], params["set_kw"])
+askable[""] = Askable({}, (), alike=_check_unlisted)
 
 def _by_name(fields):
     "Fields with the names that they have where they go; those of a list keep theirs"
@@ -113,6 +118,7 @@ def check_recipe(
     check_keywords(r, given, name, named)
     check_agreement(r, given, name, named, families[family])
     check_recipe_data(r, name, named, workspace)
+    if named and family in family_checks: family_checks[family](r, workspace)
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_why", "min_lr", "label_smoothing", "clip",
