@@ -79,8 +79,13 @@ async def interruptible(self, code, *args, **options):
         if ours: signal.signal(signal.SIGINT, keep)
 InteractiveShell.run_code = interruptible
 """
+_LOCK = """
+import contextlib, os
+if os.environ.get("VITNB_LOCK", "").isdigit():
+    with contextlib.suppress(OSError): os.set_inheritable(int(os.environ["VITNB_LOCK"]), False)
+""" # what a cell leaves in the background must not hold the lock on
 _START = "import runpy; runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True)"
-_LAUNCH = _SOCKETS + _INTERRUPTS + _START # what a kernel of Python is started with
+_LAUNCH = _SOCKETS + _LOCK + _INTERRUPTS + _START # what a kernel of Python is started with
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #e894b987
 def without_ports(

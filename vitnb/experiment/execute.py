@@ -29,6 +29,7 @@ from .run import as_before, run_folder
 from .salvage import complete_all
 from ..launch import LAUNCHER, end_tree
 from ..parameters import Askable, check_given
+from ..progress import in_kernel
 from ..runfolder import end_state, hand_on, hold, in_use, is_held, mark_status, read_json, release
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #090bea8b
@@ -75,7 +76,8 @@ def make_run_dir(
     params = shown | given
     root = settings(workspace_of(path)).outputs_path
     resume = resume or params.get("resume", "never")
-    folder = run_folder(run_name(path), params, params.get("tag") or "", resume, root)
+    is_launched = not in_kernel() # what the environment says there is meant for the kernel's own notebook
+    folder = run_folder(run_name(path), params, params.get("tag") or "", resume, root, is_launched)
     if is_main() and not hold(folder): raise ValueError(in_use(folder))
     return folder
 
