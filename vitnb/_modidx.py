@@ -3403,6 +3403,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vitnb.escape.in_figure': ('library/escape.html#in_figure', 'vitnb/escape.py'),
                               'vitnb.escape.in_markdown': ('library/escape.html#in_markdown', 'vitnb/escape.py'),
                               'vitnb.escape.in_page': ('library/escape.html#in_page', 'vitnb/escape.py'),
+                              'vitnb.escape.in_terminal': ('library/escape.html#in_terminal', 'vitnb/escape.py'),
                               'vitnb.escape.shortened': ('library/escape.html#shortened', 'vitnb/escape.py')},
             'vitnb.exactness': { 'vitnb.exactness.Warm': ('library/exactness.html#warm', 'vitnb/exactness.py'),
                                  'vitnb.exactness.Warm.__enter__': ('library/exactness.html#warm.__enter__', 'vitnb/exactness.py'),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import Registry, is_main, nearest
+from .escape import in_terminal
 from .files import at_home, load_json
 from .renamed import new_name, upgrade
 
@@ -209,7 +210,7 @@ def complain(
     *text:object, # What to say
 )->None:
     "Print to standard error, at once"
-    print(*text, file=sys.stderr, flush=True)
+    print(*map(in_terminal, text), file=sys.stderr, flush=True)
 
 def check_given(
     given:dict, # Names and values, of whatever age

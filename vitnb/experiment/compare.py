@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from ..core import atomic_write, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
-from ..escape import in_markdown, in_page
+from ..escape import in_markdown, in_page, in_terminal
 from ..runwords import FREE_FIELDS
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #252d5dee
@@ -218,7 +218,7 @@ def to_markdown(self:Comparison)->str: # With a line for each note below
 @patch
 def __str__(self:Comparison):
     if not self.runs: return "\n".join(["no runs", *self.notes()])
-    shown = need("pandas").DataFrame(self.rows()).to_string(index=False)
+    shown = in_terminal(need("pandas").DataFrame(self.rows()).to_string(index=False))
     return "\n".join([shown, *self.notes()])
 
 @patch
