@@ -49,6 +49,7 @@ def test_a_terminal_obeys_no_name(name, capsys):
     said = capsys.readouterr().err
     assert "\nof set" in said and all(sign.isprintable() or sign == "\n" for sign in said)
     assert ast.literal_eval(f'"{in_terminal(name)}"') == name, "it can still be told which name it was"
+    assert in_figure(name) == shown(in_page(name)).strip() == in_terminal(name), "nor does a page turn what follows, or a figure draw a box"
 
 
 PLAIN = {"p", "strong", "code", "table", "thead", "tbody", "tr", "th", "td"}
