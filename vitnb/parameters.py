@@ -158,9 +158,7 @@ def read_hyperparams(
     path:str|Path, # A JSON file with `best_params`, as a search writes it
 )->dict: # Names and values
     "Read what a search found best"
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"hyperparams={path!r} must be the path of the best_params.json that a search wrote")
-    path = at_home(path)
+    path = at_home(str(path))
     if not path.is_file():
         raise ValueError(f"hyperparams={str(path)!r} is not there; give the best_params.json that a search wrote")
     found = load_json(path, remedy="hyperparams is the best_params.json that a search wrote").get("best_params")

@@ -141,11 +141,12 @@ class TimeLimit(Stopper):
         self.longest = dict(s["longest"])
         self.start = self.clock()
 
-# %% ../../nbs/library/470_callback.limit.ipynb #ba9459ee
+# %% ../../nbs/library/470_callback.limit.ipynb #7a10c0de
 class NotWaiting(KeyboardInterrupt):
     "A second signal came"
     _render_traceback_ = TrainingStopped._render_traceback_
 
+# %% ../../nbs/library/470_callback.limit.ipynb #ba9459ee
 class StopOnSignal(Stopper):
     "Finish the batch, save, and stop when a signal came"
     def __init__(self,

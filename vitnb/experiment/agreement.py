@@ -12,7 +12,8 @@ from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
 from .sizes import check_blocks, check_fills
-from .values import RULES, by_rule, each, either, flag, number, one_name, whole
+from .rules import each, number, one_name, whole
+from .values import by_rule, either, flag, RULES
 
 # %% ../../nbs/library/659_experiment.agreement.ipynb #aad12b92
 _share = number(0, 1, like="0.5")
@@ -160,8 +161,8 @@ def _check_patches(arch, size, options):
     patch = options.get("patch_size") or tokens["patch"] or chosen
     step = patch*2**halvings if isinstance(patch, int) else 1
     if not halvings and max(sides) <= step:
-        raise ValueError(f"img_size={size!r} is a single patch of {step} pixels for {arch}, which has nothing to attend "
-                         f"to; give {2*step} or more")
+        raise ValueError(f"img_size={size!r} is a single patch of {step} pixels for {arch}, which has nothing to "
+                         f"attend to; give {2*step} or more")
     if not any(side % step for side in sides): return
     near = sorted({max(side//step + more, 1)*step for side in sides for more in (0, 1)})
     raise ValueError(f"img_size={size!r} is not a whole number of {step} pixels, which {arch} needs; "

@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/library/662_experiment.chest.ipynb #230b1f5f
 from .keywords import check_timm
 from .recipes import register_family
-from .values import family_checks, field_rules, one_name, text
+from .rules import one_name
+from .values import family_checks, field_rules, text
 
 # %% ../../nbs/library/662_experiment.chest.ipynb #c8962e1a
 _plateau = dict(schedule="plateau", patience=10, factor=.5, early_stop=10, early_stop_min_delta=.001, restore_best=True)

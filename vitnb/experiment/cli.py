@@ -161,7 +161,7 @@ def _asked(args, pairs):
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
     folder = working_folder(args.notebook, nb)
-    pairs = [[name, whole_paths({name:value}, folder)[name]] for name,value in pairs] # before it is looked what is there
+    pairs = [[name, whole_paths({name:value}, folder)[name]] for name,value in pairs] # before they are looked for
     typed = [name for name,_ in pairs]
     file = whole_paths(read_params_file(args.file), folder) if args.file is not None else {}
     family = notebook_askable(nb, [*typed, *file])

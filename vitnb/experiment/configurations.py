@@ -20,7 +20,8 @@ from ..core import Registry, nearest, one_of, repo_root
 from .asking import read_params_file
 from .space import check_space, is_active, settings_of
 from .study import SearchPlan, check_study_name, make_plan
-from .values import family_checks, is_number
+from .rules import is_number
+from .values import family_checks
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #e6468adb
 SWEEP_METHODS = ("grid", "random", "tpe")
@@ -110,15 +111,6 @@ def make_sweep(
     _check_names(plan)
     return plan
 
-def _check_sweep(r, workspace):
-    "Refuse what a notebook that sweeps is asked for and could not carry out"
-    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
-    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
-    notebook = (workspace or repo_root())/named.pop("notebook")
-    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
-    check_study_name(r["name"])
-family_checks["sweep"] = _check_sweep
-
 def read_sweep(
     what:str|Path, # A YAML or JSON file, or a name among `sweeps`
     **typed, # What is said beside; it wins, and of `params` one by one
@@ -136,6 +128,16 @@ def read_sweep(
     missing = [name for name in _FIELDS[:4] if said.get(name) is None]
     if missing: raise ValueError(f"{what}: {missing[0]} is missing; a sweep has {', '.join(_FIELDS[:4])}")
     return make_sweep(said.pop("notebook"), params=params, **said)
+
+# %% ../../nbs/library/690_experiment.configurations.ipynb #5ee9c0de
+def _check_sweep(r, workspace):
+    "Refuse what a notebook that sweeps is asked for and could not carry out"
+    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
+    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
+    notebook = (workspace or repo_root())/named.pop("notebook")
+    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
+    check_study_name(r["name"])
+family_checks["sweep"] = _check_sweep
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #ec0f74de
 def grid_points(

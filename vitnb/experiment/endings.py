@@ -85,7 +85,7 @@ def _await_main(run_dir, seconds=60):
     def running(): return read_json(run_dir/"status.json").get("status") == "running"
     while running() and time.monotonic() < end: time.sleep(.1)
 
-_OURS = f"{Path(__file__).parents[1]}{os.sep}"
+_OURS = f"{Path(inspect.getfile(complain)).parent}{os.sep}"
 
 def _is_refusal(error):
     "Whether a room of vitnb refused a value: what it says is all that there is to say, not how it came there"

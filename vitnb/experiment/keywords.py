@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import check_options, nearest
 from .names import BETTER, NAMED_OPTIONS, NAMES, as_registered
-from .values import number
+from .rules import number
 
 # %% ../../nbs/library/658_experiment.keywords.ipynb #b11898c4
 _TIMM = "timm/"

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .agreement import check_agreement, check_set_options
+from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords
@@ -74,11 +74,7 @@ class Family:
 
 families = Registry("family of recipes")
 recipes = Registry("family of recipes")
-def _check_unlisted(shown, params, named=False, workspace=None):
-    "Refuse what a notebook without a family cannot be asked"
-    check_alike(shown, params, named, workspace)
-    if named and shown.get("set_kw"): check_set_options("set_kw", params["data"], params["set_kw"])
-askable[""] = Askable({}, (), alike=_check_unlisted)
+askable[""] = Askable({}, (), alike=check_alike)
 
 def _by_name(fields):
     "Fields with the names that they have where they go; those of a list keep theirs"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..core import Registry, nearest
 from .studies import register_study
-from .values import field_rules, fields, is_number, one_name, text, whole
+from .rules import is_number, one_name, whole
+from .values import field_rules, fields, text
 from ..files import load_text
 from ..parameters import check_params
 

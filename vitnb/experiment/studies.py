@@ -10,8 +10,9 @@ from ..core import check_options
 from .agreement import check_set_options
 from .names import NAMED_OPTIONS, NAMES, check_name
 from .recipes import FIELDS, register_family
-from .values import (check_data, family_checks, field_rules, fields, flag, number, one_name, or_none,
-                                     some, whole)
+from .rules import number, one_name, some, whole
+from .values import check_alike, check_data, family_checks, field_rules, fields, flag, or_none
+from ..parameters import Askable, askable
 from ..renamed import rename
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #ca341765
@@ -41,6 +42,12 @@ field_rules["finetune"] = dict(readout=one_name("auto middle pool"), probe_first
 
 def _check_cubes(r, workspace): check_set_options("set_kw", r["data"], r["set_kw"] or {})
 family_checks["finetune"] = _check_cubes
+
+def _check_unlisted(shown, params, named=False, workspace=None):
+    "Refuse what a notebook without a family cannot be asked"
+    check_alike(shown, params, named, workspace)
+    if named and shown.get("set_kw"): check_set_options("set_kw", params["data"], params["set_kw"])
+askable[""] = Askable({}, (), alike=_check_unlisted)
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3
 _synthetic = dict(

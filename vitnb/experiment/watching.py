@@ -15,7 +15,7 @@ from ..core import need, settings
 from ..escape import in_terminal
 from .guard import guarded
 from .run import commands
-from .values import check_typed, number, whole
+from .rules import check_typed, number, whole
 from .watch import RUN_COLUMNS, RunViews, run_line
 
 # %% ../../nbs/library/689_experiment.watching.ipynb #6939cb4f
