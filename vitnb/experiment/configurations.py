@@ -129,16 +129,6 @@ def read_sweep(
     if missing: raise ValueError(f"{what}: {missing[0]} is missing; a sweep has {', '.join(_FIELDS[:4])}")
     return make_sweep(said.pop("notebook"), params=params, **said)
 
-# %% ../../nbs/library/690_experiment.configurations.ipynb #5ee9c0de
-def _check_sweep(r, workspace):
-    "Refuse what a notebook that sweeps is asked for and could not carry out"
-    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
-    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
-    notebook = (workspace or repo_root())/named.pop("notebook")
-    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
-    check_study_name(r["name"])
-family_checks["sweep"] = _check_sweep
-
 # %% ../../nbs/library/690_experiment.configurations.ipynb #ec0f74de
 def grid_points(
     space:Mapping, # A checked space, of values only
@@ -234,3 +224,13 @@ sweeps["densenet_random"] = dict(
 sweeps["swin_seeds"] = dict(
     notebook="nbs/train_swin.ipynb", score="valid_accuracy", better="max", method="grid", name="lr{lr}_seed{seed}",
     params=dict(recipe="digits"), space=dict(lr=[1e-3, 2e-3, 4e-3], seed=[1, 2, 3]))
+
+# %% ../../nbs/library/690_experiment.configurations.ipynb #5ee9c0de
+def _check_sweep(r, workspace):
+    "Refuse what a notebook that sweeps is asked for and could not carry out"
+    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
+    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
+    notebook = (workspace or repo_root())/named.pop("notebook")
+    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
+    check_study_name(r["name"])
+family_checks["sweep"] = _check_sweep

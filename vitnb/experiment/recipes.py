@@ -20,8 +20,7 @@ from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords
-from .values import (check_alike, check_recipe_names, check_recipe_data, check_values,
-                                      family_checks, has_own_names)
+from .values import check_alike, check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
 
@@ -114,7 +113,7 @@ def check_recipe(
     check_keywords(r, given, name, named)
     check_agreement(r, given, name, named, families[family])
     check_recipe_data(r, name, named, workspace)
-    if named and family in family_checks: family_checks[family](r, workspace)
+
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_why", "min_lr", "label_smoothing", "clip",

@@ -247,6 +247,7 @@ def check_recipe_data(
     _check_weights("pretrained", r.get("pretrained"), workspace, "averaged" in r) # a second phase reads whole runs
     for field in _RUNS: _check_weights(field, r.get(field), workspace, True)
     _check_folders(r, workspace)
+    if named and r.get("family") in family_checks: family_checks[r["family"]](r, workspace)
     if not isinstance(data, str) or "data" not in r: return
     may_be_own = not named and data.isidentifier() and data not in NAMES["data"] # registered further down
     if not may_be_own: check_data(data, r.get("data_root"), workspace)
