@@ -111,7 +111,7 @@ def test_a_network_in_upper_case_is_the_same_network():
     assert create_model("SWIN_Micro", img_size=8).name == create_model("swin_micro", img_size=8).name
 
 
-@pytest.mark.parametrize("arch,size", [("swin_micro", 7), ("swin_micro", 18), ("swin_tiny", 30), ("swin_tiny", 64), ("hvit_micro", 30), ("hvit_micro", 64)])
+@pytest.mark.parametrize("arch,size", [("swin_micro", 7), ("swin_micro", 18), ("swin_micro", 2), ("swin_micro", 4), ("swin_tiny", 4), ("swin_tiny", 30), ("swin_tiny", 64), ("hvit_micro", 30), ("hvit_micro", 64)])
 def test_the_network_itself_refuses_just_the_sizes_that_are_refused_early(arch, size):
     "A second implementation: the network's own"
     def refused(call):

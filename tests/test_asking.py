@@ -206,7 +206,7 @@ def test_what_is_inside_is_known_without_torch(tmp_path):
 def test_each_experiment_as_it_stands_is_accepted(stem):
     "With the data that its recipe names, where that is here"
     nb = read_notebook(NB/f"{stem}.ipynb")
-    notebook_askable(nb).refuse(notebook_params(nb), named=names_are_ours(nb))
+    notebook_askable(nb).refuse(notebook_params(nb), named=names_are_ours(nb), workspace=NB.parent)
 
 
 @pytest.mark.parametrize("text,says", [('{"epochs": 3,}', "is not JSON"), ("epochs: 3", "is not JSON"), ('{"lr": NaN}', "no number of JSON"), ('{"a": 1, "a": 2}', "given twice"), ('[1]', "holds a list"), ('{"a": {"b": 1, "b": 2}}', "given twice")])

@@ -87,3 +87,5 @@ def test_an_interrupt_between_two_cells_is_not_lost(tmp_path):
     (status,) = (tmp_path/"out/nb").glob("*/status.json")
     assert "first" in done.stdout and "second" not in done.stdout, done.stderr
     assert done.returncode and json.loads(status.read_text())["status"] == "interrupted"
+    (shown,) = [output for cell in json.loads((status.parent/"nb.ipynb").read_text())["cells"] for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    assert shown["ename"] == "KeyboardInterrupt" and len(shown["traceback"]) == 1 and "this cell did not begin" in shown["traceback"][0], "one sentence"

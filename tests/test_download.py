@@ -221,16 +221,35 @@ def test_unpacks_and_unwraps(tmp_path, kind):
     assert stat.S_IMODE((tmp_path/"out").stat().st_mode) == stat.S_IMODE(tmp_path.joinpath("out", "x").stat().st_mode)
 
 @pytest.mark.parametrize("kind", ["zip", "w:gz"])
-@pytest.mark.parametrize("name", ["../escaped", "a/../../escaped", "{root}/escaped", "a/../../out2/escaped"])
+@pytest.mark.parametrize("name", ["../escaped", "a/../../escaped", "{root}/escaped", "a/../../out2/escaped", "C:/escaped"])
 def test_names_that_lead_out(tmp_path, kind, name):
     a = write(tmp_path/"set", {"a/fine": b"1", name.format(root=tmp_path): b"2"}, kind)
     with pytest.raises(ValueError, match="leads out of the folder"): unpack(a, tmp_path/"out")
     assert visible(tmp_path) == ["set"] and not (tmp_path.parent/"escaped").exists()
 
-def zip_link(path):
-    with zipfile.ZipFile(path, "w") as z:
-        m = zipfile.ZipInfo("a/link"); m.create_system = 3; m.external_attr = (stat.S_IFLNK | 0o777) << 16
-        z.writestr(m, "/etc"); z.writestr("a/link/passwd", "x")
+def zip_special(kind=stat.S_IFLNK):
+    def make(path):
+        with zipfile.ZipFile(path, "w") as z:
+            m = zipfile.ZipInfo("a/link"); m.create_system = 3; m.external_attr = (kind | 0o777) << 16
+            z.writestr(m, "/etc"); z.writestr("a/link/passwd", "x")
+    return make
+
+def test_folders_of_a_zip_of_windows(tmp_path):
+    "Divided by backslashes they are folders, and lead as little out as others"
+    unpack(write(tmp_path/"set", {"a\\1.txt":b"1", "b\\2.txt":b"2"}, "zip"), tmp_path/"out")
+    assert visible(tmp_path/"out") == ["a", "b"]
+    with pytest.raises(ValueError, match="leads out"): unpack(write(tmp_path/"bad", {"..\\escaped":b"1"}, "zip"), tmp_path/"other")
+
+@pytest.mark.parametrize("kind", ["zip", "w:gz"])
+@pytest.mark.parametrize("names", [("a/1.txt", "a/1.txt"), ("a/1.txt", "a/./1.txt"), ("a", "a/1.txt"), ("a/1.txt", "a")])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_there_twice(tmp_path, kind, names):
+    "Whether one after the other is kept depends on the program: one may show what another does not"
+    class Twice(dict):
+        def items(self): return zip(names, (b"first", b"second"))
+    a = write(tmp_path/"set", Twice(), kind)
+    with pytest.raises(ValueError, match="set holds 'a.* twice"): unpack(a, tmp_path/"out")
+    assert visible(tmp_path) == ["set"]
 
 def tar_special(kind):
     def make(path):
@@ -238,7 +257,7 @@ def tar_special(kind):
             m = tarfile.TarInfo("a/special"); m.type,m.linkname = kind,"/etc/passwd"; t.addfile(m)
     return make
 
-@pytest.mark.parametrize("make", [zip_link, *map(tar_special, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))])
+@pytest.mark.parametrize("make", [zip_special(), zip_special(stat.S_IFIFO), zip_special(stat.S_IFCHR), *map(tar_special, (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))])
 def test_links_and_devices(tmp_path, make):
     make(tmp_path/"set")
     with pytest.raises(ValueError, match="is a link or a device"): unpack(tmp_path/"set", tmp_path/"out")

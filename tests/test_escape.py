@@ -1,4 +1,5 @@
 "Names of classes, files and folders that mean something to Matplotlib, Markdown or a browser are shown as they are"
+import ast
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,11 +13,12 @@ from nbconvert.filters import markdown2html
 from vitnb.data.holdout import Split
 from vitnb.data.table import ImageSet
 from vitnb.drawings import drawings
-from vitnb.escape import in_figure, in_page, shortened
+from vitnb.escape import in_figure, in_page, in_terminal, shortened
 from vitnb.experiment.advice import Advice
 from vitnb.experiment.run import Run, release
 from vitnb.explore.embedding import plot_features
 from vitnb.figures import plot_confusion, plot_curves, show_images
+from vitnb.parameters import complain
 from vitnb.task import OneClass, Value
 
 BAD = ["<script>alert(1)</script>", "cost_$5$ and $x^2$", "<img src=x onerror=alert(1)>", "a|b`c`*d*_e_[f](javascript:g)",
@@ -36,6 +38,18 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if not self.depth: self.seen += data
+
+
+OBEYED = ["\x1b[2Jcat", "\u202egnp.exe", "a\rb", "\x9b31m", "name\udcff", "\u2067x", "\x00"]
+
+
+@pytest.mark.parametrize("name", OBEYED)
+def test_a_terminal_obeys_no_name(name, capsys):
+    complain(f"no file {name}\nof set")
+    said = capsys.readouterr().err
+    assert "\nof set" in said and all(sign.isprintable() or sign == "\n" for sign in said)
+    assert ast.literal_eval(f'"{in_terminal(name)}"') == name, "it can still be told which name it was"
+    assert in_figure(name) == shown(in_page(name)).strip() == in_terminal(name), "nor does a page turn what follows, or a figure draw a box"
 
 
 PLAIN = {"p", "strong", "code", "table", "thead", "tbody", "tr", "th", "td"}

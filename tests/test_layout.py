@@ -21,7 +21,7 @@ NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
-ALLOW = dict(core="", written="", seeding="", files="written", escape="", renamed="", progress="", device="", measured="files", environment="", runwords="", launch="", kernel="launch progress", runfolder="written files kernel launch progress", gather="", storage="", hub="written files", parameters="renamed files", kinds="", task="kinds", data="task", models="task",
+ALLOW = dict(core="", written="", seeding="", files="written", escape="", renamed="", progress="", device="", measured="files", environment="", runwords="", launch="", kernel="launch progress", runfolder="written files kernel launch progress", gather="", storage="", hub="written files", parameters="renamed files escape", kinds="", task="kinds", data="task", models="task",
     losses="task", figures="task", drawings="task figures", spectra="figures", chestfigures="figures metrics", metrics="task losses",
     callback="task data losses metrics figures drawings spectra",
     learner="task data models losses metrics figures drawings spectra callback", experiment="figures learner",

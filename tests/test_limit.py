@@ -72,13 +72,31 @@ def test_another_call_is_another_fit(capsys):
     assert "could go on with fit(3)" in capsys.readouterr().out and learn.opt_steps == 7 + len(learn.dls.train)
 
 
-def test_a_stop_in_the_last_validation_is_a_stop(tmp_path):
+@pytest.mark.parametrize("event", ["before_validate", "after_validate", "after_epoch", "after_fit"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_in_the_last_validation_or_behind_it_is_a_stop(tmp_path, event, signum):
+    "What follows the fit does not begin; run again, it does, and nothing is trained anew"
     class Late(Callback):
-        def before_validate(self):
-            if self.epoch + 1 == self.n_epoch: os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(TrainingStopped): tiny_fit(tmp_path, epochs=2, cbs=[Late()])
+        order = 70 # behind what writes and stops
+    setattr(Late, event, lambda self: self.epoch + 1 == self.n_epoch and os.kill(os.getpid(), signum))
+    if event == "after_fit": Late.order = 0 # while others save
+    with pytest.raises(TrainingStopped) as e: tiny_fit(tmp_path, epochs=2, cbs=[Late()])
+    assert e.value.code == 128 + signum and e.value.path.is_file()
     again = tiny_fit(tmp_path, epochs=2)
-    assert len(again.recorder.rows) == 2
+    assert len(again.recorder.rows) == 2 and again.opt_steps == 2*len(again.dls.train)
+
+
+def test_a_stop_behind_the_last_step_without_files_is_one_too():
+    class Late(Callback):
+        def after_fit(self): os.kill(os.getpid(), signal.SIGINT)
+    learn = tiny_learner()
+    with pytest.raises(TrainingStopped): learn.fit(2, cbs=[StopOnSignal(), Late()])
+    learn.fit(2, cbs=StopOnSignal())
+    assert learn.opt_steps == 2*len(learn.dls.train)
+    broken = tiny_learner()
+    class Fails(Late):
+        def after_epoch(self): raise ValueError("broken")
+    with pytest.raises(ValueError, match="broken"): broken.fit(1, cbs=[StopOnSignal(), Fails()])
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -3,13 +3,15 @@ import math
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from vitnb.core import repo_root
+from vitnb.experiment.asking import names_are_ours
+from vitnb.experiment.notebook import notebook_askable, notebook_params, read_notebook
 from vitnb.experiment.recipes import check_recipe, families, recipes
-from vitnb.experiment.values import RULES, check_alike, check_data, check_values, each, number, whole
-from vitnb.parameters import RUN_FIELDS, askable, check_injected
+from vitnb.experiment.values import check_alike, check_data, check_values, RULES
+from vitnb.parameters import RUN_FIELDS, askable, check_given, check_injected
 
+NOTEBOOKS = [path for path in (repo_root()/"nbs").glob("*.ipynb") if path.stem != "index"]
 NOT_NUMBERS = {"family", "augment", "loss", "stats", "labels", "objective", "predictor", "spectral", "sizes", "normalize", "label", "splits"} # names, or several kinds of value
 
 
@@ -24,23 +26,10 @@ def test_each_field_of_what_trains_has_a_rule(family):
 def test_each_recipe_follows_the_rules(family, name): check_values(recipes[family][name], family)
 
 
-@given(st.one_of(st.integers(-5, 5), st.floats(allow_nan=True), st.booleans(), st.text(max_size=2), st.none()))
-def test_a_rule_of_numbers_is_its_definition(value):
-    numeric = type(value) in (int, float) and math.isfinite(value)
-    assert (whole(1)(value) == "") == (type(value) is int and value >= 1)
-    assert (number(0, 1, below=True)(value) == "") == (numeric and 0 <= value < 1)
-    assert (number(0, 1, above=True)(value) == "") == (numeric and 0 < value <= 1)
-
-
-def test_a_list_is_as_long_as_its_rule_and_each_part_fits():
-    pair = each(whole(1), 2)
-    assert not pair((3, 4)) and not pair([3, 4]) and pair([3]) and pair([3, 0]) and pair("34") and pair(3)
-
-
 WRONG = dict(epochs=(1.5, -3, 0, True, "3"), bs=(0, 2.), lr=(0, -1e-3, math.nan, math.inf, "high"), weight_decay=(-1e-3,), betas=((.9,), (.9, 1.), .9), drop_path=(1, -.1),
     label_smoothing=(1.,), ema_decay=(1.,), accumulate=(0,), seed=(-1, 1.), img_size=(0, (224,), 224.), milestones=(.5, [-1]), mix_mode=("pairs",), precision=("fp8",),
     model_kw=("x", [1]), compile=(0, "no"), data=(2024,), arch=(121,), tag=("a/b", "a b", ".hidden"), max_hours=(-1,), mask_ratio=(0, 1), patch_size=((4,), 4, (0, 5)),
-    pretrained=(3,), use=("first",), sampling=("random",), smoke=(1,), resume=(True,))
+    pretrained=(3,), use=("first",), sampling=("random",), smoke=(1,), resume=(True,), device=("tpu", 0, ""), augment=("",), window=(2**17,), aug_kw=({1:2},))
 
 
 @pytest.mark.parametrize("field,value", [(field, value) for field,values in WRONG.items() for value in values])
@@ -90,13 +79,13 @@ def test_a_text_is_data_where_it_has_columns(tmp_path, name, content, is_table):
     with pytest.raises(ValueError, match=f"{name}.*without columns"): check_data(str(tmp_path/name))
 
 
-SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5], split="test", checkpoint="", run_dir="", points=None)
+SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, set_kw={"n":96}, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5], split="test", checkpoint="", run_dir="", points=None)
 
 
 @pytest.mark.parametrize("asked,said", [(dict(epochs=-3), "epochs=-3 must be a whole number from 1"), (dict(window=1.5), "window=1.5 must be"),
     (dict(seed=-1), "seed=-1"), (dict(data="nowhere"), "is no set and not there"), (dict(arch="spectral_mae_micr"), "did you mean 'spectral_mae_micro'"),
     (dict(data_root="nowhere"), "data_root='nowhere' is not there"), (dict(ratios=[2.]), "each a number above 0 and below 1"), (dict(ratios=[]), "at least one"), (dict(minutes=-1.), "minutes=-1.0"),
-    (dict(split="foo"), "one of valid, test"), (dict(checkpoint="nowhere"), "checkpoint='nowhere' is not there"), (dict(run_dir="README.md"), "run_dir='README.md' holds no weights"), (dict(points=[[1]]), "2 values")])
+    (dict(split="foo"), "one of valid, test"), (dict(checkpoint="nowhere"), "checkpoint='nowhere' is not there"), (dict(run_dir="README.md"), "run_dir='README.md' holds no weights"), (dict(points=[[1]]), "2 values"), (dict(data=""), "names nothing")])
 def test_a_notebook_without_a_family_has_the_bounds_of_the_fields_it_is_named_after(asked, said):
     with pytest.raises(ValueError, match=re.escape(said)): check_alike(SHOWN, {**SHOWN, **asked}, named=True)
 
@@ -109,6 +98,25 @@ def test_what_its_default_shows_to_mean_something_else_is_free(asked): # minutes
 def test_words_of_a_notebook_with_names_of_its_own_are_its_own():
     check_alike(dict(split="test", ratios=[.5]), dict(split="fold 3", ratios=[2.]), named=False)
     check_alike(dict(split="fold 1"), dict(split="fold 3"), named=True)
+
+
+WRONG_OF_A_KIND = {bool:5, int:-7, float:1e30, str:"a b\n$<b>", list:[{}], tuple:[{}], dict:{1:2}, type(None):[{}]}
+FREE = {("sweep_chest", "storage"), ("compare_runs", "score"), ("compare_runs", "baseline")} # any text may be one
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS), ids=lambda path: path.stem)
+def test_no_parameter_of_an_experiment_takes_a_value_that_is_none(notebook):
+    "Of another type, out of bounds, or a word that nobody knows; `resume` is looked for when the folder is chosen"
+    nb = read_notebook(notebook)
+    shown,family,is_ours = notebook_params(nb), notebook_askable(nb), names_are_ours(nb)
+    assert is_ours
+    for name,default in shown.items():
+        if name == "resume" or (notebook.stem, name) in FREE: continue
+        wrong = WRONG_OF_A_KIND[type(default)]
+        with pytest.raises(ValueError) as refused: # such as: name=-7 must be a whole number from 1, such as 8
+            given = check_given({name:wrong}, shown, family)
+            family.refuse({**shown, **given}, shown, named=is_ours, workspace=repo_root())
+        assert name in str(refused.value) or default in str(refused.value), name
 
 
 def test_papermill_is_told_in_the_kernel(): # which has no quick check before

@@ -227,6 +227,7 @@ from vitnb.experiment.asking import *
 from vitnb.experiment.cli import *
 from vitnb.experiment.names import *
 from vitnb.experiment.nametable import *
+from vitnb.experiment.rules import *
 from vitnb.experiment.choices import *
 from vitnb.experiment.sizes import *
 from vitnb.experiment.values import *

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PEER_LOST', 'nearest', 'one_of', 'named_options', 'check_options', 'need', 'defined_again', 'Registry',
-           'import_rooms', 'repo_root', 'Settings', 'settings', 'n_ranks', 'my_rank', 'is_main', 'pick_device',
-           'writing', 'atomic_write', 'moved_names']
+           'import_rooms', 'repo_root', 'Settings', 'settings', 'n_ranks', 'my_rank', 'is_main', 'is_device_name',
+           'pick_device', 'writing', 'atomic_write', 'moved_names']
 
 # %% ../nbs/library/000_core.ipynb #3cff9328
 import configparser
@@ -15,6 +15,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,16 +26,21 @@ from pathlib import Path
 from uuid import uuid4
 
 # %% ../nbs/library/000_core.ipynb #2e58e156
+_MANY = 200 # names that are not listed in a message
+
 def nearest(
     name:str, # What was given
     choices:Iterable[str], # What is allowed
-)->str: # A half sentence for an error message: the nearest choice, then all of them
+)->str: # A half sentence for an error message: the nearest choice, then all of them, or of many a few
     "Say which of `choices` is nearest to `name`"
     choices = sorted(map(str, choices))
+    name = str(name)[:100]
     if not choices: return "choose from: (nothing is registered)"
-    hits = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hits = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     near = "".join(f"did you mean '{hit}'? " for hit in hits)
-    return f"{near}choose from: {', '.join(choices)}"
+    if len(choices) <= _MANY: return f"{near}choose from: {', '.join(choices)}"
+    like = difflib.get_close_matches(name, choices, n=8, cutoff=0.3) or choices[:8]
+    return f"{near}there are {len(choices):,}, such as {', '.join(sorted(like))}"
 
 # %% ../nbs/library/000_core.ipynb #fa8d3f1a
 def one_of(
@@ -249,17 +255,23 @@ def _devices_of(torch, kind):
     if kind == "cuda": return torch.cuda.device_count()
     return int(torch.backends.mps.is_available()) if kind == "mps" else 1
 
+def is_device_name(
+    name:object, # Of any kind
+)->bool: # Whether a machine may have a device of that name
+    "Tell the name of a device, without loading torch"
+    return isinstance(name, str) and re.fullmatch(r"auto|(cpu|cuda|mps|xpu|meta)(:\d+)?", name) is not None
+
 def pick_device(
     name:str|None=None, # "auto", "cpu", "cuda", "cuda:1", "mps"; the setting `device` if None
 )->"torch.device": # The device, checked to be there
     "Choose the device to train on; `auto` takes CUDA, then Apple's MPS, then the CPU"
-    import torch # takes seconds to load; parameters are checked without it
     name = name or settings().device
+    if not is_device_name(name):
+        raise ValueError(f"device {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps")
+    import torch # takes seconds to load; parameters are checked without it
     if name == "auto": name = _best_device(torch)
     if name == "cuda" and n_ranks() > 1: name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" # each process has its own
-    try: device = torch.device(name)
-    except RuntimeError as e:
-        raise ValueError(f"device {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps") from e
+    device = torch.device(name)
     if (device.index or 0) >= _devices_of(torch, device.type):
         seen = torch.cuda.device_count()
         raise ValueError(f"device {name!r} is not on this machine ({seen} CUDA devices seen); "

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import Registry, is_main, nearest
+from .escape import in_terminal
 from .files import at_home, load_json
 from .renamed import new_name, upgrade
 
@@ -157,7 +158,7 @@ def read_hyperparams(
     path:str|Path, # A JSON file with `best_params`, as a search writes it
 )->dict: # Names and values
     "Read what a search found best"
-    path = at_home(path)
+    path = at_home(str(path))
     if not path.is_file():
         raise ValueError(f"hyperparams={str(path)!r} is not there; give the best_params.json that a search wrote")
     found = load_json(path, remedy="hyperparams is the best_params.json that a search wrote").get("best_params")
@@ -207,7 +208,7 @@ def complain(
     *text:object, # What to say
 )->None:
     "Print to standard error, at once"
-    print(*text, file=sys.stderr, flush=True)
+    print(*map(in_terminal, text), file=sys.stderr, flush=True)
 
 def check_given(
     given:dict, # Names and values, of whatever age

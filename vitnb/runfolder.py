@@ -134,6 +134,7 @@ def hold(
         descriptor = _take_patiently(folder)
         if descriptor is None: return False
         sweep(folder)
+    os.set_inheritable(descriptor, False) # what is left in the background by `os.system` must not hold it on
     _held[folder] = descriptor
     return True
 

@@ -7,6 +7,7 @@ __all__ = ['TrainingStopped', 'exit_code', 'Stopper', 'TimeLimit', 'NotWaiting',
 
 # %% ../../nbs/library/470_callback.limit.ipynb #14916d6b
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint, snapshot
+from ..core import n_ranks
 from ..kernel import STOPPING, is_unheard
 from ..progress import fmt_time, headless, in_kernel
 from ..renamed import keywords_were
@@ -139,11 +141,12 @@ class TimeLimit(Stopper):
         self.longest = dict(s["longest"])
         self.start = self.clock()
 
-# %% ../../nbs/library/470_callback.limit.ipynb #ba9459ee
+# %% ../../nbs/library/470_callback.limit.ipynb #7a10c0de
 class NotWaiting(KeyboardInterrupt):
     "A second signal came"
     _render_traceback_ = TrainingStopped._render_traceback_
 
+# %% ../../nbs/library/470_callback.limit.ipynb #ba9459ee
 class StopOnSignal(Stopper):
     "Finish the batch, save, and stop when a signal came"
     def __init__(self,
@@ -173,9 +176,27 @@ class StopOnSignal(Stopper):
         if self.got is None: return None
         return f"{signal.Signals(self.got).name} received", exit_code(self.got)
 
+    def stop(self,
+        text:str, # Why
+        code:int, # Exit code for `vitnb run`
+    ):
+        self.got = None # it was followed
+        super().stop(text, code)
+
     def after_fit(self):
         for signum,handler in self.handlers.items(): signal.signal(signum, handler)
         self.handlers = {}
+        ended_well = sys.exc_info()[1] is None
+        if self.got is not None and ended_well and n_ranks() == 1: self._stop_late()
+
+    def _stop_late(self):
+        "A signal came when all was trained, and was being saved: what follows the fit does not begin"
+        folders = [files.folder for files in self.learn.cbs if isinstance(files, Checkpoints)]
+        whole = [folder/"last_model.pth" for folder in folders if (folder/"last_model.pth").is_file()]
+        if not whole: self.stop(*self.reason())
+        text,code = self.reason()
+        self.learn.left_off["state"] = whole[0]
+        raise TrainingStopped(text, code, whole[0])
 
 # %% ../../nbs/library/470_callback.limit.ipynb #e7711649
 class NaNWatch(TrainCallback):

@@ -162,8 +162,9 @@ class _Refused(ValueError):
     "What an archive holds is not wanted"
 
 def _zip_kind(member):
-    "Name the kind of a member of a zip file: file, folder or link"
-    if stat.S_ISLNK(member.external_attr >> 16): return "link"
+    "Name the kind of a member of a zip file: file, folder, or link for everything else"
+    kind = stat.S_IFMT(member.external_attr >> 16) # 0 where it was not written on Unix
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR): return "link"
     return "folder" if member.is_dir() else "file"
 
 def _tar_kind(member):
@@ -182,7 +183,9 @@ def _members(archive):
     "Yield name, kind, length and opener of each member of a zip or tar file"
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
-            for one in file.infolist(): yield one.filename, _zip_kind(one), one.file_size, partial(file.open, one)
+            for one in file.infolist():
+                name = one.filename.replace("\\", "/") # as some programs of Windows divide folders
+                yield name, _zip_kind(one), one.file_size, partial(file.open, one)
     else:
         with tarfile.open(archive) as file:
             for one in file: yield one.name, _tar_kind(one), one.size, partial(file.extractfile, one)
@@ -192,12 +195,15 @@ def _members(archive):
 def _place(archive, folder, name, kind):
     "Where a member goes; a name that leads out of the folder, a link or a device is refused"
     path = (folder/name).resolve()
-    if not path.is_relative_to(folder):
+    if not path.is_relative_to(folder) or re.match(r"[A-Za-z]:", name):
         raise _Refused(f"{archive} holds {name!r}, which leads out of the folder; do not use it")
     if kind == "link":
         raise _Refused(f"{archive} holds {name!r}, which is a link or a device; images need neither, so it is refused")
     parent = path if kind == "folder" else path.parent
-    parent.mkdir(parents=True, exist_ok=True)
+    twice = _Refused(f"{archive} holds {name!r} twice, and which one is meant is not known; do not use it")
+    try: parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error: raise twice from error # a file is called as its folder is
+    if kind == "file" and path.exists(): raise twice
     return path
 
 _RATIO = 100 # bytes for one of the archive: images hardly shrink, and ten to one is much for any set

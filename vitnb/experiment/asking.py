@@ -127,7 +127,10 @@ def notebook_help(
 
 # %% ../../nbs/library/635_experiment.asking.ipynb #cacc8b4a
 _COMES_WITH = set("vitnb torch torchvision timm fastai fastcore IPython ipywidgets matplotlib numpy pandas scipy "
-                  "sklearn PIL papermill torchmetrics tqdm h5py psutil".split())
+                  "sklearn PIL papermill nbformat torchmetrics tqdm h5py psutil".split())
+
+_BRINGS_NAMES = re.compile(r"(?<!_engines\.)\bregister\w*\(|@[\w.]*register|%run|%load_ext" # engines bear no names
+                           r"|\bsys\.path(\s*\+?=|\.(append|insert|extend)\b)")
 
 def _imported(tree):
     "First parts of the modules that a cell imports"
@@ -142,7 +145,7 @@ def names_are_ours(
     known = _COMES_WITH | sys.stdlib_module_names
     for cell in nb["cells"]:
         if cell.get("cell_type") != "code": continue
-        if re.search(r"\bregister\w*\(|@[\w.]*register|%run|%load_ext|sys\.path", cell["source"]): return False
+        if _BRINGS_NAMES.search(cell["source"]): return False
         try: tree = ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", cell["source"]))
         except SyntaxError: return False # it has something that only IPython reads
         if not set(_imported(tree)) <= known: return False

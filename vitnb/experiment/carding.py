@@ -13,7 +13,7 @@ from .card import verify_card, write_card
 from .execute import check_output
 from .guard import guarded
 from .run import commands
-from .values import check_typed, number
+from .rules import check_typed, number
 
 # %% ../../nbs/library/698_experiment.carding.ipynb #0ed0c340
 DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds

@@ -65,6 +65,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from ipykernel.kernelbase import Kernel
 interrupts = [] # that came while no code of the notebook ran
 def keep(number, frame): interrupts.append(number)
+def in_one_line(self): return ["KeyboardInterrupt: it came while no code of this notebook ran; this cell did not begin"]
+Kernel.interrupt = type("KeyboardInterrupt", (KeyboardInterrupt,), dict(_render_traceback_=in_one_line))
 def listen(self): signal.signal(signal.SIGINT, keep)
 Kernel.pre_handler_hook, Kernel.post_handler_hook = listen, lambda self: None
 run_code = InteractiveShell.run_code
@@ -72,15 +74,20 @@ async def interruptible(self, code, *args, **options):
     ours = signal.getsignal(signal.SIGINT) is keep # code that awaits has a handler of its own
     if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        if interrupts: code = compile("raise KeyboardInterrupt", "<interrupt>", "exec")
+        if interrupts: code = compile("raise get_ipython().kernel.interrupt", "<interrupt>", "exec")
         interrupts.clear()
         return await run_code(self, code, *args, **options)
     finally:
         if ours: signal.signal(signal.SIGINT, keep)
 InteractiveShell.run_code = interruptible
 """
+_LOCK = """
+import contextlib, os
+if os.environ.get("VITNB_LOCK", "").isdigit():
+    with contextlib.suppress(OSError): os.set_inheritable(int(os.environ["VITNB_LOCK"]), False)
+""" # what a cell leaves in the background must not hold the lock on
 _START = "import runpy; runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True)"
-_LAUNCH = _SOCKETS + _INTERRUPTS + _START # what a kernel of Python is started with
+_LAUNCH = _SOCKETS + _LOCK + _INTERRUPTS + _START # what a kernel of Python is started with
 
 # %% ../../nbs/library/615_experiment.channels.ipynb #e894b987
 def without_ports(

@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/library/662_experiment.chest.ipynb #230b1f5f
+from .keywords import check_timm
 from .recipes import register_family
+from .rules import one_name
+from .values import family_checks, field_rules, text
 
 # %% ../../nbs/library/662_experiment.chest.ipynb #c8962e1a
 _plateau = dict(schedule="plateau", patience=10, factor=.5, early_stop=10, early_stop_min_delta=.001, restore_best=True)
@@ -33,3 +36,8 @@ register_family("films", without=("tta", "drop_path", "task_weights"), model=dic
         published = dict(data=None, stats="arch", img_size=224, arch="csi_resnet50", pretrained=True, probe="resnet50",
                          epochs=12, bs=32, lr=1e-4, lr_decay=.75, weight_decay=.05, warmup_epochs=1.,
                          precision="auto")))
+
+field_rules["films"] = dict(probe=text, positive=text, pool=one_name("global zones"))
+
+def _check_probe(r, workspace): check_timm(f"timm/{r['probe']}", "probe")
+family_checks["films"] = _check_probe

@@ -160,12 +160,13 @@ def _asked(args, pairs):
     "What the notebook shows, what it is asked for, checked without loading what trains, and what it could be asked"
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
+    folder = working_folder(args.notebook, nb)
+    pairs = [[name, whole_paths({name:value}, folder)[name]] for name,value in pairs] # before they are looked for
     typed = [name for name,_ in pairs]
-    file = read_params_file(args.file) if args.file is not None else {}
+    file = whole_paths(read_params_file(args.file), folder) if args.file is not None else {}
     family = notebook_askable(nb, [*typed, *file])
     file = check_given({name:value for name,value in file.items() if name not in typed}, shown, family)
     params = as_given_before({**file, **parse_params(pairs, shown, family)}, shown, family)
-    params = whole_paths(params, working_folder(args.notebook, nb))
     check_output(args.output)
     family.refuse({**shown, **params}, shown, named=names_are_ours(nb), workspace=workspace_of(args.notebook))
     check_kernel(args.kernel)

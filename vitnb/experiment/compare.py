@@ -20,8 +20,8 @@ from ..core import atomic_write, moved_names, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
 from .notebook import read_notebook
-from .values import is_number
-from ..escape import in_markdown, in_page
+from .rules import is_number
+from ..escape import in_markdown, in_page, in_terminal
 from ..files import BrokenFile
 from ..runwords import FREE_FIELDS
 
@@ -227,7 +227,7 @@ def to_markdown(self:Comparison)->str: # With a line for each note below
 @patch
 def __str__(self:Comparison):
     if not self.runs: return "\n".join(["no runs", *self.notes()])
-    shown = need("pandas").DataFrame(self.rows()).to_string(index=False)
+    shown = in_terminal(need("pandas").DataFrame(self.rows()).to_string(index=False))
     return "\n".join([shown, *self.notes()])
 
 @patch

@@ -15,7 +15,7 @@ from ..core import nearest, need
 from ..escape import in_figure
 from .compare import Comparison, differing_params
 from .folders import RunRecord, score_value
-from .values import is_number
+from .rules import is_number
 
 # %% ../../nbs/library/686_experiment.comparefigures.ipynb #a73ad13b
 _NAMED = 10 # lines that a legend can name

@@ -18,7 +18,7 @@ from .folders import read_runs
 from .execute import check_output
 from .guard import guarded
 from .run import commands
-from .values import check_typed, whole
+from .rules import check_typed, whole
 from ..parameters import parse_value
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #58ef32b7

@@ -19,8 +19,9 @@ from pathlib import Path
 from ..core import Registry, nearest, one_of, repo_root
 from .asking import read_params_file
 from .space import check_space, is_active, settings_of
-from .study import SearchPlan, make_plan
-from .values import is_number
+from .study import SearchPlan, check_study_name, make_plan
+from .rules import is_number
+from .values import family_checks
 
 # %% ../../nbs/library/690_experiment.configurations.ipynb #e6468adb
 SWEEP_METHODS = ("grid", "random", "tpe")
@@ -223,3 +224,13 @@ sweeps["densenet_random"] = dict(
 sweeps["swin_seeds"] = dict(
     notebook="nbs/train_swin.ipynb", score="valid_accuracy", better="max", method="grid", name="lr{lr}_seed{seed}",
     params=dict(recipe="digits"), space=dict(lr=[1e-3, 2e-3, 4e-3], seed=[1, 2, 3]))
+
+# %% ../../nbs/library/690_experiment.configurations.ipynb #5ee9c0de
+def _check_sweep(r, workspace):
+    "Refuse what a notebook that sweeps is asked for and could not carry out"
+    named = {name:r[name] for name in ("notebook", "space", "score", "better", "method", "runs", "minutes")}
+    if None in (named["notebook"], named["space"], named["score"]): return # asked without the cell that has them
+    notebook = (workspace or repo_root())/named.pop("notebook")
+    make_sweep(notebook, **named, params=dict(epochs=r["epochs"]))
+    check_study_name(r["name"])
+family_checks["sweep"] = _check_sweep

@@ -6,6 +6,7 @@
 __all__ = ['stoppable', 'outcome_of', 'report', 'tell']
 
 # %% ../../nbs/library/622_experiment.endings.ipynb #757dd562
+import inspect
 import os
 import re
 import signal
@@ -84,13 +85,22 @@ def _await_main(run_dir, seconds=60):
     def running(): return read_json(run_dir/"status.json").get("status") == "running"
     while running() and time.monotonic() < end: time.sleep(.1)
 
+_OURS = f"{Path(inspect.getfile(complain)).parent}{os.sep}"
+
+def _is_refusal(error):
+    "Whether a room of vitnb refused a value: what it says is all that there is to say, not how it came there"
+    if error.ename != "ValueError": return False
+    plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or ()))
+    frames = re.findall(r"(?m)^(?:File )?(\S.*?\.py):\d+, in |^Cell In", plain)
+    return bool(frames) and frames[-1].startswith(_OURS)
+
 def tell(
     run_dir:Path, # The run folder
     error:BaseException, # What ended the run
     outcome:str, # As `outcome_of` says it
 )->None:
     "Show an error; of several processes the one that caused it does, the others name that one"
-    in_one_line = outcome == "stopped" or not hasattr(error, "ename")
+    in_one_line = outcome == "stopped" or not hasattr(error, "ename") or _is_refusal(error)
     text = error_line(error) if in_one_line else str(error)
     if n_ranks() == 1: return complain(text)
     if outcome == "stopped" and not is_main(): return _await_main(run_dir)

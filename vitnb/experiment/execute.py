@@ -30,6 +30,7 @@ from .run import as_before, run_folder
 from .salvage import complete_all
 from ..launch import LAUNCHER, end_tree
 from ..parameters import Askable, check_given
+from ..progress import in_kernel
 from ..runfolder import end_state, hand_on, hold, in_use, is_held, mark_status, read_json, release
 
 # %% ../../nbs/library/620_experiment.execute.ipynb #090bea8b
@@ -76,7 +77,8 @@ def make_run_dir(
     params = shown | given
     root = settings(workspace_of(path)).outputs_path
     resume = resume or params.get("resume", "never")
-    folder = run_folder(run_name(path), params, params.get("tag") or "", resume, root)
+    is_launched = not in_kernel() # what the environment says there is meant for the kernel's own notebook
+    folder = run_folder(run_name(path), params, params.get("tag") or "", resume, root, is_launched)
     if is_main() and not hold(folder): raise ValueError(in_use(folder))
     return folder
 
@@ -240,9 +242,9 @@ def run_notebook(
     path = Path(path).resolve()
     shown = notebook_params(nb)
     family = notebook_askable(nb, params or ())
-    params = as_given_before(check_given(params or {}, shown, family), shown, family)
     folder = working_folder(path, nb)
-    params = whole_paths(params, folder)
+    given = check_given(whole_paths(params or {}, folder), shown, family)
+    params = as_given_before(given, shown, family)
     run_dir = Path(run_dir or make_run_dir(path, shown, params, "auto" if resume else None)).resolve()
     output = Path(output or run_dir/path.name).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)

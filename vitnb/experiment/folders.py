@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core import nearest, settings
-from .values import is_number
+from .rules import is_number
 from ..files import CHANGED, BrokenFile, is_changed
 from ..parameters import flat
 from ..runfolder import read_json, run_status

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import atomic_write, need
-from .values import is_number
+from .rules import is_number
 from ..storage import VERDICT
 from ..written import read_line, read_new, sealed_line
 

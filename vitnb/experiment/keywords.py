@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import check_options, nearest
 from .names import BETTER, NAMED_OPTIONS, NAMES, as_registered
-from .values import number
+from .rules import number
 
 # %% ../../nbs/library/658_experiment.keywords.ipynb #b11898c4
 _TIMM = "timm/"
@@ -29,13 +29,15 @@ def timm_names()->set: # Empty if they are not found
 
 def check_timm(
     arch:object, # Name of a network
+    field:str="arch", # What asks for it
 )->None:
     "Refuse a network that the timm that is installed does not have"
     if not isinstance(arch, str) or not arch.startswith(_TIMM): return
     own = arch.removeprefix(_TIMM)
     known = timm_names()
     if not known or {own, own.partition(".")[0]} & known: return # behind the dot stand the weights
-    raise ValueError(f"arch={arch!r}: timm has no network {own!r}: {nearest(own, known)}")
+    asked = arch if field == "arch" else own
+    raise ValueError(f"{field}={asked!r}: timm has no network {own!r}: {nearest(own, known)}")
 
 # %% ../../nbs/library/658_experiment.keywords.ipynb #1ec9400e
 _CHOSEN_LATER = ("arch", "augment", "lr", "ema_decay") # by `experiment.auto`

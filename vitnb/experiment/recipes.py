@@ -114,6 +114,7 @@ def check_recipe(
     check_agreement(r, given, name, named, families[family])
     check_recipe_data(r, name, named, workspace)
 
+
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889
 ADVICE = ("optimizer", "lr", "batch", "params", "weight_decay", "weight_decay_why", "min_lr", "label_smoothing", "clip",
           "epochs", "epochs_why", "augment", "augment_why", "regularizer") # what recommendations ask of a family

@@ -98,6 +98,8 @@ def find_run(
         if _may_go_on(folder, params, tag) and hold(folder): return folder
 
 # %% ../../nbs/library/600_experiment.run.ipynb #48bf76e0
+_open = {} # "run": the `Run` that the cells of this kernel write to
+
 def _named_folder(resume):
     "The folder that a person means: from here, or, in a notebook below the workspace, from there"
     here = at_home(resume).resolve()
@@ -150,11 +152,13 @@ def run_folder(
     tag:str="", # Its tag
     resume:str="never", # As for `Run`
     root:str|Path|None=None, # Where runs live; the setting `outputs_path` if None
+    is_launched:bool=True, # Whether the folder that a launcher has named is meant for it
 )->Path: # The folder: that of the unfinished run, or a new one
     "Choose where a run shall write"
     leave_outer_run()
-    given = os.environ.get("VITNB_RUN_DIR")
-    if given: return Path(given).resolve()
+    given = os.environ.get("VITNB_RUN_DIR") if is_launched else None
+    is_second = "run" in _open and _open["run"].name != name # a cell begins one beside that of its notebook
+    if given and not is_second: return Path(given).resolve()
     if resume in ("auto", "never"): _settle_all(name, root)
     if resume == "auto": return find_run(name, params, tag, root) or new_run_dir(name, tag, root)
     if resume == "never": return new_run_dir(name, tag, root)
@@ -182,8 +186,6 @@ def family_params(
     return askable[family]
 
 # %% ../../nbs/library/600_experiment.run.ipynb #d3af0f23
-_open = {} # "run": the `Run` that the cells of this kernel write to
-
 def _note(state, **facts):
     "Mark the run of this kernel, if it is under way"
     run = _open["run"]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..core import Registry, nearest
 from .studies import register_study
-from .values import field_rules, is_number, one_name, whole
+from .rules import is_number, one_name, whole
+from .values import field_rules, fields, text
 from ..files import load_text
 from ..parameters import check_params
 
@@ -232,10 +233,11 @@ _given = _said_wrong(check_space, "a dictionary of parameters")
 _better = one_name("max min")
 _without = ("recipe", "max_hours", "dry_run", "resume", "more", "hyperparams")
 
-field_rules["search"] = dict(better=_better, space=_named, trials=whole(1), startup=whole(), warmup=whole(),
+field_rules["search"] = dict(notebook=text, study=text, storage=text, fixed=fields,
+                             better=_better, space=_named, trials=whole(1), startup=whole(), warmup=whole(),
                              pick=one_name("best last"), pruner=one_name("median hyperband successive_halving none"))
-field_rules["sweep"] = dict(better=_better, space=_given, method=one_name("grid random tpe"),
-                            runs=whole(1), workers=whole(1))
+field_rules["sweep"] = dict(notebook=text, name=text, better=_better, space=_given, method=one_name("grid random tpe"),
+                            runs=whole(1), workers=whole(1, high=1024))
 
 register_study("search", shown="notebook space score better pick fixed trials startup pruner warmup study storage",
                fields={}, recipes=dict(search={}), without=_without)

@@ -6,8 +6,13 @@
 __all__ = ['register_study']
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #8f7f1b34
+from ..core import check_options
+from .agreement import check_set_options
+from .names import NAMED_OPTIONS, NAMES, check_name
 from .recipes import FIELDS, register_family
-from .values import each, field_rules, flag, number, one_name, whole
+from .rules import number, one_name, some, whole
+from .values import check_alike, check_data, family_checks, field_rules, fields, flag, or_none
+from ..parameters import Askable, askable
 from ..renamed import rename
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #ca341765
@@ -31,8 +36,18 @@ register_study("finetune",
     recipes=dict(eyes={}), without=("recipe", "max_hours", "dry_run"))
 
 field_rules["finetune"] = dict(readout=one_name("auto middle pool"), probe_first=flag, pretrain_windows=whole(1),
-                               n_splits=whole(1), task=one_name("pixels cubes"),
-                               modes=each(one_name("frozen tuned scratch")))
+                               n_splits=whole(1, high=1000), task=one_name("pixels cubes"),
+                               per_class=whole(1), test_per_class=whole(1),
+                               modes=some(one_name("frozen tuned scratch")))
+
+def _check_cubes(r, workspace): check_set_options("set_kw", r["data"], r["set_kw"] or {})
+family_checks["finetune"] = _check_cubes
+
+def _check_unlisted(shown, params, named=False, workspace=None):
+    "Refuse what a notebook without a family cannot be asked"
+    check_alike(shown, params, named, workspace)
+    if named and shown.get("set_kw"): check_set_options("set_kw", params["data"], params["set_kw"])
+askable[""] = Askable({}, (), alike=_check_unlisted)
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3
 _synthetic = dict(
@@ -49,8 +64,23 @@ _all_scenes = dict(split_seed=42, modulate=True, shortest=300., noise=1., fade=3
 register_study("scenes", shown="real window mask_ratio depth lr labels weights", fields={**_synthetic, **_all_scenes},
                recipes=dict(synthetic={}, published=_published), without=("max_hours", "dry_run"))
 
-field_rules["scenes"] = dict(labels=each(whole(1)), width=whole(1), depth=whole(1), n_splits=whole(1),
-                             neighborhood_radius=whole(0), draws=whole(1), pool=whole(1), test_pool=whole(1))
+def _scene(value):
+    "The rule for a set of cubes: its name, or that with options"
+    name,*options = value if isinstance(value, (list, tuple)) and value else [value]
+    fits = isinstance(name, str) and name and len(options) < 2 and not any(fields(part) for part in options)
+    return "" if fits else 'a set, or a set and its options, such as ["samson", {}]'
+
+field_rules["scenes"] = dict(labels=some(whole(1)), width=whole(1, high=2**16), depth=whole(1, high=1000),
+                             n_splits=whole(1, high=1000), neighborhood_radius=whole(0, high=1000), draws=whole(1),
+                             pool=whole(1), test_pool=whole(1), sources=some(_scene), target=_scene)
+
+def _check_scenes(r, workspace):
+    "Refuse scenes that are not there, and options that they do not have"
+    for scene in [*r["sources"], r["target"]]:
+        name,*options = [scene] if isinstance(scene, str) else scene
+        if not r["real"]: check_data(name, None, workspace)
+        for part in options: check_set_options("options of a scene", name, part, ("wavelengths", "truth", "classes"))
+family_checks["scenes"] = _check_scenes
 
 rename("dealings", "n_splits", "0.3", "scikit-learn's word")
 rename("reach", "neighborhood_radius", "0.3", "what it is, in pixels")
@@ -73,4 +103,11 @@ _all_compared = dict(
 register_study("comparison", shown="", fields={**_digits, **_all_compared},
                recipes=dict(digits={}, leaves=_leaves, objects=_objects), without=("max_hours", "dry_run"))
 
-field_rules["comparison"] = dict(labels=each(number(0, 1, above=True, like="0.1")))
+field_rules["comparison"] = dict(labels=some(number(0, 1, above=True, like="0.1")), views=fields, head=fields,
+                                 groups=or_none(one_name("near identical")), limit=whole(1), pretrainings=whole(1),
+                                 check_pool=flag)
+
+def _check_views(r, workspace):
+    "Refuse options that the maker of views does not have"
+    check_options(f"views={r['views']!r}: simclr", r["views"] or {}, NAMED_OPTIONS["image_augment"]["simclr"])
+family_checks["comparison"] = _check_views

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..escape import in_page
-from .values import is_number
+from .rules import is_number
 from ..files import BrokenFile
 from ..launch import is_living
 from ..progress import fmt_time

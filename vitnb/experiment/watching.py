@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core import need, settings
+from ..escape import in_terminal
 from .guard import guarded
 from .run import commands
-from .values import check_typed, number, whole
+from .rules import check_typed, number, whole
 from .watch import RUN_COLUMNS, RunViews, run_line
 
 # %% ../../nbs/library/689_experiment.watching.ipynb #6939cb4f
@@ -60,7 +61,7 @@ def runs_table(
     for place in shown: table.add_column(RUN_COLUMNS[place], no_wrap=True)
     for row in rows:
         texts = [shortened_name(row[0], size), *(row[place] for place in shown[1:])]
-        table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
+        table.add_row(*(Text(in_terminal(text), style=_STYLES.get(text, "")) for text in texts))
     return table
 
 # %% ../../nbs/library/689_experiment.watching.ipynb #75bfd9c2
@@ -73,7 +74,7 @@ def _pictures(views, width, most=3):
     "Where the newest pictures of runs are"
     from rich.text import Text
     lines = [f"picture: {path}" for path in [view.picture_file() for view in views] if path]
-    return [Text(shortened_name(line, width), style="dim") for line in lines[:most]]
+    return [Text(in_terminal(shortened_name(line, width)), style="dim") for line in lines[:most]]
 
 def screen_of(
     views:Sequence, # `RunView`s

@@ -73,7 +73,7 @@ class CornLoss(MassLoss):
         "Share the mass of each row out to the questions"
         dtype = target.dtype if target.is_floating_point() else torch.float32
         masses = as_masses(target, self.levels, known, dtype) # N,L
-        if self.weight is not None: masses = masses*self.weight_for(masses)
+        if self.weight is not None: masses = masses*self.weight_for(masses, masses.shape[-1])
         at = masses[:,:-1]
         above = masses.flip(-1).cumsum(-1).flip(-1)[:,1:]
         return above, at

@@ -152,6 +152,9 @@ def swin(
     check_rates(**rates)
     if patch_size is None: patch_size = 2 if min(_pair(img_size)) <= 16 else 4
     window = choose_window(img_size, patch_size, len(depths), window_size, window_near)
+    if max(_pair(img_size)) <= patch_size:
+        raise ValueError(f"img_size={img_size} is a single patch of {patch_size} pixels, which has nothing to attend "
+                         f"to; use img_size {2*patch_size} or more")
     one_of(stem, ("patch", "conv"), "stem")
     model = SwinTransformer(
         img_size=_pair(img_size), patch_size=patch_size, window_size=window, in_chans=in_chans, num_classes=num_classes,
