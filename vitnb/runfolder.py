@@ -59,10 +59,11 @@ def write_noted(
 def read_json(
     path:str|Path, # A file of the run folder
     kind:type=dict, # What it holds: `dict` or `list`
+    strict:bool=False, # As for `load_json`
 )->dict|list: # Its content; empty if the file is not there
     "Read JSON that a run wrote"
     remedy = "put back a copy of it, or remove it: what training goes on from is in checkpoints/"
-    return load_json(path, kind, remedy) if Path(path).is_file() else kind()
+    return load_json(path, kind, remedy, strict) if Path(path).is_file() else kind()
 
 # %% ../nbs/library/034_runfolder.ipynb #1d965981
 _held = {} # folder -> descriptor of its lock

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..core import nearest, settings
 from .rules import is_number
-from ..files import CHANGED, BrokenFile, is_changed
+from ..files import CHANGED, BrokenFile
 from ..parameters import flat
 from ..runfolder import read_json, run_status
 from ..written import was_written
@@ -62,10 +62,10 @@ def _part(folder, name, kind, faults):
     "A file of a run; what is wrong with it is noted, and a number that the run did not write is not shown as its own"
     try:
         if not (folder/name).is_file(): _check_gone(folder/name)
-        if is_changed(folder/name): raise BrokenFile(folder/name, f"{CHANGED} ({_OWN})")
-        return read_json(folder/name, kind)
+        return read_json(folder/name, kind, strict=True)
     except (BrokenFile, OSError) as error:
-        faults.append(f"{name}: {getattr(error, 'reason', error)}")
+        reason = getattr(error, "reason", error)
+        faults.append(f"{name}: {reason} ({_OWN})" if reason == CHANGED else f"{name}: {reason}")
         return kind()
 
 def _check_gone(path):
