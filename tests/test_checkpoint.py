@@ -190,6 +190,13 @@ def test_the_log_says_which_score_chose_the_best_epoch(tmp_path, capsys, values,
     assert capsys.readouterr().out.rstrip().endswith(said)
 
 
+def test_the_log_says_that_the_best_epoch_is_of_an_earlier_fit(tmp_path, capsys):
+    "A second, worse fit into the same folder has fewer epochs than the number of the best"
+    tiny_fit(tmp_path, epochs=3, cbs=[Scores([.1, .5, .3])])
+    tiny_fit(tmp_path, epochs=1, cbs=[Scores([.2])], resume="never")
+    assert capsys.readouterr().out.rstrip().endswith("best epoch 2 of an earlier fit: accuracy 0.5 (higher is better), in best_model.pth")
+
+
 def test_the_log_says_it_of_another_column_and_after_a_resume(tmp_path, capsys):
     kw = dict(epochs=3, run_kw=dict(monitor="valid_loss"))
     with pytest.raises(RuntimeError): tiny_fit(tmp_path, cbs=[StopAt(len(tiny_learner().dls.train) + 2)], **kw)

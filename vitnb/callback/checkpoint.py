@@ -172,8 +172,10 @@ def choice(self:Checkpoints)->str: # Such as "best epoch 3 of 5: accuracy 0.91 (
     better = dict(max="higher is better", min="lower is better")[self.column.better]
     name = self.column.name
     if self.best is None: return f"no epoch is the best: {name} ({better}) was defined in none; no best_model.pth"
-    return f"best epoch {self.best_epoch} of {self.recorder.rows[-1]['epoch']}: {name} {self.best:.4g} ({better}), " \
-           "in best_model.pth"
+    rows = self.recorder.rows
+    is_of_this_fit = any(row["epoch"] == self.best_epoch and row.get(name) == self.best for row in rows)
+    fit = rows[-1]["epoch"] if is_of_this_fit else "an earlier fit"
+    return f"best epoch {self.best_epoch} of {fit}: {name} {self.best:.4g} ({better}), in best_model.pth"
 
 @patch
 def state_dict(self:Checkpoints)->dict:
