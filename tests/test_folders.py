@@ -6,7 +6,7 @@ import stat
 
 import pytest
 from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vitnb.experiment.compare import Comparison
@@ -37,6 +37,7 @@ def test_a_place_without_runs_names_the_nearest(outputs):
     st.just(b""), st.just(b"\xff\xfe\x00"), st.just(b'{"a": '), st.just(b"[]"), st.just(b"{}"), st.just(b"null"), st.just(b'["x", 3, {}]'), st.just(b"[" * 50000),
     st.dictionaries(st.sampled_from(["status", "started", "seconds", "accuracy", "test_accuracy", "test_accuracy_lo", "lr", "name", "notebook", "tag", "pid"]),
                     st.one_of(st.none(), st.booleans(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.just({"b": [1]}), st.just(10**400), st.floats())).map(lambda o: json.dumps(o).encode())))
+@example(name="status", content=json.dumps(dict(status="finished", name="1"*400, notebook="1"*400 + ".ipynb")).encode())
 def test_no_file_breaks_the_reading_of_the_others(tmp_path, name, content):
     "Whatever a hand or a broken copy leaves in one file, the neighbour is read, and the table is made"
     shutil.rmtree(tmp_path/"out", ignore_errors=True)

@@ -235,6 +235,16 @@ def test_what_a_search_found_is_kept_with_the_run(workspace):
     assert not (Run("train_demo", dict(lr=.1, hyperparams=None)).dir/"hyperparams.json").exists()
 
 
+def test_a_second_run_of_another_name_has_a_folder_of_its_own(workspace, monkeypatch):
+    "The launcher's folder is that of the notebook it runs, and of the same cell run again"
+    given = workspace/"out/train_demo/given"
+    given.mkdir(parents=True)
+    monkeypatch.setenv("VITNB_RUN_DIR", str(given))
+    monkeypatch.setenv("VITNB_RUN_FOR", str(os.getpid()))
+    first,second,again = [Run(name, dict(lr=1., tag="")) for name in ("train_demo", "evaluate_demo", "train_demo")]
+    assert first.dir == again.dir == given and second.dir.parent == workspace/"out/evaluate_demo"
+
+
 def test_a_run_that_its_kernel_leaves_for_another_is_not_running_for_ever(workspace):
     first = Run("train_demo", dict(epochs=2), "a")
     second = Run("train_demo", dict(epochs=3), "b")

@@ -59,6 +59,18 @@ def test_who_waits_for_a_folder_says_so_and_gets_it(folder):
     assert is_held(folder) and lines == [f"waiting, because {folder} is in use by process {other} on {os.uname().nodename}"]
 
 
+def test_what_a_cell_leaves_in_the_background_holds_no_lock(folder):
+    "As `os.system('... &')` does: it has all descriptors that may be inherited"
+    hold(folder)
+    background = subprocess.Popen(["sleep", "300"], close_fds=False)
+    release(folder)
+    other = fork(lambda: hold(folder))
+    assert not hold(folder) and str(other) in in_use(folder)
+    kill(other)
+    background.kill()
+    background.wait()
+
+
 def test_the_lock_lives_on_in_what_its_owner_has_started(folder):
     "A launcher is killed: as long as its kernel is there, nobody else gets the folder; then who waits gets it"
     def launch():

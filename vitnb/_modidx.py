@@ -5189,6 +5189,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vitnb.files.at_home': ('library/files.html#at_home', 'vitnb/files.py'),
                              'vitnb.files.file_hash': ('library/files.html#file_hash', 'vitnb/files.py'),
                              'vitnb.files.file_sums': ('library/files.html#file_sums', 'vitnb/files.py'),
+                             'vitnb.files.is_file': ('library/files.html#is_file', 'vitnb/files.py'),
                              'vitnb.files.is_whole': ('library/files.html#is_whole', 'vitnb/files.py'),
                              'vitnb.files.load_json': ('library/files.html#load_json', 'vitnb/files.py'),
                              'vitnb.files.load_text': ('library/files.html#load_text', 'vitnb/files.py'),

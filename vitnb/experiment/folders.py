@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..core import nearest, settings
 from .rules import is_number
-from ..files import CHANGED, BrokenFile
+from ..files import CHANGED, BrokenFile, is_file
 from ..parameters import flat
 from ..runfolder import read_json, run_status
 from ..written import was_written
@@ -65,7 +65,8 @@ def _part(folder, name, kind, faults):
         return read_json(folder/name, kind, strict=True)
     except (BrokenFile, OSError) as error:
         reason = getattr(error, "reason", error)
-        faults.append(f"{name}: {reason} ({_OWN})" if reason == CHANGED else f"{name}: {reason}")
+        if reason == CHANGED: reason = f"{reason} ({_OWN})"
+        faults.append(f"{name}: {reason}")
         return kind()
 
 def _check_gone(path):
@@ -73,6 +74,7 @@ def _check_gone(path):
     if os.path.lexists(path): raise BrokenFile(path, "is a folder, or a link that leads nowhere")
     if was_written(path): raise BrokenFile(path, "was written by the run, and is not there")
 
+# %% ../../nbs/library/684_experiment.folders.ipynb #a440c123
 @dataclass
 class RunRecord:
     "What the files of a run say"
@@ -97,7 +99,7 @@ class RunRecord:
         "The executed notebook; None if it is not there"
         named = str(self.status.get("notebook") or f"{self.status.get('name')}.ipynb")
         path = self.path/named
-        return path if path.suffix == ".ipynb" and path.is_file() else next(iter(self.path.glob("*.ipynb")), None)
+        return path if path.suffix == ".ipynb" and is_file(path) else next(iter(self.path.glob("*.ipynb")), None)
 
     @cached_property
     def history(self)->list:

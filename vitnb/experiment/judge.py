@@ -25,8 +25,8 @@ def _report(line):
     except (ValueError, RecursionError): return None
     epoch = event.get("epoch")
     value = event.get("value")
-    is_report = event.get("event") == "report" and type(epoch) is int and is_number(value)
-    return (epoch, float(value)) if is_report else None
+    if event.get("event") != "report" or type(epoch) is not int or not is_number(value): return None
+    return epoch, float(value)
 
 # %% ../../nbs/library/675_experiment.judge.ipynb #d2784b81
 class Judge:
@@ -85,8 +85,9 @@ def look(self:Judge):
         lost = f"trial {self.trial.number}: epoch {epoch} was not reported ({type(error).__name__})"
         self.say(f"{lost}; training goes on")
         is_behind = False
-    why = f"{_PRUNED} {epoch}: {self.score} {value:.4g} is worse than what other trials had by then"
-    line = sealed_line(dict(epoch=epoch, why=why if is_behind else ""))
+    why = ""
+    if is_behind: why = f"{_PRUNED} {epoch}: {self.score} {value:.4g} is worse than what other trials had by then"
+    line = sealed_line(dict(epoch=epoch, why=why))
     with atomic_write(self.run_dir/VERDICT) as path: path.write_text(line)
 
 # %% ../../nbs/library/675_experiment.judge.ipynb #dd8f03b9

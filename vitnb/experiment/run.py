@@ -157,8 +157,10 @@ def run_folder(
     "Choose where a run shall write"
     leave_outer_run()
     given = os.environ.get("VITNB_RUN_DIR") if is_launched else None
-    is_second = "run" in _open and _open["run"].name != name # a cell begins one beside that of its notebook
-    if given and not is_second: return Path(given).resolve()
+    given = given and Path(given).resolve()
+    first = _open.get("run")
+    is_second = first is not None and first.dir == given and first.name != name # a cell begins one beside it
+    if given and not is_second: return given
     if resume in ("auto", "never"): _settle_all(name, root)
     if resume == "auto": return find_run(name, params, tag, root) or new_run_dir(name, tag, root)
     if resume == "never": return new_run_dir(name, tag, root)

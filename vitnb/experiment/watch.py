@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..escape import in_page
 from .rules import is_number
-from ..files import BrokenFile
+from ..files import BrokenFile, is_file
 from ..launch import is_living
 from ..progress import fmt_time
 from ..runfolder import read_json
@@ -158,7 +158,7 @@ def picture_file(self:RunView)->Path|None: # The newest that is there
     "Find the picture of the newest reconstruction"
     named = [self.picture] if isinstance(self.picture, str) else []
     files = [self.folder/name for name in (*named, "figures/masked.png", "figures/health.png")]
-    return next((path for path in files if path.suffix in _SHOWN and path.is_file()), None)
+    return next((path for path in files if path.suffix in _SHOWN and is_file(path)), None)
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #332007e7
 RUN_COLUMNS = ("run", "state", "epoch", "left", "loss", "", "metric", "last event")
