@@ -100,6 +100,7 @@ def test_where_there_is_no_run_that_is_said(tmp_path, monkeypatch):
     ({"params.json": "{}", "status.json": '{"status": "running"}'}, "its run is 'killed' and wrote no checkpoint yet: let it train"),
     ({"params.json": "{}"}, "its run wrote no checkpoint yet"),
     ({"params.json": "{}", "checkpoints/checkpoint_time_limit.pth": ""}, "give one of its files: .*checkpoint_time_limit.pth"),
+    ({"params.json": "{}", "tuned/checkpoints/best_model.pth": ""}, "it trained several times; give one of them: .*c/tuned"),
     ({"best_model.pth": ""}, "give one of its files: .*best_model.pth")])
 def test_a_folder_without_best_and_last_weights_says_what_it_is(home, files, says):
     folder = home/"out"/"train_x"/"c"

@@ -53,6 +53,8 @@ def _why_no_checkpoint(folder):
     state = folder/"status.json"
     if not state.is_file() and not (folder/"params.json").is_file():
         return f"it is not the folder of a run; {_name_runs(folder)}"
+    phases = sorted({file.parent.parent for file in folder.glob("*/checkpoints/*.pth")})
+    if phases: return f"it trained several times; give one of them: {', '.join(map(str, phases[:5]))}"
     status = run_status(folder).get("status")
     ended = f"its run is {status!r} and" if status else "its run"
     return (f"{ended} wrote no checkpoint yet: let it train to the end of an epoch, or give another; "
