@@ -55,7 +55,7 @@ def cached(model, images, chunk, seed=3):
 def chunked(model, n, chunk, *inputs): return lambda images: run_chunks(model.forward, n, np.arange(n), chunk, images, *inputs)
 
 
-def near(a, b, most=1e-6): return all((x - y).abs().max() <= most*max(1., y.abs().max()) for x,y in zip(a, b, strict=True))
+def near(a, b, most=1e-5): return all((x - y).abs().max() <= most*max(1., y.abs().max()) for x,y in zip(a, b, strict=True))
 
 
 @settings(max_examples=8, deadline=None)
@@ -64,7 +64,8 @@ def test_the_gradient_is_that_of_the_paper_and_of_the_whole_batch(chunk, seed):
     torch.manual_seed(seed)
     model,images = create_model("hvit_micro", num_classes=6, **dict(ARCHS["hvit_micro"], drop_path_rate=0.)),torch.randn(16, 3, 16, 16)
     ours = gradient(model, chunked(model, 8, chunk), images)
-    assert near(ours, cached(model, images, chunk)) and near(ours, gradient(model, model, images))
+    assert near(ours, cached(model, images, chunk), 1e-6), "the same sums in the same order"
+    assert near(ours, gradient(model, model, images)), "other sums: rounding was up to 1.8e-6 over a hundred seeds"
 
 
 @pytest.mark.parametrize("kw", [RANDOM, dict(TWO, drop_path_rate=.3, dfca_drop=.3)])
