@@ -102,8 +102,9 @@ def test_a_client_is_asked_for_its_executor():
     assert GivenExecutor(Client()).executor == ("executor", False) and GivenExecutor("own").executor == "own"
 
 
-def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspace):
+def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspace, monkeypatch):
     "A real scheduler of dask and two workers, one of them killed in the middle of a run"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1") # dask sets it where it is not, for the whole process
     distributed = pytest.importorskip("dask.distributed")
     plan = plan_of(workspace, dict(x=[0., 1., 2.]), params=dict(nap=.4))
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
@@ -123,8 +124,9 @@ def test_a_cluster_that_loses_a_worker_runs_its_configuration_once_more(workspac
     assert sum(len(one) for one in starts) <= 4 and all(one == sorted(set(one)) for one in starts), starts
 
 
-def test_a_cluster_prunes_what_the_median_says(workspace):
+def test_a_cluster_prunes_what_the_median_says(workspace, monkeypatch):
     "The rule by hand, over the histories; the worker is told of no study and no storage"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1") # as above
     distributed = pytest.importorskip("dask.distributed")
     pruner = dict(name="median", n_startup_trials=1, n_warmup_steps=1)
     plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=5, pruner=pruner)
