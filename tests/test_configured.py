@@ -8,8 +8,8 @@ import time
 import pytest
 from search_helpers import workspace # noqa: F401, a fixture
 
-from vitnb.experiment.configured import ask_to_stop, run_configuration, slot_variables, time_limit
-from vitnb.runfolder import hold, mark_status, release, running_pid, write_json
+from vitnb.experiment.configured import run_configuration, slot_variables, time_limit
+from vitnb.runfolder import ask_to_stop, hold, mark_status, release, running_pid, write_json
 
 
 def folder_of(workspace, name="r"):

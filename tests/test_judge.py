@@ -8,7 +8,7 @@ import pytest
 
 from vitnb.callback.history import EventLog
 from vitnb.callback.trial import RunReporter, read_verdict
-from vitnb.experiment.judge import Judge, judging
+from vitnb.experiment.judge import Judge, looking
 from vitnb.storage import VERDICT, make_pruner, open_storage
 from vitnb.written import sealed_line
 
@@ -33,7 +33,7 @@ def test_a_run_is_pruned_where_the_median_says_so(tmp_path, new):
     study = study_of(CURVES, open_storage(tmp_path/"s.db"))
     tell = RunReporter(tmp_path, patience=60.)
     said = []
-    with judging(Judge(study.ask(), tmp_path, "f1")):
+    with looking(Judge(study.ask(), tmp_path, "f1").look):
         for epoch,value in enumerate(new, 1):
             said.append(tell(epoch, value))
             if said[-1]: break

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['plain', 'write_json', 'write_noted', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use',
-           'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'running_pid', 'settle',
-           'epochs_done', 'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
+           'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'running_pid', 'ask_to_stop',
+           'settle', 'epochs_done', 'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,6 +252,17 @@ def running_pid(
     pid = status.get("pid")
     is_here = status.get("status") == "running" and status.get("host") == platform.node()
     return pid if is_here and type(pid) is int and is_living(pid) else None
+
+def ask_to_stop(
+    run_dir:str|Path, # A run
+    signum:int=signal.SIGTERM, # What its training gets
+)->bool: # Whether there was somebody to ask on this machine
+    "Ask the training of a run to save and end"
+    pid = running_pid(run_dir)
+    if pid is None: return False
+    try: os.kill(pid, signum)
+    except OSError: return False # it has just ended
+    return True
 
 _KILLED = "its process has ended without a word: it was killed, or the machine went down"
 

@@ -187,8 +187,9 @@ def _count_beside(found, folders):
             if entry.name != ".archive": # our own note of what was unpacked
                 found.passed[f"hidden or system {'folders' if entry.is_dir() else 'files'}"] += 1
         elif entry.is_file():
-            found.passed["images beside the class folders" if not IMAGES.why_not(entry) else "no images"] += 1
-            if IMAGES.why_not(entry): found.endings.add(entry.suffix.lower() or "no ending")
+            is_image = not IMAGES.why_not(entry)
+            found.passed["images beside the class folders" if is_image else "no images"] += 1
+            if not is_image: found.endings.add(entry.suffix.lower() or "no ending")
 
 def say_nested(
     name:str, # Of the set

@@ -9,7 +9,6 @@ __all__ = ['requeue', 'requeue_dead', 'claim', 'trial_value', 'Worker', 'study_r
 import csv
 import json
 import math
-import os
 import signal
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -22,12 +21,12 @@ from filelock import FileLock, Timeout
 
 from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
-from .judge import Judge, judging, prune_reason
+from .judge import Judge, looking, prune_reason
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
-from ..runfolder import hold_when_free, read_json, release, running_pid, write_json
+from ..runfolder import ask_to_stop, hold_when_free, read_json, release, write_json
 from ..storage import PRUNED, TRIAL
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
@@ -165,7 +164,7 @@ def _run(self:Worker, trial):
     try:
         judge = Judge(trial, self.run_dir, self.plan.score)
         with environ(**{TRIAL:self._ticket()}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
-            with redirect_stdout(log), judging(judge): run_notebook(self.notebook, params, self.run_dir)
+            with redirect_stdout(log), looking(judge.look): run_notebook(self.notebook, params, self.run_dir)
     finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)
 
@@ -218,10 +217,7 @@ def stop(self:Worker,
 ):
     "End the search after the training has saved its state"
     self.is_stopping = True
-    pid = running_pid(self.run_dir) if self.run_dir else None
-    if pid is None: raise KeyboardInterrupt
-    try: os.kill(pid, signum)
-    except OSError as e: raise KeyboardInterrupt from e # it has just ended
+    if not self.run_dir or not ask_to_stop(self.run_dir, signum): raise KeyboardInterrupt
 
 # %% ../../nbs/library/676_experiment.search.ipynb #3ebb342f
 def study_rows(

@@ -15,9 +15,10 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .configurations import SweepPlan
-from .configured import EDITED, ask_to_stop, begin_worker, run_configuration, slot_variables
+from .configured import EDITED, begin_worker, run_configuration, slot_variables
 from .sweep import ENDED, Sweep
 from ..kernel import on_signals
+from ..runfolder import ask_to_stop
 
 # %% ../../nbs/library/693_experiment.sweeper.ipynb #fadd60dd
 class OwnProcesses:

@@ -8,7 +8,6 @@ __all__ = ['sweep_config', 'is_offline', 'NoServer', 'create_sweep', 'following'
 # %% ../../nbs/library/678_experiment.wandbsweep.ipynb #927e7f51
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,13 +17,14 @@ from uuid import uuid4
 from ..core import need, settings
 from ..files import naming
 from .execute import environ, run_notebook
+from .judge import looking
 from .notebook import notebook_params, read_notebook
 from .run import new_run_dir, plain, read_json
 from .search import search, trial_value
 from .space import active_params
 from .study import SearchPlan, open_study
 from ..runwords import run_words, wandb_project, wandb_tags
-from ..written import read_line
+from ..written import read_line, read_new
 
 # %% ../../nbs/library/678_experiment.wandbsweep.ipynb #f79619e6
 _PLAN = "vitnb_plan"
@@ -103,13 +103,9 @@ def create_sweep(
 # %% ../../nbs/library/678_experiment.wandbsweep.ipynb #3a9d44ff
 def _new_rows(file, position):
     "Rows of epochs that stand in an event stream behind `position`, and the position behind them"
-    if not file.is_file(): return [], position
-    with file.open("rb") as stream:
-        stream.seek(position)
-        text = stream.read()
-    text = text[:text.rfind(b"\n") + 1] # the last line may be half written
-    with naming(file): rows = [row for row in map(read_line, text.splitlines()) if row["event"] == "epoch"]
-    return rows, position + len(text)
+    lines,position = read_new(file, position)
+    with naming(file): rows = [row for row in map(read_line, lines) if row["event"] == "epoch"]
+    return rows, position
 
 @contextmanager
 def following(
@@ -118,20 +114,12 @@ def following(
     seconds:float=1., # Between two looks
 )->Iterator[None]: # Nothing
     "Hand on the epochs of a run as they come, and the last ones when it has ended"
-    done = threading.Event()
-    def watch():
-        position = 0
-        ended = False
-        while not ended:
-            ended = done.wait(seconds)
-            rows,position = _new_rows(run_dir/"events.jsonl", position)
-            for row in rows: take(row)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try: yield
-    finally:
-        done.set()
-        thread.join()
+    position = 0
+    def look():
+        nonlocal position
+        rows,position = _new_rows(run_dir/"events.jsonl", position)
+        for row in rows: take(row)
+    with looking(look, seconds): yield
 
 # %% ../../nbs/library/678_experiment.wandbsweep.ipynb #0a1938a7
 def _numbers(row, plan):

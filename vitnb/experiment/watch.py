@@ -36,7 +36,6 @@ def sparkline(
     span = max(values) - low or 1
     return "".join(_BARS[round((value - low)/span*(len(_BARS) - 1))] for value in values)
 
-
 # %% ../../nbs/library/688_experiment.watch.ipynb #85f05526
 _NO_METRIC = ("epoch", "step", "lr", "seconds", "grad_norm", "skipped_steps", "memory_mib", "t", "event")
 
