@@ -3,12 +3,16 @@ import json
 import os
 import platform
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from search_helpers import workspace # noqa: F401, a fixture
+from search_helpers import wait_for, workspace # noqa: F401, a fixture
 
+from vitnb.experiment import configured
 from vitnb.experiment.configured import run_configuration, slot_variables, time_limit
+from vitnb.experiment.sweep import ENDED
 from vitnb.runfolder import ask_to_stop, hold, mark_status, release, running_pid, write_json
 
 
@@ -77,3 +81,29 @@ def test_slots_take_turns_with_devices_and_share_the_threads(monkeypatch, worker
     assert {one["OMP_NUM_THREADS"] for one in found} == {str(max(1, os.cpu_count()//workers))}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert "OMP_NUM_THREADS" not in slot_variables(workers, devices)[0], "what a person has set stays"
+
+
+@pytest.mark.parametrize("said,state", [
+    ("SIGUSR2 received; saved to x.pth (exit code 75)", "stopped"), ("SIGTERM received; saved to x.pth (exit code 143)", "stopped"),
+    ("time limit of 1 h reached after 1:00:00; saved to x.pth (exit code 75)", "timeout"), ("pruned after epoch 2; saved (exit code 76)", "pruned")])
+def test_an_orderly_stop_has_its_reason(workspace, monkeypatch, said, state):
+    "What ran into its own limit would, begun again, end at once: it does not wait for another turn"
+    class TrainingStopped(Exception): pass
+    def stop(*given): raise TrainingStopped(said)
+    monkeypatch.setattr(configured, "run_notebook", stop)
+    found = carry_out(workspace, folder_of(workspace))
+    assert found["state"] == state and found["why"] and (found["state"] in ENDED) == (state != "stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_job_that_will_be_ended_is_another_turns(workspace, number):
+    "In a process of its own, as a queue has it: its signal ends the notebook in order, and the answer says so"
+    folder = folder_of(workspace)
+    call = ("import json, sys\nfrom vitnb.experiment.configured import run_configuration\n"
+            f"print(json.dumps(run_configuration('train_demo.ipynb', dict(nap=float(sys.argv[1])), {str(folder)!r})))")
+    job = subprocess.Popen([sys.executable, "-c", call, "1e3"], stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: (folder/"began.txt").is_file(), "the notebook did not begin")
+    job.send_signal(number)
+    assert json.loads(job.communicate(timeout=120)[0]) == dict(state="stopped", why="KeyboardInterrupt: ")
+    again = subprocess.run([sys.executable, "-c", call, "0"], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert json.loads(again.stdout)["state"] == "finished"

@@ -16,7 +16,7 @@ def error(name, value=""): return SimpleNamespace(ename=name, evalue=value)
 @pytest.mark.parametrize("what,signals,end", [
     (error("ValueError"), [], (1, "failed")), (error("SystemExit", "3"), [], (3, "failed")), (error("SystemExit", "no disk"), [], (1, "failed")),
     (error("SystemExit", "256"), [], (1, "failed")), (error("TrainingStopped", "time (exit code 75)"), [], (75, "stopped")),
-    (error("KeyboardInterrupt"), [signal.SIGTERM], (143, "interrupted")), (error("ValueError"), [signal.SIGINT], (130, "ended by a signal"))])
+    (error("KeyboardInterrupt"), [signal.SIGTERM], (143, "interrupted")), (error("KeyboardInterrupt"), [signal.SIGUSR1], (75, "interrupted")), (error("ValueError"), [signal.SIGINT], (130, "ended by a signal"))])
 def test_every_end_has_its_code(what, signals, end): assert outcome_of(what, signals) == end
 
 

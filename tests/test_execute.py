@@ -8,7 +8,9 @@ import psutil
 import pytest
 from command_helpers import PARAMS, notebook, only_run, text, workspace
 
+from vitnb import kernel
 from vitnb.experiment import cli
+from vitnb.kernel import STOPPING
 from vitnb.runfolder import hold, read_json, release
 
 
@@ -70,14 +72,15 @@ def test_papermill_runs_this_python(workspace):
     assert r.returncode == 0 and text(workspace/"o.ipynb").strip() == sys.prefix
 
 
-def test_the_first_signal_is_answered_and_the_second_ends_all():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", STOPPING)
+def test_the_first_signal_is_answered_and_the_second_ends_all(number, monkeypatch, heard):
+    before = signal.getsignal(number)
     answered = []
     with cli.on_signals(answered.append) as came:
-        signal.raise_signal(signal.SIGTERM)
+        for _ in range(3): signal.raise_signal(number) # as a queue, and whoever it has told
+        monkeypatch.setattr(kernel, "AT_ONCE", 0.)
         with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
-    assert came == [signal.SIGTERM, signal.SIGINT] and answered == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert came == [number, signal.SIGINT] and answered == [number] and signal.getsignal(number) is before
 
 
 def test_a_signal_that_is_passed_over_does_not_count():

@@ -8,6 +8,7 @@ from fastai.callback.core import Callback
 from test_learner_core import make, weights
 from test_resume import state
 
+from vitnb.callback import limit
 from vitnb.callback.checkpoint import Checkpoints, load_checkpoint
 from vitnb.callback.limit import NaNWatch, StopOnSignal, TimeLimit, TrainingStopped
 from vitnb.learner.core import run_callbacks
@@ -29,13 +30,14 @@ def test_time_is_counted_over_resumes(tmp_path):
     assert not differences(state(whole), state(again))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum, heard):
+@pytest.mark.parametrize("signum,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75)])
+def test_a_signal_saves_and_the_rerun_goes_on(tmp_path, signum, code, heard):
     class Send(Callback):
         def after_pred(self):
-            if self.training and self.opt_steps == 10: os.kill(os.getpid(), signum)
+            if self.training and self.opt_steps == 10:
+                for _ in range(2): os.kill(os.getpid(), signum) # a queue, and the launcher that the queue has told
     with pytest.raises(TrainingStopped) as e: tiny_fit(tmp_path/"b", cbs=[Send()])
-    assert e.value.code == 128 + signum
+    assert e.value.code == code
     assert load_checkpoint(tmp_path/"b/checkpoints/checkpoint_time_limit.pth")["training_state"]["opt_steps"] == 11, "the batch was finished"
     whole,again = tiny_fit(tmp_path/"a"),tiny_fit(tmp_path/"b")
     assert not differences(state(whole), state(again))
@@ -97,6 +99,15 @@ def test_a_stop_behind_the_last_step_without_files_is_one_too():
     class Fails(Late):
         def after_epoch(self): raise ValueError("broken")
     with pytest.raises(ValueError, match="broken"): broken.fit(1, cbs=[StopOnSignal(), Fails()])
+
+
+def test_the_second_signal_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(limit, "AT_ONCE", 0.)
+    class Twice(Interrupt):
+        def after_pred(self):
+            super().after_pred()
+            super().after_pred()
+    with pytest.raises(limit.NotWaiting, match="second SIGINT"): tiny_fit(tmp_path, cbs=[Twice(3)])
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -415,15 +417,22 @@ def finish(workspace, p, code):
     return out, read_json(the_run(workspace)/"status.json")
 
 
+def signal_to_all(p, number):
+    "What a queue does: every process of a job gets it, the one that records the notebook and the kernel too, and these pass it on"
+    for process in [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess): process.send_signal(number)
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800) # three starts of a kernel: 30 s, and 140 s on a machine with four times its work
-def test_stopped_and_called_again(workspace, tmp_path):
-    "SIGTERM, then the same command: one folder, one history, the bits of a run that nobody touched"
+def test_stopped_and_called_again(workspace, tmp_path, number, code):
+    "A signal to all of a job, then the same command: one folder, one history, the bits of a run that nobody touched"
     (workspace/"hold").touch() # or a machine that is busy with other things sends the signal when all is done
     p = start(workspace)
     wait_for(checkpointed(workspace), p)
-    p.send_signal(signal.SIGTERM)
-    out,status = finish(workspace, p, 143)
-    assert "SIGTERM received" in out and "run the same command again" in out and status["status"] == "stopped"
+    signal_to_all(p, number)
+    out,status = finish(workspace, p, code)
+    assert f"{number.name} received" in out and "run the same command again" in out and status["status"] == "stopped"
     assert (the_run(workspace)/"checkpoints/checkpoint_time_limit.pth").is_file() and (the_run(workspace)/"train_tiny.ipynb").is_file()
     (workspace/"hold").unlink()
     out,status = finish(workspace, start(workspace), 0)

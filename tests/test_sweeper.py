@@ -6,6 +6,7 @@ import time
 from concurrent.futures import Future
 from statistics import median
 
+import psutil
 import pytest
 from search_helpers import wait_for, workspace # noqa: F401, a fixture
 from sweep_helpers import Pretend, began, kill_family, plan_of, start_sweep
@@ -35,7 +36,6 @@ def test_a_worker_that_is_killed_costs_only_its_own_run_a_new_try(workspace):
     plan = plan_of(workspace, dict(x=[0., 1.]), params=dict(nap=.4))
     lines,killed = [],[]
     def kill_one():
-        import psutil
         for child in psutil.Process().children():
             busy = [path for path in (workspace/"out/train_demo").glob("*/history.json")]
             if busy and any("spawn_main" in part for part in child.cmdline()) and not killed:
@@ -145,12 +145,18 @@ def test_a_cluster_prunes_what_the_median_says(workspace, monkeypatch):
     assert {one.state for one in sweep.rows.values()} == {"finished", "pruned"}, "the test shows both"
 
 
-@pytest.mark.slow # starts two jobs, each with a kernel
+@pytest.mark.slow # starts two jobs, one of them twice, each with a kernel
 def test_submitit_carries_a_sweep_out(workspace):
-    "Its own local executor, by the command: jobs of this machine, as those of Slurm would be"
+    """Its own local executor, by the command: jobs of this machine, as those of Slurm would be. What the queue tells to end waits
+    for another turn, and goes on"""
     pytest.importorskip("submitit")
-    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1.])), "--score", "near", "--better", "max", "--workers", 2, "--submitit", "local", "--minutes", "3", "-p", "epochs", "2"]
+    args = ["train_demo.ipynb", "--space", json.dumps(dict(x=[0., 1.])), "--score", "near", "--better", "max", "--submitit", "local", "--minutes", "3", "-p", "nap", ".5"]
     sweep = start_sweep(workspace, *args)
+    wait_for(lambda: list((workspace/"out/train_demo").glob("*/history.json")), "no run began")
+    family = psutil.Process(sweep.pid).children(recursive=True)
+    for process in family: process.send_signal(signal.SIGUSR2)
     out,_ = sweep.communicate(timeout=200)
-    assert sweep.returncode == 0 and "2 finished" in out, out
-    assert len(list((workspace/"out/sweeps/train_demo/jobs").glob("*_result.pkl"))) == 2 and len(began(workspace)) == 2
+    assert sweep.returncode == 0 and "2 finished" in out and ": stopped (" in out, out
+    first,second = began(workspace).values()
+    assert len(list((workspace/"out/sweeps/train_demo/jobs").glob("*_result.pkl"))) == 3 and sorted(map(len, (first, second))) == [1, 2]
+    for starts in (first, second): assert starts[0] == 0 and starts == sorted(set(starts)), "no epoch was done twice"

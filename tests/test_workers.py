@@ -19,6 +19,7 @@ from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet, Split
 from vitnb.data.transform import Transform
 from vitnb.data.workers import measure_workers, workers_that_feed
+from vitnb.kernel import STOPPING
 
 @pytest.mark.parametrize("augment", ["shift", "advanced"])
 def test_workers_change_nothing(digits, augment):
@@ -51,6 +52,20 @@ def test_workers_end_with_their_loader(digits, monkeypatch):
     assert len(pids) == 2
     for pid in pids:
         with pytest.raises(ProcessLookupError): os.kill(pid, 0)
+
+@pytest.mark.timeout(120)
+def test_workers_outlast_the_signal_that_all_of_a_job_get(digits):
+    "What trains needs its batches to the end of the one in hand; it ends the workers itself"
+    dl = image_loaders(digits, bs=100, augment="shift", workers=2, device="cpu").train
+    got = []
+    for b in dl:
+        got.append(b)
+        if len(got) > 1: continue
+        pids = [worker.pid for worker in dl._passes.loader._iterator._workers]
+        tell = f"import os\nfor pid in {pids}:\n    for number in {list(map(int, STOPPING))}: os.kill(pid, number)"
+        assert subprocess.run([sys.executable, "-c", tell]).returncode == 0 # somebody else than what started them
+    assert same(got, passes(image_loaders(digits, bs=100, augment="shift", device="cpu").train))
+
 
 class Careless(Transform):
     "What nobody should write: numbers from the generators of the process"

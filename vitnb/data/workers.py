@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from .sample import map_tensors
 from ..device import rng_state, set_rng_state
+from ..kernel import leave_to_parent
 
 # %% ../../nbs/library/127_data.workers.ipynb #1f068b10
 class _At(NamedTuple):
@@ -120,6 +121,8 @@ class _Keys(list):
         self.slots.collect() # torch asks for the first key when the workers have done with the last pass
         for key in super().__iter__(): yield key, self.slots.lend()
 
+def _begin_worker(number): leave_to_parent() # which needs its batches to the end of the one in hand
+
 _PREFETCH = 2 # batches that each worker makes ahead
 _inherited = [] # torch complains when a worker process collects its parent's workers
 
@@ -140,7 +143,7 @@ class WorkerPasses:
         self.loader = TorchLoader(
             _SharedWork(work, self.slots), batch_size=None, sampler=self.keys, num_workers=workers,
             prefetch_factor=_PREFETCH, collate_fn=_unchanged, pin_memory=pin, generator=torch.Generator(),
-            persistent_workers=True)
+            persistent_workers=True, worker_init_fn=_begin_worker)
 
     def close(self)->None:
         "Stop the processes, at once; a forked copy of this object has none to stop"

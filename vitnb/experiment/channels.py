@@ -66,6 +66,10 @@ from ipykernel.kernelbase import Kernel
 interrupts = [] # that came while no code of the notebook ran
 def keep(number, frame): interrupts.append(number)
 def in_one_line(self): return ["KeyboardInterrupt: it came while no code of this notebook ran; this cell did not begin"]
+def stopped(number, frame): signal.raise_signal(signal.SIGINT) # while no training hears it
+for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+    number = getattr(signal, name, None)
+    if number and signal.getsignal(number) == signal.SIG_DFL: signal.signal(number, stopped)
 Kernel.interrupt = type("KeyboardInterrupt", (KeyboardInterrupt,), dict(_render_traceback_=in_one_line))
 def listen(self): signal.signal(signal.SIGINT, keep)
 Kernel.pre_handler_hook, Kernel.post_handler_hook = listen, lambda self: None

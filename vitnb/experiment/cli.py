@@ -28,7 +28,7 @@ from .notebook import notebook_askable, notebook_params, read_notebook
 from .plainrun import whole_paths, working_folder
 from .run import commands, goes_on, load_families
 from .show import show_run
-from ..kernel import on_signals
+from ..kernel import GO_ON, exit_code, on_signals
 from ..launch import (Ranks, check_accelerate, count_processes, device_environment, free_port, idle_devices,
                           is_orphan, meet_on_loopback)
 from ..parameters import check_given, complain, parse_params
@@ -43,7 +43,7 @@ def _attempt(args, params, run_dir):
     try:
         with stoppable(run_dir) as signals, watch_others(run_dir):
             run_notebook(args.notebook, params, run_dir, output, args.kernel, args.resume)
-    except KeyboardInterrupt: code,outcome = 128 + (signals or [signal.SIGINT])[0],"interrupted"
+    except KeyboardInterrupt: code,outcome = exit_code((signals or [signal.SIGINT])[0]),"interrupted"
     except Exception as e: # whatever it was, the caller shall see it and get a code for it
         code,outcome = outcome_of(e, signals)
         tell(run_dir, e, outcome)
@@ -103,7 +103,7 @@ def _meet(make):
 # %% ../../nbs/library/640_experiment.cli.ipynb #1b2c755c
 def _is_orderly(code):
     "Whether an exit code says that a limit or a signal was followed: rank 0 may still be saving"
-    return code in (0, 75) or code > 128
+    return code in (0, GO_ON) or code > 128
 
 def _rank_command(args, pairs):
     "The command of one rank"

@@ -27,7 +27,7 @@ from .space import read_plan
 from .study import SearchPlan, make_plan, open_study, study_folder
 from .studyfigures import save_study_figures
 from .wandbsweep import create_sweep, is_offline, join_sweep
-from ..kernel import on_signals
+from ..kernel import exit_code, on_signals
 from ..launch import follow_parent
 from ..parameters import parse_params
 
@@ -125,7 +125,7 @@ def _search(args):
     with other_workers(args) as others, Worker(study, root) as worker:
         signals,codes = _work(worker, others, args)
     _report(write_results(study, folder), study, folder, plan)
-    return 128 + signals[0] if signals else max(codes, default=0)
+    return exit_code(signals[0]) if signals else max(codes, default=0)
 
 def _work(worker, others, args):
     "Work beside the others and wait for them; a signal goes to all. Signals, and the exit codes of the others"

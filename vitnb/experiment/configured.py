@@ -8,15 +8,17 @@ __all__ = ['EDITED', 'time_limit', 'source_of', 'run_configuration', 'slot_varia
 # %% ../../nbs/library/691_experiment.configured.ipynb #7f8b48d0
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 from .execute import environ, error_line, run_notebook
 from .judge import prune_reason
 from ..files import file_hash
+from ..kernel import STOPPING, on_signals
 from ..launch import end_tree
 from ..runfolder import ask_to_stop, hold_when_free, release, run_status
 from ..storage import PRUNED
@@ -46,14 +48,16 @@ def time_limit(
         if minutes: thread.join()
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #9fa70c97
+_BY_SIGNAL = r"SIG[A-Z\d]+ received" # how `StopOnSignal` begins
 _DEAD = ("DeadKernelError", "KeyboardInterrupt") # nobody's fault but the machine's, or a person's
 
 def _state_of(error):
     "How a run ended that raised"
     kind = getattr(error, "ename", type(error).__name__)
-    if kind == "TrainingStopped":
-        return "pruned" if f"(exit code {PRUNED})" in str(getattr(error, "evalue", error)) else "stopped"
-    return "killed" if kind in _DEAD else "failed"
+    if kind != "TrainingStopped": return "killed" if kind in _DEAD else "failed"
+    text = str(getattr(error, "evalue", error))
+    if f"(exit code {PRUNED})" in text: return "pruned"
+    return "stopped" if re.match(_BY_SIGNAL, text) else "timeout" # its own limit: begun again it would end at once
 
 def _carry_out(notebook, params, run_dir, minutes):
     "Run the notebook; state and reason"
@@ -67,6 +71,17 @@ def _carry_out(notebook, params, run_dir, minutes):
             return state, prune_reason(why) if state == "pruned" else why
     return "finished", ""
 
+# %% ../../nbs/library/691_experiment.configured.ipynb #b8e2f114
+@contextmanager
+def _stopped_in_order(run_dir):
+    "Where a queue tells this process that it will be ended, let the run save; it waits for another turn then"
+    is_main_thread = threading.current_thread() is threading.main_thread() # signals come to no other
+    is_alone = is_main_thread and signal.getsignal(signal.SIGTERM) is not _pass_over
+    def react(number):
+        if not ask_to_stop(run_dir, number): raise KeyboardInterrupt # no kernel yet: nothing to save
+    with on_signals(react) if is_alone else nullcontext([]) as came: yield came
+
+# %% ../../nbs/library/691_experiment.configured.ipynb #c9f3a225
 EDITED = "edited" # nothing was run: the scores of one sweep are of one text
 _EDITED = "{} was edited while the sweep ran; the runs are kept, and the same sweep goes on once it is put back"
 
@@ -87,12 +102,14 @@ def run_configuration(
     "Run a notebook with one setting, once, if it is the one that was meant when this was queued"
     folder = Path(run_dir)
     if source and source_of(notebook) != source: return dict(state=EDITED, why=_EDITED.format(notebook))
-    hold_when_free(folder)
-    try:
-        before = run_status(folder)
-        if before.get("status") == "finished": return dict(state="finished", why="") # its answer was lost on the way
-        with environ(**(variables or {})): state,why = _carry_out(notebook, dict(params), folder, minutes)
-    finally: release(folder)
+    with _stopped_in_order(folder) as came:
+        hold_when_free(folder)
+        try:
+            if run_status(folder).get("status") == "finished": # its answer was lost on the way
+                return dict(state="finished", why="")
+            with environ(**(variables or {})): state,why = _carry_out(notebook, dict(params), folder, minutes)
+        finally: release(folder)
+    if came and state == "killed": state = "stopped"
     return dict(state=state, why=why)
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #ab4c16d0
@@ -110,9 +127,11 @@ def slot_variables(
     def device(slot): return dict(CUDA_VISIBLE_DEVICES=str(devices[slot % len(devices)])) if devices else {}
     return [{**threads, **device(slot)} for slot in range(workers)]
 
+def _pass_over(number, frame): "A signal is the sweep's affair"
+
 def begin_worker()->None:
-    "Prepare a process of a pool: a Ctrl-C is the sweep's affair, and without the sweep there is nothing to do"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    "Prepare a process of a pool: signals are the sweep's affair, and without the sweep there is nothing to do"
+    for number in STOPPING: signal.signal(number, _pass_over)
     parent = multiprocessing.parent_process()
     def watch():
         parent.join()

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core import is_main, my_rank, n_ranks
 from .channels import pass_on
 from .execute import error_line, other_error, rank_error
-from ..kernel import on_signals
+from ..kernel import exit_code, on_signals
 from ..parameters import complain
 from ..progress import fmt_time
 from ..runfolder import end_state, read_json
@@ -66,7 +66,7 @@ def outcome_of(
     stopped = _stop_code(error)
     if stopped: return stopped, "stopped"
     interrupted = "interrupted" if end_state(error) == "interrupted" else "ended by a signal"
-    if signals: return 128 + signals[0], interrupted
+    if signals: return exit_code(signals[0]), interrupted
     return _exit_code(error), "failed"
 
 # %% ../../nbs/library/622_experiment.endings.ipynb #b8696f4a

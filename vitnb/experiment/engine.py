@@ -22,7 +22,7 @@ from .journal import viewing
 from .notebook import notebook_askable, notebook_params, tagged_source
 from .salvage import guardian, quick_write
 from .scribe import finish, join_text, scribe_class
-from ..kernel import on_signals
+from ..kernel import exit_code, on_signals
 from ..parameters import check_given, complain, parse_value
 
 # %% ../../nbs/library/618_experiment.engine.ipynb #36f7d4ca
@@ -170,7 +170,7 @@ class Engine:
             options.setdefault("kernel_manager_class", kernel_manager(None, kernel_name))
             came = stack.enter_context(_signals(run_dir, kernel))
             _execute(nb, kernel_name, output, run_dir, started, **options)
-        if came and nb.metadata.papermill.exception: raise SystemExit(128 + came[0])
+        if came and nb.metadata.papermill.exception: raise SystemExit(exit_code(came[0]))
         if run_dir and not nb.metadata.papermill.exception: nb = _without_cells(nb)
         if output: _is_written(output_path, nb)
         return nb

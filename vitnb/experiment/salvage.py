@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
 from ..core import need
+from ..kernel import unheard
 from ..launch import end_tree
 from ..parameters import complain
 from ..progress import in_kernel
@@ -212,15 +213,16 @@ def guardian(
 )->Iterator: # A function that is told the kernel's process
     "Have a process beside this one that completes the notebook if this one is killed"
     command = [sys.executable, "-m", "vitnb.experiment.salvage", str(output or "")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    with unheard(): # a queue's signal is for all of a job, and this one must outlast it
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     def tell(*words):
-        try: process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
-        except (BrokenPipeError, ValueError): return # somebody has ended it
-        process.stdin.flush()
+        with suppress(BrokenPipeError): # somebody has ended it
+            process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
+            process.stdin.flush()
     try: yield tell
     finally:
         if output is None or not journal_of(output).exists(): tell("done") # else there is work left for it
-        process.stdin.close()
+        with suppress(BrokenPipeError): process.stdin.close()
         process.wait()
 
 def _end_kernel(pid, born):

@@ -41,7 +41,7 @@ class Configuration:
     tag:str="" # Its name
     run:str="" # Its run folder, from `outputs_path`
     why:str="" # Why it ended so
-    tries:int=0 # How often it was begun
+    tries:int=0 # How often it was begun, but for orderly stops
     slot:str="" # Device or place in the queue it ran on last
     trial:int|None=None # tpe: number of Optuna's trial
 
@@ -275,7 +275,8 @@ def ended(self:Sweep,
     "Note how a configuration ended; what was killed waits for another try, what was stopped for the next start"
     state,why = found["state"], found["why"]
     if state == "killed" and one.tries >= _TRIES: state,why = "failed", f"killed {one.tries} times: {why}"
-    one = self._note(one, state=state if state in ENDED else "waiting", why=why)
+    tries = one.tries - (state == "stopped")
+    one = self._note(one, state=state if state in ENDED else "waiting", why=why, tries=tries)
     if one.state == "finished": self._check_score(one)
     if one.state in ENDED and self.study is not None and not self.fault: self._tell(one)
     return one

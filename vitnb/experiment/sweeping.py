@@ -24,6 +24,7 @@ from .space import read_plan
 from .study import study_folder
 from .sweeper import run_sweep
 from .wandbsweep import join_sweep
+from ..kernel import exit_code
 from ..launch import device_environment
 from ..parameters import parse_params
 
@@ -133,7 +134,7 @@ def _report(sweep):
     fixed = "".join(f"-p {name} {shlex.quote(str(value))} " for name,value in search.params.items())
     best = sweep.folder/"best_params.json"
     if sweep.best(): print(f"to train with the best: vitnb run {search.notebook} {fixed}-p hyperparams {best}")
-    return 128 + sweep.signals[0] if sweep.signals else 0
+    return exit_code(sweep.signals[0]) if sweep.signals else 0
 
 def _wandb(args):
     "Create a sweep of W&B, or join one by its id"
