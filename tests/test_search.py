@@ -7,7 +7,7 @@ import pytest
 from search_helpers import SPACE, demo, drawn, space_file, start, wait_for, workspace # noqa: F401, two of them are fixtures
 
 from vitnb.experiment.run import read_json
-from vitnb.experiment.search import claim, search, study_rows
+from vitnb.experiment.search import claim, requeue, search, study_rows
 from vitnb.experiment.space import check_space, suggest
 from vitnb.experiment.study import make_sampler, open_study, study_folder, study_plan
 
@@ -96,3 +96,15 @@ def test_four_processes_on_one_file_of_sqlite_end_twenty_trials(workspace):
     assert [trial.state.name for trial in trials] == ["COMPLETE"]*20 and [trial.number for trial in trials] == list(range(20))
     assert len({trial.params["x"] for trial in trials}) == 20 and all(len(trial.intermediate_values) == 3 for trial in trials)
     assert len({trial.user_attrs["worker"] for trial in trials}) > 1, "one of them did it all"
+
+
+@pytest.mark.parametrize("most,times", [(3, 3), (None, 9)])
+def test_an_orderly_stop_is_no_failed_try(workspace, most, times):
+    "A kill may be the setting's fault, three times at most; a queue may take a job away however often"
+    study = open_study("s", demo(workspace))
+    trial = study.ask()
+    for _ in range(9):
+        requeue(study, study.get_trials()[trial.number], most)
+        if not study.get_trials(states=[optuna.trial.TrialState.WAITING]): break
+        trial = study.ask()
+    assert len(study.get_trials()) == 1 + times

@@ -40,6 +40,13 @@ def test_only_what_there_is_something_for_is_drawn(tmp_path, values, reports, na
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+@pytest.mark.parametrize("state,names", [("FAIL", []), ("WAITING", []), ("PRUNED", ["curves"]), ("RUNNING", ["curves"])])
+def test_a_trial_that_is_not_complete_has_a_curve_where_optuna_shows_one(tmp_path, state, names):
+    study = study_of([])
+    study.add_trial(optuna.trial.create_trial(state=getattr(optuna.trial.TrialState, state), intermediate_values={1:.5, 2:.6}))
+    assert [file.stem for file in save_study_figures(study, tmp_path, "f1")] == names
+
+
 def test_a_picture_of_no_kind_is_refused():
     with pytest.raises(ValueError, match="did you mean 'history'"): plot_study(study_of([.1]), "histroy")
 

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import signal
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -49,9 +50,13 @@ def _is_dead(trial, folder):
 def requeue(
     study:object, # Optuna's study
     trial:object, # One that did not come to its end
+    most:int|None=3, # How often, for what kills its process may be the setting; None: however often
 )->None:
     "Fail a trial, and queue its setting again with what it had reported"
-    retry = need("optuna", "search").storages.RetryFailedTrialCallback(max_retry=3, inherit_intermediate_values=True)
+    optuna = need("optuna", "search")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=most, inherit_intermediate_values=True)
     study.tell(trial.number, state=_states().FAIL)
     retry(study, trial)
 
@@ -199,11 +204,11 @@ def carry_out(self:Worker,
             state = _states().PRUNED
             why = f"{self.plan.score} is no number"
     except KeyboardInterrupt:
-        requeue(self.study, self._kept(trial))
+        requeue(self.study, self._kept(trial), None)
         raise
     except Exception as e: # whatever it was, it is the trial's, and the study goes on
         if self.is_stopping:
-            requeue(self.study, self._kept(trial))
+            requeue(self.study, self._kept(trial), None)
             return "interrupted"
         state,why = _verdict(e)
     if why: trial.set_user_attr("why", why)
@@ -290,6 +295,7 @@ def work(self:Worker,
         ended = self.carry_out(trial)
         best = write_results(self.study, self.folder)
         row = next(row for row in study_rows(self.study) if row["number"] == trial.number)
+        if ended == "interrupted": row["state"] = "waits for another turn"
         say(_line(row, best, self.plan, n_trials))
         failures = failures + 1 if ended == "fail" else 0
         if failures >= max_failures:

@@ -34,7 +34,8 @@ def plot_study(
         if what == "curves":
             axes.set(xlabel="epoch", ylabel=score, title="Scores of trials while they ran")
             epoch_axis(axes)
-            axes.get_legend().remove() # a line for each trial
+            legend = axes.get_legend() # a line for each trial; none for a single one
+            if legend is not None: legend.remove()
         if what == "history": axes.xaxis.set_major_locator(MaxNLocator(integer=True)) # trials
         fig = np.ravel(axes)[0].figure
         fig.set_size_inches(7, 3.5)
@@ -44,8 +45,10 @@ def plot_study(
 # %% ../../nbs/library/677_experiment.studyfigures.ipynb #3222942e
 def _drawable(study):
     "Which pictures there is something for"
-    done = [trial.value for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    reported = any(trial.intermediate_values for trial in study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    done = [trial.value for trial in trials if trial.state.name == "COMPLETE"]
+    shown = ("COMPLETE", "PRUNED", "RUNNING") # by Optuna; not what failed, or waits for another turn
+    reported = any(trial.intermediate_values for trial in trials if trial.state.name in shown)
     return dict(history=bool(done), importance=len(set(done)) > 1, curves=reported)
 
 def save_study_figures(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -17,7 +18,7 @@ from fastcore.basics import patch
 from .configurations import SweepPlan
 from .configured import EDITED, begin_worker, run_configuration, slot_variables
 from .sweep import ENDED, Sweep
-from ..kernel import on_signals
+from ..kernel import on_signals, unheard
 from ..runfolder import ask_to_stop
 
 # %% ../../nbs/library/693_experiment.sweeper.ipynb #fadd60dd
@@ -31,6 +32,7 @@ class OwnProcesses:
     def submit(self, slot:int, call:Callable, *args)->object:
         "Let the process of a slot do something"
         if self.pools[slot] is None:
+            with unheard(): ensure_running() # what cleans up behind the processes must outlast them
             self.pools[slot] = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin_worker)
         return self.pools[slot].submit(call, *args)
 
