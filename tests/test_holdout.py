@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import settings as hyp
 from hypothesis import strategies as st
 
-from vitnb.data.holdout import hold_out, limit_split, Split, strata
+from vitnb.data.holdout import hold_out, limit_split, one_fold, Split, strata
 from vitnb.data.sets import load_set
 from vitnb.data.split import shared_groups
 from vitnb.data.table import hold_out_missing, ImageSet
@@ -24,6 +24,30 @@ def test_hold_out_is_disjoint_complete_and_stratified(ns, share, seed):
     assert sorted(np.concatenate(ids)) == list(range(n)) and len(part) == k
     assert all((np.diff(i) > 0).all() for i in ids)
     assert (np.abs(np.bincount(part.labels, minlength=len(ns)) - np.array(ns)*k/n) <= 1).all()
+
+@hyp(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 3), st.integers(0, 9), st.booleans())
+def test_folds_test_each_image_once(folds, each, seed, grouped):
+    "Groups stay whole, no image is on both sides, and without groups each fold has its share of each class, to one"
+    labels = np.repeat([0, 1, 2], [7*each, 9*each, 12*each])
+    n = len(labels)
+    groups = np.arange(n)//each if grouped else None
+    split = Split(np.arange(n)[:, None, None], labels, groups=groups)
+    tests = []
+    for fold in range(folds):
+        parts = one_fold(split, folds, fold, ["a", "b", "c"], seed)
+        train,test = (parts[name].items[:, 0, 0] for name in ("train", "test"))
+        assert sorted([*train, *test]) == list(range(n))
+        if grouped: assert not set(groups[train]) & set(groups[test])
+        else: assert (np.abs(np.bincount(labels[test], minlength=3) - np.bincount(labels)/folds) <= 1).all()
+        tests += list(test)
+    assert sorted(tests) == list(range(n))
+
+@pytest.mark.parametrize("folds,fold,said", [(1, 0, "folds=1 must be a whole number from 2 to 5"), (6, 0, "folds=6"), (2.5, 0, "folds=2.5"),
+                                             (3, 3, "fold=3 must be a whole number from 0 to 2"), (3, -1, "fold=-1"), (3, .5, "fold=0.5")])
+def test_a_fold_that_is_not_there(folds, fold, said):
+    split = Split(np.zeros((10, 1, 1)), [0, 1]*5, groups=np.arange(10)//2)
+    with pytest.raises(ValueError, match=said): one_fold(split, folds, fold, ["a", "b"])
 
 def test_class_too_small_to_split(tmp_path):
     folder(tmp_path/"s", n=10); picture(tmp_path/"s"/"rare"/"0.png")

@@ -2543,6 +2543,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vitnb.data.holdout.as_tasks': ('library/data.holdout.html#as_tasks', 'vitnb/data/holdout.py'),
                                     'vitnb.data.holdout.hold_out': ('library/data.holdout.html#hold_out', 'vitnb/data/holdout.py'),
                                     'vitnb.data.holdout.limit_split': ('library/data.holdout.html#limit_split', 'vitnb/data/holdout.py'),
+                                    'vitnb.data.holdout.one_fold': ('library/data.holdout.html#one_fold', 'vitnb/data/holdout.py'),
                                     'vitnb.data.holdout.only_targets': ('library/data.holdout.html#only_targets', 'vitnb/data/holdout.py'),
                                     'vitnb.data.holdout.strata': ('library/data.holdout.html#strata', 'vitnb/data/holdout.py')},
             'vitnb.data.image': { 'vitnb.data.image.Readers': ('library/data.image.html#readers', 'vitnb/data/image.py'),

@@ -60,6 +60,7 @@ def requeue(
     study.tell(trial.number, state=_states().FAIL)
     retry(study, trial)
 
+# %% ../../nbs/library/676_experiment.search.ipynb #f2b8d3a1
 def requeue_dead(
     study:object, # Optuna's study
     folder:Path, # From `study_folder`; its lock is held
