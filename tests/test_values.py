@@ -79,18 +79,19 @@ def test_a_text_is_data_where_it_has_columns(tmp_path, name, content, is_table):
     with pytest.raises(ValueError, match=f"{name}.*without columns"): check_data(str(tmp_path/name))
 
 
-SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, set_kw={"n":96}, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5], split="test", checkpoint="", run_dir="", points=None)
+SHOWN = dict(seed=42, data="retina_synthetic", data_root=None, window=None, set_kw={"n":96}, arch="spectral_mae_micro", epochs=40, minutes=0., ratios=[.5], split="test", checkpoint="", run_dir="", points=None, fold=None)
 
 
 @pytest.mark.parametrize("asked,said", [(dict(epochs=-3), "epochs=-3 must be a whole number from 1"), (dict(window=1.5), "window=1.5 must be"),
     (dict(seed=-1), "seed=-1"), (dict(data="nowhere"), "is no set and not there"), (dict(arch="spectral_mae_micr"), "did you mean 'spectral_mae_micro'"),
     (dict(data_root="nowhere"), "data_root='nowhere' is not there"), (dict(ratios=[2.]), "each a number above 0 and below 1"), (dict(ratios=[]), "at least one"), (dict(minutes=-1.), "minutes=-1.0"),
-    (dict(split="foo"), "one of valid, test"), (dict(checkpoint="nowhere"), "checkpoint='nowhere' is not there"), (dict(run_dir="README.md"), "run_dir='README.md' holds no weights"), (dict(points=[[1]]), "2 values"), (dict(data=""), "names nothing")])
+    (dict(split="foo"), "one of valid, test"), (dict(checkpoint="nowhere"), "checkpoint='nowhere' is not there"), (dict(run_dir="README.md"), "run_dir='README.md' holds no weights"), (dict(points=[[1]]), "2 values"), (dict(data=""), "names nothing"),
+    (dict(fold="0/3"), "which part of how many"), (dict(fold="4/3"), "such as 1/3"), (dict(fold="1/1"), "fold='1/1'"), (dict(fold=1), "fold=1"), (dict(fold="1/3/5"), "1/3/5")])
 def test_a_notebook_without_a_family_has_the_bounds_of_the_fields_it_is_named_after(asked, said):
     with pytest.raises(ValueError, match=re.escape(said)): check_alike(SHOWN, {**SHOWN, **asked}, named=True)
 
 
-@pytest.mark.parametrize("asked", [dict(minutes=0.), dict(epochs=1, window=8), dict(split="valid", ratios=[.1, .2]), dict(points=[[1, 2], [3, 4]])])
+@pytest.mark.parametrize("asked", [dict(minutes=0.), dict(epochs=1, window=8), dict(split="valid", ratios=[.1, .2]), dict(points=[[1, 2], [3, 4]]), dict(fold="3/3")])
 def test_what_its_default_shows_to_mean_something_else_is_free(asked): # minutes of a recipe are above 0, and those of this notebook are not
     check_alike(SHOWN, {**SHOWN, **asked}, named=True)
 

@@ -4951,6 +4951,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vitnb/experiment/values.py'),
                                          'vitnb.experiment.values._device': ( 'library/experiment.values.html#_device',
                                                                               'vitnb/experiment/values.py'),
+                                         'vitnb.experiment.values._fold': ( 'library/experiment.values.html#_fold',
+                                                                            'vitnb/experiment/values.py'),
                                          'vitnb.experiment.values._pattern': ( 'library/experiment.values.html#_pattern',
                                                                                'vitnb/experiment/values.py'),
                                          'vitnb.experiment.values._places': ( 'library/experiment.values.html#_places',

@@ -285,6 +285,13 @@ def check_recipe_names(
     for field,value in given.items():
         if field in NAMES and field != "data" and value: check_name(field, value)
 
+# %% ../../nbs/library/657_experiment.values.ipynb #aa31c7e5
+def _fold(value):
+    "The rule for one part of several"
+    parts = str(value).split("/")
+    fits = len(parts) == 2 and all(map(str.isdecimal, parts)) and 1 <= int(parts[0]) <= int(parts[1]) != 1
+    return "" if fits else "which part of how many, such as 1/3"
+
 # %% ../../nbs/library/657_experiment.values.ipynb #1b7bf860
 _of_studies = by_rule( # what notebooks without a family ask beside fields of recipes
     ("ratios", some(number(0, 1, above=True, below=True, like="0.5"))), ("factors", some(_positive)),
@@ -298,7 +305,8 @@ _of_studies = by_rule( # what notebooks without a family ask beside fields of re
     ("threads processes", whole(1, high=1024)), ("workers kills peer_kills sweeps", whole(0, high=1024)),
     ("folders cells", whole(0, high=_SIDE)),
     ("seconds megabytes memory width patch group decoder_heads", _positive),
-    ("minutes", _from_zero), ("mirror near one_cycle", flag), ("points", each(each(whole(0), 2))))
+    ("minutes", _from_zero), ("fold", or_none(_fold)), ("mirror near one_cycle", flag),
+    ("points", each(each(whole(0), 2))))
 
 def check_alike(
     shown:Mapping, # What the parameters cell of a notebook without a family shows
