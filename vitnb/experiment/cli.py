@@ -172,8 +172,8 @@ def _asked(args, pairs):
     check_kernel(args.kernel)
     return nb, shown, params, family
 
-_NONE_UNFINISHED = ("no run with these parameters is unfinished, so this is a new one; a finished one is made longer by "
-                    "-p resume RUN -p epochs N, without --resume")
+_NONE_UNFINISHED = ("no run with these parameters is unfinished, so this is a new one; "
+                    "a finished one is made longer by -p resume RUN -p epochs N, without --resume")
 
 def _go(args, pairs, params, run_dir, n):
     "Run the notebook in its folder, which is free again afterwards"

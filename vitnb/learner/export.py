@@ -20,6 +20,7 @@ from ..core import atomic_write, need, one_of, writing
 from ..files import at_home
 from ..hub import plain_names
 from .inputs import check_inputs, find_inputs
+from .predict import predict # noqa: F401, gives a LoadedRun its `read`
 from .trained import LoadedRun, load_run
 from ..written import seal_tensors
 
@@ -151,9 +152,7 @@ def _from_onnx(path)->Callable|None: # Outputs of inputs
         return dict(zip(names, session.run(names, fed)))
     return ask
 
-# %% ../../nbs/library/518_learner.export.ipynb #22c72c49
-_WRITERS = {".safetensors":(lambda run, path, inputs: export_safetensors(run, path), _from_safetensors),
-            ".onnx":(export_onnx, _from_onnx)}
+# %% ../../nbs/library/518_learner.export.ipynb #9428d23f
 _CHECKED = (1, 3) # images in the batches on which an export is compared with the model
 _ROUNDING = 1e-4 # by which it may differ; of the largest output, where that is above 1
 
@@ -167,6 +166,10 @@ def _difference(ask, run, inputs):
     largest = max(part.double().abs().max().item() for _,wanted in pairs for part in wanted.values())
     apart = torch.tensor([largest_difference(*pair) for pair in pairs]).max().item()
     return apart, _ROUNDING*max(1, largest)
+
+# %% ../../nbs/library/518_learner.export.ipynb #7da11901
+_WRITERS = {".safetensors":(lambda run, path, inputs: export_safetensors(run, path), _from_safetensors),
+            ".onnx":(export_onnx, _from_onnx)}
 
 def _write(run, path, inputs):
     "Write one file, run it, and give the largest difference; one that is not the model does not get its name"
