@@ -19,7 +19,7 @@ from .judge import prune_reason
 from ..files import file_hash
 from ..launch import end_tree
 from ..runfolder import ask_to_stop, hold_when_free, release, run_status
-from ..storage import PRUNED
+from ..storage import is_pruned
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #9153d406
 _GRACE = 30 # seconds to save and end
@@ -52,7 +52,7 @@ def _state_of(error):
     "How a run ended that raised"
     kind = getattr(error, "ename", type(error).__name__)
     if kind == "TrainingStopped":
-        return "pruned" if f"(exit code {PRUNED})" in str(getattr(error, "evalue", error)) else "stopped"
+        return "pruned" if is_pruned(getattr(error, "evalue", error)) else "stopped"
     return "killed" if kind in _DEAD else "failed"
 
 def _carry_out(notebook, params, run_dir, minutes):

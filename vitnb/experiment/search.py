@@ -27,7 +27,7 @@ from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
 from ..runfolder import ask_to_stop, hold_when_free, read_json, release, write_json
-from ..storage import PRUNED, TRIAL
+from ..storage import TRIAL, is_pruned
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
 def _states(): return need("optuna", "search").trial.TrialState
@@ -173,7 +173,7 @@ def _verdict(error):
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     states = _states()
-    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, prune_reason(text)
+    if kind == "TrainingStopped" and is_pruned(text): return states.PRUNED, prune_reason(text)
     if kind == "FloatingPointError": return states.PRUNED, text[:500]
     return states.FAIL, error_line(error)[:2000]
 

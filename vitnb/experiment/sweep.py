@@ -45,6 +45,26 @@ class Configuration:
     slot:str="" # Device or place in the queue it ran on last
     trial:int|None=None # tpe: number of Optuna's trial
 
+_KINDS = dict(number=int, params=dict, state=str, tag=str, run=str, why=str, tries=int, slot=str)
+_BEGIN = b'{"number": ' # of every line
+
+def _read_row(line):
+    "A configuration from a line of the journal"
+    one = Configuration(**read_line(line))
+    wrong = [name for name,kind in _KINDS.items() if type(getattr(one, name)) is not kind]
+    if wrong: raise ValueError(f"{wrong[0]} is {getattr(one, wrong[0])!r}")
+    return one
+
+def _check_lost(path, found, kept):
+    "Refuse a sweep that has begun and of which the plan, or all of the journal, is lost"
+    remedy = "put back a copy of it, or give the sweep another name (its finished runs stay where they are)"
+    if found and not kept: raise BrokenFile(path.with_name("plan.json"), "is gone or empty, and runs were begun", remedy)
+    if os.path.lexists(path) and not path.is_file(): raise BrokenFile(path, "is no file", remedy)
+    if found: return
+    text = path.read_bytes() if path.is_file() else b""
+    if text[:len(_BEGIN)] != _BEGIN[:len(text)]: raise BrokenFile(path, "holds no line that a sweep wrote", remedy)
+    if (path.parent/"table.csv").exists(): raise BrokenFile(path, "is gone or empty, and runs have ended", remedy)
+
 def read_journal(
     path:str|Path, # runs.jsonl
 )->dict: # number -> Configuration
@@ -53,7 +73,7 @@ def read_journal(
     if not Path(path).is_file(): return found
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     for number,line in enumerate(lines, 1):
-        try: one = Configuration(**read_line(line))
+        try: one = _read_row(line)
         except (ValueError, TypeError, RecursionError): # cut off by a kill, or written by hand
             if number < len(lines): print(f"passed over: line {number} of {path} is damaged", flush=True)
             continue
@@ -118,6 +138,8 @@ def _load(self:Sweep):
     new = plain(dict(asdict(self.plan), source=self.source))
     free = _LENGTH if self.plan.method == "tpe" else _LENGTH + _SCORING
     changes = [line for line in plan_changes(kept, new) if kept and not line.startswith(free)]
+    journal = read_journal(self.folder/"runs.jsonl")
+    _check_lost(self.folder/"runs.jsonl", journal, kept)
     if any(line.startswith("source:") for line in changes):
         raise ValueError(f"{self.plan.search.notebook} was edited since the sweep {self.name!r} began; put it back, or "
                          "give this sweep a name of its own")
@@ -127,7 +149,7 @@ def _load(self:Sweep):
     store = open_storage(self.storage) if self.plan.method == "tpe" else None # one that is not there is told first
     write_json(self.folder/"plan.json", new)
     self.rows = {number:Configuration(number, params) for number,params in enumerate(configurations(self.plan))}
-    self.rows |= read_journal(self.folder/"runs.jsonl")
+    self.rows |= journal
     if store is not None: self._open_study(store)
     for one in list(self.rows.values()): self._settle(one)
     done = next((one for one in self.rows.values() if one.state == "finished"), None)
