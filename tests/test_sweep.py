@@ -142,6 +142,20 @@ def test_tpe_is_told_once_and_goes_on(workspace):
     assert not [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
 
 
+def test_a_study_that_is_lost_is_not_begun_again(workspace):
+    pytest.importorskip("optuna")
+    plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=1, startup=1)
+    (run(plan, Pretend()).folder/"study.db").unlink()
+    with pytest.raises(ValueError, match="no trial 0.*study.db"): run(plan, Pretend())
+
+
+@pytest.mark.parametrize("name,content", [("columns.json", dict(near=3)), ("columns.json", dict(near={})), ("history.json", [dict(epoch=1, near="best")]), ("history.json", [None])])
+def test_a_score_that_is_damaged_is_named_once(workspace, name, content, capfd):
+    sweep = run(plan_of(workspace), Pretend())
+    (sweep.run_dir(sweep.rows[2])/name).write_text(json.dumps(content))
+    assert run(plan_of(workspace), Pretend()).best().params == dict(x=1.) and capfd.readouterr().out.count(name) == 1
+
+
 def test_what_a_sweep_of_wandb_was_called_is_still_there():
     from vitnb.experiment.sweep import sweep_config
     from vitnb.experiment.wandbsweep import sweep_config as moved

@@ -20,7 +20,6 @@ from ..files import CHANGED, BrokenFile, is_file
 from ..parameters import flat
 from ..runfolder import read_json, run_status
 from ..storage import is_pruned
-from ..written import was_written
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #679edc72
 _MARKS = {"status.json", "params.json"}
@@ -67,19 +66,12 @@ def read_part(
     faults:list, # Gets what is wrong with it
 )->dict|list: # Empty where it is not there, or is not as the run wrote it
     "Read a file of a run; a number that the run did not write is not shown as its own"
-    try:
-        if not (folder/name).is_file(): _check_gone(folder/name)
-        return read_json(folder/name, kind, strict=True)
+    try: return read_json(folder/name, kind, strict=True)
     except (BrokenFile, OSError) as error:
         reason = getattr(error, "reason", error)
         if reason == CHANGED: reason = f"{reason} ({_OWN})"
         faults.append(f"{name}: {reason}")
         return kind()
-
-def _check_gone(path):
-    "Refuse what is there and is no file, and what the run has written and is not there"
-    if os.path.lexists(path): raise BrokenFile(path, "is a folder, or a link that leads nowhere")
-    if was_written(path): raise BrokenFile(path, "was written by the run, and is not there")
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #a440c123
 def shown_state(

@@ -113,6 +113,7 @@ class Sweep:
         self.rows = {} # number -> Configuration
         self.study = None # tpe: Optuna's, and the storage that it is in
         self.store = None
+        self.unread = set() # files of runs that are damaged, each told once
         self.fault = "" # why nothing more is begun
         self.signals = [] # that came while it ran
 
@@ -202,7 +203,12 @@ def _open_study(self:Sweep, store):
     self.study = optuna.create_study(study_name=self.name, storage=store, direction=direction, load_if_exists=True,
                                      pruner=make_pruner(self.plan.search.pruner))
     known = {one.trial for one in self.rows.values()}
-    running = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+    trials = self.study.get_trials(deepcopy=False)
+    lost = known - {trial.number for trial in trials}
+    if lost:
+        raise ValueError(f"the study of sweep {self.name!r} has no trial {min(lost)}, and runs.jsonl has: put back a copy "
+                         "of its storage (study.db), or give the sweep another name")
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
     for trial in running:
         if trial.number not in known: self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
@@ -250,7 +256,10 @@ def value(self:Sweep,
 )->float|None: # None where it is undefined
     "Read what a configuration scored; a score that the runs do not write is a `ValueError`"
     try: found = trial_value(self.run_dir(one), self.plan.search)
-    except BrokenFile: return None # the comparison names the file
+    except BrokenFile as error:
+        if error.path not in self.unread: print(f"passed over: {error}", flush=True)
+        self.unread.add(error.path)
+        return None
     return found if found == found else None
 
 @patch
