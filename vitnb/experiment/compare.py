@@ -321,6 +321,8 @@ def _against(own, base, is_base, level):
     return row | dict(difference=mean, lo=low, hi=high, beyond_noise=beyond)
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #e896fee3
+_TRIPS = (TypeError, ValueError, KeyError, AttributeError) # of what shows a notebook, over values of other kinds
+
 def run_page(
     run:RunRecord|str|Path, # A run, or its folder
 )->str: # HTML, whole
@@ -331,9 +333,9 @@ def run_page(
     nbformat = need("nbformat")
     nb = nbformat.from_dict(read_notebook(run.notebook))
     try: page,_ = need("nbconvert").HTMLExporter().from_notebook_node(nb)
-    except nbformat.ValidationError as error:
-        raise BrokenFile(run.notebook, f"is no notebook that can be shown ({error.message[:200]})") from error
-    return page
+    except (nbformat.ValidationError, *_TRIPS) as error:
+        raise BrokenFile(run.notebook, f"is no notebook that can be shown ({str(error)[:200]})") from error
+    return page.encode(errors="replace").decode() # half a sign of two has no place in a page
 
 def open_run(
     run:RunRecord|str|Path, # A run, or its folder
