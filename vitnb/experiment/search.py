@@ -7,7 +7,6 @@ __all__ = ['requeue', 'requeue_dead', 'claim', 'trial_value', 'Worker', 'study_r
 
 # %% ../../nbs/library/676_experiment.search.ipynb #4a1264a1
 import csv
-import json
 import math
 import signal
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
 from ..files import BrokenFile
 from ..runfolder import ask_to_stop, hold_when_free, read_json, release, write_json
-from ..storage import TRIAL, is_pruned
+from ..storage import is_pruned, trial_ticket
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
 def _states(): return need("optuna", "search").trial.TrialState
@@ -160,11 +159,6 @@ def _place(self:Worker, trial):
 
 # %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
-def _ticket(self:Worker):
-    "What the kernel has to know, as JSON"
-    return json.dumps(dict(score=self.plan.score, better=self.plan.better))
-
-@patch
 def _run(self:Worker, trial):
     "Run the notebook with a trial's setting"
     params = self.plan.params | suggest(trial, self.plan.space)
@@ -173,7 +167,8 @@ def _run(self:Worker, trial):
     hold_when_free(self.run_dir)
     try:
         judge = Judge(trial, self.run_dir, self.plan.score)
-        with environ(**{TRIAL:self._ticket()}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
+        ticket = trial_ticket(self.plan.score, self.plan.better)
+        with environ(**ticket), open(self.run_dir/"trial.log", "a", buffering=1) as log:
             with redirect_stdout(log), looking(judge.look): run_notebook(self.notebook, params, self.run_dir)
     finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)

@@ -6,7 +6,6 @@
 __all__ = ['ENDED', 'Configuration', 'read_journal', 'Sweep']
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #90e2bc14
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from .space import suggest
 from .study import make_sampler, plan_changes, study_folder
 from ..files import BrokenFile
 from ..runfolder import hold, in_use, plain, read_json, release, run_status, write_json
-from ..storage import TRIAL, make_pruner, open_storage, storage_url
+from ..storage import make_pruner, open_storage, storage_url, trial_ticket
 from ..written import read_line, sealed_line
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #87255835
@@ -58,7 +57,8 @@ def _read_row(line):
 def _check_lost(path, found, kept):
     "Refuse a sweep that has begun and of which the plan, or all of the journal, is lost"
     remedy = "put back a copy of it, or give the sweep another name (its finished runs stay where they are)"
-    if found and not kept: raise BrokenFile(path.with_name("plan.json"), "is gone or empty, and runs were begun", remedy)
+    if found and not kept:
+        raise BrokenFile(path.with_name("plan.json"), "is gone or empty, and runs were begun", remedy)
     if os.path.lexists(path) and not path.is_file(): raise BrokenFile(path, "is no file", remedy)
     if found: return
     text = path.read_bytes() if path.is_file() else b""
@@ -206,8 +206,8 @@ def _open_study(self:Sweep, store):
     trials = self.study.get_trials(deepcopy=False)
     lost = known - {trial.number for trial in trials}
     if lost:
-        raise ValueError(f"the study of sweep {self.name!r} has no trial {min(lost)}, and runs.jsonl has: put back a copy "
-                         "of its storage (study.db), or give the sweep another name")
+        raise ValueError(f"the study of sweep {self.name!r} has no trial {min(lost)}, and runs.jsonl has: put back a "
+                         "copy of its storage (study.db), or give the sweep another name")
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
     for trial in running:
         if trial.number not in known: self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -236,8 +236,7 @@ def ticket(self:Sweep,
     one:Configuration, # Of this sweep
 )->dict: # A variable of the environment, with tpe
     "What the kernel of a trial has to know"
-    if self.study is None: return {}
-    return {TRIAL:json.dumps(dict(score=self.plan.search.score, better=self.plan.search.better))}
+    return {} if self.study is None else trial_ticket(self.plan.search.score, self.plan.search.better)
 
 @patch
 def judge(self:Sweep,
