@@ -44,6 +44,15 @@ class Configuration:
     slot:str="" # Device or place in the queue it ran on last
     trial:int|None=None # tpe: number of Optuna's trial
 
+def _append(path, one):
+    "Add a line; it is on disk before anything follows from it"
+    is_whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n") # else a kill has cut the last line off
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("" if is_whole else "\n") + sealed_line(plain(asdict(one))) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+# %% ../../nbs/library/692_experiment.sweep.ipynb #99e23278
 _KINDS = dict(number=int, params=dict, state=str, tag=str, run=str, why=str, tries=int, slot=str)
 _BEGIN = b'{"number": ' # of every line
 
@@ -70,8 +79,7 @@ def read_journal(
 )->dict: # number -> Configuration
     "Read how the configurations of a sweep stand"
     found = {}
-    if not Path(path).is_file(): return found
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).is_file() else []
     for number,line in enumerate(lines, 1):
         try: one = _read_row(line)
         except (ValueError, TypeError, RecursionError): # cut off by a kill, or written by hand
@@ -79,14 +87,6 @@ def read_journal(
             continue
         found[one.number] = one
     return found
-
-def _append(path, one):
-    "Add a line; it is on disk before anything follows from it"
-    is_whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n") # else a kill has cut the last line off
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("" if is_whole else "\n") + sealed_line(plain(asdict(one))) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #9f30ab4b
 _LENGTH = ("runs:", "minutes:") # a sweep may be made longer
