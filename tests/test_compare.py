@@ -1,4 +1,5 @@
 "The table of runs: what differs, scores with interval and direction, pairs of seeds, importance, export"
+import json
 import time
 
 import numpy as np
@@ -129,6 +130,11 @@ def test_a_run_shows_its_notebook(outputs):
     assert "train_a.ipynb" in Comparison(read_runs(root=outputs))._repr_html_()
     (folder/"train_a.ipynb").write_text((folder/"train_a.ipynb").read_text().replace("stdout", "nowhere").replace('"execution_count": 1', '"execution_count": "x"'))
     with pytest.raises(ValueError, match="train_a.ipynb is no notebook that can be shown"): open_run(folder)
+    for spoilt in (dict(id=["a"]), dict(cell_type=3)): # what checks a notebook trips over these itself
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+        nb.cells[0] |= spoilt
+        (folder/"train_a.ipynb").write_text(json.dumps(nb))
+        with pytest.raises(ValueError, match="train_a.ipynb"): open_run(folder)
 
 
 def test_a_hostile_name_is_no_markup(tmp_path):

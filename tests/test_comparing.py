@@ -27,6 +27,14 @@ def test_pairs_are_asked_for(outputs, capfd):
     assert code == 0 and "0.031" in out and "True" in out
 
 
+@pytest.mark.parametrize("args", [["-o", "t.csv"], ["-o", "t.md"], ["--pair", "lr", "--score", "test_accuracy"], []])
+def test_what_is_passed_over_is_said_whatever_is_asked_for(outputs, tmp_path, capfd, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    (outputs/"train_a/lr0.1_0/result.json").write_text("[1, 2]")
+    code,out,err = compare(capfd, outputs, *args)
+    assert code == 0 and (out + err).count("lr0.1_0: result.json: ") == 1
+
+
 def test_a_run_is_opened(outputs, capfd, monkeypatch):
     import nbformat
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("what was seen")]), outputs/"train_a/lr0.1_0/train_a.ipynb")

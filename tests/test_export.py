@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from stored_runs import IMAGE_KINDS, registered # noqa: F401
+from stored_runs import IMAGE_KINDS, fit, registered # noqa: F401
+from tiny_heads import TinyHeads
+from torch import nn
 
 from vitnb.core import need
-from vitnb.learner.export import export_run, largest_difference, sample_batch
+from vitnb.data.loader import image_loaders
+from vitnb.data.sets import load_set
+from vitnb.learner.core import vit_learner
+from vitnb.learner.export import export_run, export_safetensors, largest_difference, sample_batch
 from vitnb.learner.predict import predict
 from vitnb.learner.trained import load_run
-from vitnb.models.protocol import create_model
+from vitnb.models.protocol import create_model, models, register_model
 
 
 @pytest.mark.parametrize("kind", [*IMAGE_KINDS, "cubes", "pixels"])
@@ -65,6 +70,49 @@ def test_onnx_says_what_the_model_says_for_any_number_of_images(runs, tmp_path, 
     with torch.no_grad(): want = {name:part for name,part in run.model(*inputs).items() if isinstance(part, torch.Tensor)}
     assert largest_difference(said, want) < 1e-4
     assert json.loads(session.get_modelmeta().custom_metadata_map["vitnb"])["config"]["arch"] == run.config["arch"]
+
+
+class Tied(TinyHeads):
+    "Two convolutions with one weight"
+    def __init__(self, **kw):
+        super().__init__(**kw)
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+        self.again.weight = self.trunk[2].weight
+
+    def forward_features(self, x): return self.again(self.trunk(x))
+    def forward(self, x): return self.forward_head(self.forward_features(x))
+    def group_matcher(self, coarse=False): return dict(stem=r"^trunk", blocks=r"^(?:again|heads)")
+
+
+@pytest.fixture
+def tied():
+    register_model("tied_heads", Tied)
+    yield "tied_heads"
+    del models["tied_heads"]
+
+
+def test_a_weight_that_is_shared_is_shared_again(tmp_path, tied):
+    dls = image_loaders(load_set("digits", limit=4), bs=8, augment="none", seed=1, device="cpu", workers=0)
+    learn = fit(tmp_path, vit_learner(dls, tied, seed=1, device="cpu", precision="fp32", lr=1e-2))
+    file = tmp_path/"m.safetensors"
+    assert export_run(tmp_path, file) == {file:0.}
+    for path in (tmp_path, file):
+        model = load_run(path, "cpu").model
+        assert model.again.weight is model.trunk[2].weight and torch.equal(model.again.weight, learn.model.trunk[2].weight)
+
+
+@pytest.mark.parametrize("spoil", [lambda w: w + 1e-2, lambda w: w*torch.nan], ids=["other", "nan"])
+def test_what_is_not_the_model_is_not_written(runs, tmp_path, monkeypatch, spoil):
+    file = tmp_path/"m.safetensors"
+    file.write_text("an older export")
+    def spoilt(run, path):
+        with torch.no_grad(): weights = {name:w.clone() for name,w in run.model.state_dict().items()}
+        run.model.load_state_dict({name:spoil(w) if w.is_floating_point() else w for name,w in weights.items()})
+        export_safetensors(run, path)
+        run.model.load_state_dict(weights)
+    monkeypatch.setattr("vitnb.learner.export.export_safetensors", spoilt)
+    with pytest.raises(ValueError, match="m.safetensors was not written: the export differs from the model by"): export_run(runs["class"][0], file)
+    assert file.read_text() == "an older export" and list(tmp_path.iterdir()) == [file]
 
 
 def test_without_onnx_the_pip_line_is_told_and_nothing_is_written(runs, tmp_path, monkeypatch):

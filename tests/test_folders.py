@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vitnb.experiment.compare import Comparison
-from vitnb.experiment.folders import direction, find_runs, interval, names_of, read_run, read_runs, score_value
+from vitnb.experiment.folders import direction, find_runs, interval, names_of, read_run, read_runs, score_value, shown_state
 from vitnb.experiment.watch import RunViews, runs_html
 from vitnb.experiment.watching import screen_of
 from vitnb.written import note_written
@@ -76,6 +76,11 @@ def test_no_file_of_a_run_is_lost_without_being_named(tmp_path, name, is_noted, 
     table = Comparison(read_runs(root=tmp_path))
     assert f"two: {name}: " in str(table) and "*" in table.rows()[1]["status"] and "*" not in table.rows()[0]["status"]
     assert list(table.ignored) == [folder]
+
+
+@pytest.mark.parametrize("status,said", [(dict(status="stopped", error="TrainingStopped: pruned after epoch 2 (exit code 76)"), "pruned"), (dict(status="stopped", error=None), "stopped"),
+    (dict(status="failed", error="(exit code 76)"), "failed"), ({}, "")])
+def test_a_pruned_run_is_called_so(status, said): assert shown_state(status) == said
 
 
 def test_a_copy_of_a_run_that_was_under_way_is_killed(tmp_path):

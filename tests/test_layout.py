@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,54 @@ def test_only_lower_numbers(p):
     looked = tree(p) if module(p).startswith("callback.") else python(p)
     wrong = [m for m in ours(looked) if number.get(m, 1000) >= int(p.name[:3])]
     assert not wrong, f"{p.name} imports {wrong}, which come later or do not exist"
+
+
+@cache
+def given_methods():
+    "(class, method) -> the module that gives a class of another module this method"
+    found = {}
+    for p in NUMBERED:
+        own = {n.name for n in tree(p).body if isinstance(n, ast.ClassDef)}
+        for f in tree(p).body:
+            if not isinstance(f, ast.FunctionDef) or "patch" not in {ast.unparse(d) for d in f.decorator_list}: continue
+            owner = ast.unparse(f.args.args[0].annotation)
+            if owner not in own: found[owner, f.name] = module(p)
+    return found
+
+
+def with_all_below(t):
+    "Modules of vitnb that are loaded with a tree"
+    trees = {module(p):tree(p) for p in NUMBERED}
+    found,left = set(), list(ours(t))
+    while left:
+        name = left.pop()
+        if name not in found and name in trees: left += ours(trees[name])
+        found.add(name)
+    return found
+
+
+def methods_without_a_room(t):
+    "Methods that a function calls on what it is given, whose module nobody has loaded"
+    for f,_ in functions(t):
+        for a in (*f.args.args, *f.args.kwonlyargs):
+            kinds = {n.id for n in ast.walk(a.annotation) if isinstance(n, ast.Name)} if a.annotation else set()
+            used = {n.attr for n in ast.walk(f) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == a.arg}
+            for (owner, name),home in given_methods().items():
+                if owner in kinds and name in used and home not in with_all_below(t): yield f"{f.name}: {owner}.{name} of {home}"
+
+
+LOADED_ABOVE = {"fit: VitLearner.resume_callbacks of learner.resume"} # by what makes every Learner
+
+
+@pytest.mark.parametrize("p", **ids(NUMBERED))
+def test_what_a_room_calls_is_loaded_with_it(p):
+    missing = {line for line in methods_without_a_room(tree(p)) if not line.endswith(f" of {module(p)}")}
+    assert missing <= LOADED_ABOVE, f"import the module that gives the class this method: {missing}"
+
+
+def test_the_search_for_methods_sees():
+    t = ast.parse("from vitnb.learner.trained import LoadedRun\ndef f(run:LoadedRun, items): return run.read(items)")
+    assert list(methods_without_a_room(t)) == ["f: LoadedRun.read of learner.predict"]
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))

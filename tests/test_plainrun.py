@@ -36,14 +36,15 @@ def test_a_plain_notebook_leaves_a_run_and_resumes(workspace, capfd):
     (workspace/"go").touch()
     assert cli.main(["run", str(path), "-p", "steps", "5", "--resume"]) == 0
     said = capfd.readouterr().out
-    assert "is skipped: made.txt" in said and "working" not in said
+    assert "is skipped: made.txt" in said and "working" not in said and "is unfinished" not in said
     assert only_run(workspace, "plain") == run and read_json(run/"status.json")["status"] == "finished"
     assert read_json(run/"result.json").keys() == {"seconds"} and "working" in text(run/"plain.ipynb") and "xxxxx" in text(run/"plain.ipynb")
     assert "working" in text(run/"attempts"/"plain-1.ipynb") and not journal_of(run/"plain.ipynb").exists()
 
 
-def test_resume_is_given_once(workspace, capfd):
+def test_resume_is_given_once_and_says_where_nothing_is_unfinished(workspace, capfd):
     path = notebook(workspace/"train_demo.ipynb", "resume = 'auto'", "1/0")
+    assert cli.main(["run", str(path), "--resume"]) == 1 and "is unfinished, so this is a new one" in capfd.readouterr().out
     assert cli.main(["run", str(path), "--resume", "-p", "resume", "never"]) == 2 and "give one of them" in capfd.readouterr().err
 
 

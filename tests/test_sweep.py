@@ -1,5 +1,6 @@
 "A sweep's folder: the journal, what is done and what is left, whatever a kill leaves"
 import json
+from pathlib import Path
 
 import pytest
 from search_helpers import workspace # noqa: F401, a fixture
@@ -90,7 +91,28 @@ def test_a_random_sweep_grows(workspace):
     assert len({params["x"] for params in executor.begun}) == 5 == len(executor.begun)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 250, 333, 500, 777])
+@pytest.mark.parametrize("name,spoil,says", [
+    ("runs.jsonl", Path.unlink, "is gone or empty"), ("runs.jsonl", lambda path: path.write_bytes(b""), "is gone or empty"),
+    ("runs.jsonl", lambda path: path.write_bytes(path.read_text().encode("utf-16")), "holds no line"), ("runs.jsonl", lambda path: path.write_text("null"), "holds no line"),
+    ("runs.jsonl", lambda path: (path.unlink(), path.mkdir()), "is no file"), ("plan.json", Path.unlink, "is gone or empty"), ("plan.json", lambda path: path.write_text("{}"), "is gone or empty")])
+def test_a_sweep_whose_files_are_lost_is_not_run_again_in_silence(workspace, name, spoil, says):
+    executor = Pretend()
+    folder = run(plan_of(workspace), executor).folder
+    spoil(folder/name)
+    with pytest.raises(ValueError, match=f"{name} {says}.*put back a copy"): run(plan_of(workspace), executor)
+    assert len(executor.begun) == 3
+
+
+@pytest.mark.parametrize("line", [dict(number="1"), dict(params=None), dict(run=3), dict(state=[]), dict(tries=True)])
+def test_a_line_of_the_journal_with_other_kinds_of_values_is_passed_over(workspace, line, capfd):
+    folder = run(plan_of(workspace), Pretend()).folder
+    lines = (folder/"runs.jsonl").read_text().splitlines()
+    wrong = {name:value for name,value in (json.loads(lines[-1]) | line).items() if name != "crc32"}
+    (folder/"runs.jsonl").write_text("\n".join([*lines, json.dumps(wrong), lines[0], ""]))
+    assert set(read_journal(folder/"runs.jsonl")) == {0, 1, 2} and f"line {len(lines) + 1} of" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("cut", [250, 333, 500, 777])
 def test_a_journal_that_is_cut_anywhere_loses_no_run(workspace, cut):
     "The run folder is the truth: with the journal cut at any byte nothing that it still names is run twice"
     executor = Pretend()
@@ -118,6 +140,20 @@ def test_tpe_is_told_once_and_goes_on(workspace):
     for one in sweep.rows.values():
         if one.state == "finished": assert trials[one.trial].value == pytest.approx(-(one.params["x"] - 2)**2) and trials[one.trial].params == one.params
     assert not [trial for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+def test_a_study_that_is_lost_is_not_begun_again(workspace):
+    pytest.importorskip("optuna")
+    plan = plan_of(workspace, dict(x=dict(low=0., high=4.)), method="tpe", runs=1, startup=1)
+    (run(plan, Pretend()).folder/"study.db").unlink()
+    with pytest.raises(ValueError, match="no trial 0.*study.db"): run(plan, Pretend())
+
+
+@pytest.mark.parametrize("name,content", [("columns.json", dict(near=3)), ("columns.json", dict(near={})), ("history.json", [dict(epoch=1, near="best")]), ("history.json", [None])])
+def test_a_score_that_is_damaged_is_named_once(workspace, name, content, capfd):
+    sweep = run(plan_of(workspace), Pretend())
+    (sweep.run_dir(sweep.rows[2])/name).write_text(json.dumps(content))
+    assert run(plan_of(workspace), Pretend()).best().params == dict(x=1.) and capfd.readouterr().out.count(name) == 1
 
 
 def test_what_a_sweep_of_wandb_was_called_is_still_there():

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from vitnb.experiment import cli
 from vitnb.experiment.watch import RunView, RunViews, run_line, runs_html, sparkline
+from vitnb.runfolder import write_json
 
 def write(folder, *events, tail=""):
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +72,26 @@ def test_what_cannot_be_read_is_named(tmp_path, name, said):
         (folder/"status.json").unlink()
         (folder/name).unlink()
         (folder/name).mkdir()
+    assert run_line(RunView(folder).read())[1].endswith(said)
+
+
+def half(path): path.write_bytes(path.read_bytes()[:-9])
+def without_end(path): path.write_bytes(b"".join(path.read_bytes().splitlines(True)[:-1]))
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name,spoil,said", [
+    ("status.json", os.unlink, "status.json: damaged"), ("status.json", piped, "status.json: damaged"), ("events.jsonl", half, "events.jsonl: ends within a line"),
+    ("events.jsonl", without_end, "events.jsonl: the end is missing"), ("events.jsonl", os.unlink, "events.jsonl: holds no event"), ("events.jsonl", piped, "events.jsonl: is a pipe")])
+def test_what_a_run_wrote_and_is_gone_is_named(tmp_path, name, spoil, said):
+    folder = write(tmp_path/"r", start(0), epoch(0, 1), dict(t=time.time(), event="end", complete=True))
+    (folder/".lock").touch()
+    write_json(folder/"status.json", dict(status="finished"))
+    write_json(folder/"history.json", [dict(epoch=1)])
+    assert run_line(RunView(folder).read())[1] == "finished"
+    spoil(folder/name)
     assert run_line(RunView(folder).read())[1].endswith(said)
 
 

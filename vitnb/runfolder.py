@@ -21,10 +21,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .core import atomic_write, is_main, my_rank, n_ranks, need, writing
-from .files import load_json, load_text, naming
+from .files import BrokenFile, load_json, load_text, naming
 from .launch import LAUNCHER, is_living
 from .progress import in_kernel
-from .written import note_written, read_line
+from .written import note_written, read_line, was_written
 
 # %% ../nbs/library/034_runfolder.ipynb #52f378e3
 def plain(
@@ -60,11 +60,18 @@ def write_noted(
 def read_json(
     path:str|Path, # A file of the run folder
     kind:type=dict, # What it holds: `dict` or `list`
-    strict:bool=False, # As for `load_json`
+    strict:bool=False, # As for `load_json`; and it must be there, if the run wrote it
 )->dict|list: # Its content; empty if the file is not there
     "Read JSON that a run wrote"
     remedy = "put back a copy of it, or remove it: what training goes on from is in checkpoints/"
-    return load_json(path, kind, remedy, strict) if Path(path).is_file() else kind()
+    if Path(path).is_file(): return load_json(path, kind, remedy, strict)
+    if strict: _check_gone(path)
+    return kind()
+
+def _check_gone(path):
+    "Refuse what is there and is no file, and what the run has written and is not there"
+    if os.path.lexists(path): raise BrokenFile(path, "is a folder, or a link that leads nowhere")
+    if was_written(path): raise BrokenFile(path, "was written by the run, and is not there")
 
 # %% ../nbs/library/034_runfolder.ipynb #1d965981
 _held = {} # folder -> descriptor of its lock

@@ -7,8 +7,10 @@ __all__ = ['note_written', 'is_as_written', 'was_written', 'sealed_line', 'read_
            'tensors_fault']
 
 # %% ../nbs/library/004_written.ipynb #aafd26d2
+import errno
 import json
 import os
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +77,7 @@ def read_new(
 )->tuple: # Its whole lines behind the offset, and the offset behind them
     "Read what is new; a file that was begun anew is read from its start, one that is not there has nothing"
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode): raise OSError(errno.EINVAL, "is a pipe", str(path)) # which waits
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < offset: offset = 0
             file.seek(offset)

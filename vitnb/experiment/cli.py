@@ -172,11 +172,15 @@ def _asked(args, pairs):
     check_kernel(args.kernel)
     return nb, shown, params, family
 
+_NONE_UNFINISHED = ("no run with these parameters is unfinished, so this is a new one; "
+                    "a finished one is made longer by -p resume RUN -p epochs N, without --resume")
+
 def _go(args, pairs, params, run_dir, n):
     "Run the notebook in its folder, which is free again afterwards"
     try:
         if n > 1: return _launch(args, pairs, run_dir, n)
         if is_main(): print(f"run folder: {run_dir}", flush=True)
+        if is_main() and args.resume and not goes_on(run_dir): print(_NONE_UNFINISHED, flush=True)
         return _attempt(args, params, run_dir)
     finally: release(run_dir)
 

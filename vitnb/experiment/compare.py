@@ -198,20 +198,21 @@ def _cell(self:Comparison, row, score):
     return text if difference is None else f"{text} {difference:+.3g}"
 
 @patch
-def _text(self:Comparison, name, run):
+def _text(self:Comparison, name, run, ignored):
     "A run as text, by column"
     row = self._row(name, run)
     params = {param:row[param] for param in map(self._column, self.params)}
     cells = dict(run=name, **{param:"" if value is None else _number(value) for param,value in params.items()})
     cells |= {score + _ARROWS[self.direction(score)]:self._cell(row, score) for score in self.scores}
-    marked = f"{row['status']} *" if run.path in self.ignored else row["status"]
+    marked = f"{row['status']} *" if run.path in ignored else row["status"]
     return cells | dict(status=marked, epochs_done=_number(row["epochs_done"] or ""), time=_clock(row["seconds"]),
                         device=str(row["device"] or ""))
 
 @patch
 def rows(self:Comparison)->list: # Dictionaries of text, alike in their keys
     "Give the table as text"
-    return [self._text(name, run) for name,run in zip(self.names, self.runs)]
+    ignored = self.ignored
+    return [self._text(name, run, ignored) for name,run in zip(self.names, self.runs)]
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #9cf3bcee
 @patch
@@ -320,6 +321,8 @@ def _against(own, base, is_base, level):
     return row | dict(difference=mean, lo=low, hi=high, beyond_noise=beyond)
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #e896fee3
+_TRIPS = (TypeError, ValueError, KeyError, AttributeError) # of what shows a notebook, over values of other kinds
+
 def run_page(
     run:RunRecord|str|Path, # A run, or its folder
 )->str: # HTML, whole
@@ -330,9 +333,9 @@ def run_page(
     nbformat = need("nbformat")
     nb = nbformat.from_dict(read_notebook(run.notebook))
     try: page,_ = need("nbconvert").HTMLExporter().from_notebook_node(nb)
-    except nbformat.ValidationError as error:
-        raise BrokenFile(run.notebook, f"is no notebook that can be shown ({error.message[:200]})") from error
-    return page
+    except (nbformat.ValidationError, *_TRIPS) as error:
+        raise BrokenFile(run.notebook, f"is no notebook that can be shown ({str(error)[:200]})") from error
+    return page.encode(errors="replace").decode() # half a sign of two has no place in a page
 
 def open_run(
     run:RunRecord|str|Path, # A run, or its folder

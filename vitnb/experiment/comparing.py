@@ -12,6 +12,7 @@ import webbrowser
 from pathlib import Path
 
 from ..core import atomic_write
+from ..escape import in_terminal
 from .compare import Comparison, paired_differences, run_page
 from .comparefigures import draw_comparison
 from .folders import read_runs
@@ -19,7 +20,7 @@ from .execute import check_output
 from .guard import guarded
 from .run import commands
 from .rules import check_typed, whole
-from ..parameters import parse_value
+from ..parameters import complain, parse_value
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #58ef32b7
 def _chosen(args):
@@ -78,6 +79,8 @@ def _compare(args):
         print(pairs.to_string(index=False))
     elif args.output: print(f"wrote {table.save(args.output)}: {len(table)} runs")
     else: print(table)
+    if args.pair or args.output: # the table itself has its notes
+        for note in table.notes(): complain(in_terminal(note))
     if args.figures: _draw(table, args)
     return 0
 

@@ -21,7 +21,7 @@ from ..files import file_hash
 from ..kernel import STOPPING, on_signals
 from ..launch import end_tree
 from ..runfolder import ask_to_stop, hold_when_free, release, run_status
-from ..storage import PRUNED
+from ..storage import is_pruned
 
 # %% ../../nbs/library/691_experiment.configured.ipynb #9153d406
 _GRACE = 30 # seconds to save and end
@@ -56,7 +56,7 @@ def _state_of(error):
     kind = getattr(error, "ename", type(error).__name__)
     if kind != "TrainingStopped": return "killed" if kind in _DEAD else "failed"
     text = str(getattr(error, "evalue", error))
-    if f"(exit code {PRUNED})" in text: return "pruned"
+    if is_pruned(text): return "pruned"
     return "stopped" if re.match(_BY_SIGNAL, text) else "timeout" # its own limit: begun again it would end at once
 
 def _carry_out(notebook, params, run_dir, minutes):

@@ -7,7 +7,6 @@ __all__ = ['requeue', 'requeue_dead', 'claim', 'trial_value', 'Worker', 'study_r
 
 # %% ../../nbs/library/676_experiment.search.ipynb #4a1264a1
 import csv
-import json
 import math
 import signal
 import warnings
@@ -24,11 +23,13 @@ from ..core import atomic_write, nearest, need, settings
 from .execute import environ, error_line, run_notebook
 from .judge import Judge, looking, prune_reason
 from .notebook import notebook_params, read_notebook
+from .rules import is_number
 from .run import new_run_dir
 from .space import decode, suggest
 from .study import SearchPlan, make_sampler, study_folder, study_lock, study_plan
+from ..files import BrokenFile
 from ..runfolder import ask_to_stop, hold_when_free, read_json, release, write_json
-from ..storage import PRUNED, TRIAL
+from ..storage import is_pruned, trial_ticket
 
 # %% ../../nbs/library/676_experiment.search.ipynb #89b2c42a
 def _states(): return need("optuna", "search").trial.TrialState
@@ -96,22 +97,30 @@ def trial_value(
     plan:SearchPlan, # How it is judged
 )->float: # The score; NaN where it is undefined
     "Read what a run was worth"
-    columns = read_json(run_dir/"columns.json")
-    if plan.score in columns: return _from_history(run_dir, plan, columns[plan.score]["better"])
-    result = read_json(run_dir/"result.json")
+    columns = read_json(run_dir/"columns.json", strict=True)
+    if plan.score in columns: return _from_history(run_dir, plan, _better_of(columns[plan.score], run_dir))
+    result = read_json(run_dir/"result.json", strict=True)
     value = result.get(plan.score, "")
     if value is None: return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise ValueError(f"{run_dir} has no score {plan.score!r}: {nearest(plan.score, [*columns, *result])}")
     return float(value)
+
+def _better_of(column, run_dir):
+    "Which end of a column is the good one; a declaration that says it of none is damaged"
+    if isinstance(column, dict) and "better" in column: return column["better"]
+    raise BrokenFile(run_dir/"columns.json", "does not say which end of a column is good", "put back a copy of it")
 
 def _from_history(run_dir, plan, better):
     "The value of the best epoch, or of the last"
     if better not in (None, plan.better):
         raise ValueError(f"the study wants the {plan.better} of {plan.score!r}, "
                          f"but of this column the {better} is better")
-    values = [row.get(plan.score) for row in read_json(run_dir/"history.json", list)]
+    rows = read_json(run_dir/"history.json", list, strict=True)
+    values = [row.get(plan.score) if isinstance(row, dict) else "" for row in rows]
     values = [value for value in values if value is not None]
+    if not all(map(is_number, values)):
+        raise BrokenFile(run_dir/"history.json", "has rows that are no epochs", "put back a copy of it")
     if not values: return math.nan
     if plan.pick == "last": return float(values[-1])
     return float(min(values) if plan.better == "min" else max(values))
@@ -156,11 +165,6 @@ def _place(self:Worker, trial):
 
 # %% ../../nbs/library/676_experiment.search.ipynb #58ffa112
 @patch
-def _ticket(self:Worker):
-    "What the kernel has to know, as JSON"
-    return json.dumps(dict(score=self.plan.score, better=self.plan.better))
-
-@patch
 def _run(self:Worker, trial):
     "Run the notebook with a trial's setting"
     params = self.plan.params | suggest(trial, self.plan.space)
@@ -169,7 +173,8 @@ def _run(self:Worker, trial):
     hold_when_free(self.run_dir)
     try:
         judge = Judge(trial, self.run_dir, self.plan.score)
-        with environ(**{TRIAL:self._ticket()}), open(self.run_dir/"trial.log", "a", buffering=1) as log:
+        ticket = trial_ticket(self.plan.score, self.plan.better)
+        with environ(**ticket), open(self.run_dir/"trial.log", "a", buffering=1) as log:
             with redirect_stdout(log), looking(judge.look): run_notebook(self.notebook, params, self.run_dir)
     finally: release(self.run_dir)
     return trial_value(self.run_dir, self.plan)
@@ -179,7 +184,7 @@ def _verdict(error):
     kind = getattr(error, "ename", type(error).__name__)
     text = str(getattr(error, "evalue", error))
     states = _states()
-    if kind == "TrainingStopped" and f"(exit code {PRUNED})" in text: return states.PRUNED, prune_reason(text)
+    if kind == "TrainingStopped" and is_pruned(text): return states.PRUNED, prune_reason(text)
     if kind == "FloatingPointError": return states.PRUNED, text[:500]
     return states.FAIL, error_line(error)[:2000]
 

@@ -6,7 +6,6 @@
 __all__ = ['ENDED', 'Configuration', 'read_journal', 'Sweep']
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #90e2bc14
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from .space import suggest
 from .study import make_sampler, plan_changes, study_folder
 from ..files import BrokenFile
 from ..runfolder import hold, in_use, plain, read_json, release, run_status, write_json
-from ..storage import TRIAL, make_pruner, open_storage, storage_url
+from ..storage import make_pruner, open_storage, storage_url, trial_ticket
 from ..written import read_line, sealed_line
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #87255835
@@ -45,21 +44,6 @@ class Configuration:
     slot:str="" # Device or place in the queue it ran on last
     trial:int|None=None # tpe: number of Optuna's trial
 
-def read_journal(
-    path:str|Path, # runs.jsonl
-)->dict: # number -> Configuration
-    "Read how the configurations of a sweep stand"
-    found = {}
-    if not Path(path).is_file(): return found
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    for number,line in enumerate(lines, 1):
-        try: one = Configuration(**read_line(line))
-        except (ValueError, TypeError, RecursionError): # cut off by a kill, or written by hand
-            if number < len(lines): print(f"passed over: line {number} of {path} is damaged", flush=True)
-            continue
-        found[one.number] = one
-    return found
-
 def _append(path, one):
     "Add a line; it is on disk before anything follows from it"
     is_whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n") # else a kill has cut the last line off
@@ -67,6 +51,42 @@ def _append(path, one):
         file.write(("" if is_whole else "\n") + sealed_line(plain(asdict(one))) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+# %% ../../nbs/library/692_experiment.sweep.ipynb #99e23278
+_KINDS = dict(number=int, params=dict, state=str, tag=str, run=str, why=str, tries=int, slot=str)
+_BEGIN = b'{"number": ' # of every line
+
+def _read_row(line):
+    "A configuration from a line of the journal"
+    one = Configuration(**read_line(line))
+    wrong = [name for name,kind in _KINDS.items() if type(getattr(one, name)) is not kind]
+    if wrong: raise ValueError(f"{wrong[0]} is {getattr(one, wrong[0])!r}")
+    return one
+
+def _check_lost(path, found, kept):
+    "Refuse a sweep that has begun and of which the plan, or all of the journal, is lost"
+    remedy = "put back a copy of it, or give the sweep another name (its finished runs stay where they are)"
+    if found and not kept:
+        raise BrokenFile(path.with_name("plan.json"), "is gone or empty, and runs were begun", remedy)
+    if os.path.lexists(path) and not path.is_file(): raise BrokenFile(path, "is no file", remedy)
+    if found: return
+    text = path.read_bytes() if path.is_file() else b""
+    if text[:len(_BEGIN)] != _BEGIN[:len(text)]: raise BrokenFile(path, "holds no line that a sweep wrote", remedy)
+    if (path.parent/"table.csv").exists(): raise BrokenFile(path, "is gone or empty, and runs have ended", remedy)
+
+def read_journal(
+    path:str|Path, # runs.jsonl
+)->dict: # number -> Configuration
+    "Read how the configurations of a sweep stand"
+    found = {}
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).is_file() else []
+    for number,line in enumerate(lines, 1):
+        try: one = _read_row(line)
+        except (ValueError, TypeError, RecursionError): # cut off by a kill, or written by hand
+            if number < len(lines): print(f"passed over: line {number} of {path} is damaged", flush=True)
+            continue
+        found[one.number] = one
+    return found
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #9f30ab4b
 _LENGTH = ("runs:", "minutes:") # a sweep may be made longer
@@ -93,6 +113,7 @@ class Sweep:
         self.rows = {} # number -> Configuration
         self.study = None # tpe: Optuna's, and the storage that it is in
         self.store = None
+        self.unread = set() # files of runs that are damaged, each told once
         self.fault = "" # why nothing more is begun
         self.signals = [] # that came while it ran
 
@@ -118,6 +139,8 @@ def _load(self:Sweep):
     new = plain(dict(asdict(self.plan), source=self.source))
     free = _LENGTH if self.plan.method == "tpe" else _LENGTH + _SCORING
     changes = [line for line in plan_changes(kept, new) if kept and not line.startswith(free)]
+    journal = read_journal(self.folder/"runs.jsonl")
+    _check_lost(self.folder/"runs.jsonl", journal, kept)
     if any(line.startswith("source:") for line in changes):
         raise ValueError(f"{self.plan.search.notebook} was edited since the sweep {self.name!r} began; put it back, or "
                          "give this sweep a name of its own")
@@ -127,7 +150,7 @@ def _load(self:Sweep):
     store = open_storage(self.storage) if self.plan.method == "tpe" else None # one that is not there is told first
     write_json(self.folder/"plan.json", new)
     self.rows = {number:Configuration(number, params) for number,params in enumerate(configurations(self.plan))}
-    self.rows |= read_journal(self.folder/"runs.jsonl")
+    self.rows |= journal
     if store is not None: self._open_study(store)
     for one in list(self.rows.values()): self._settle(one)
     done = next((one for one in self.rows.values() if one.state == "finished"), None)
@@ -180,7 +203,12 @@ def _open_study(self:Sweep, store):
     self.study = optuna.create_study(study_name=self.name, storage=store, direction=direction, load_if_exists=True,
                                      pruner=make_pruner(self.plan.search.pruner))
     known = {one.trial for one in self.rows.values()}
-    running = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+    trials = self.study.get_trials(deepcopy=False)
+    lost = known - {trial.number for trial in trials}
+    if lost:
+        raise ValueError(f"the study of sweep {self.name!r} has no trial {min(lost)}, and runs.jsonl has: put back a "
+                         "copy of its storage (study.db), or give the sweep another name")
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
     for trial in running:
         if trial.number not in known: self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
@@ -208,8 +236,7 @@ def ticket(self:Sweep,
     one:Configuration, # Of this sweep
 )->dict: # A variable of the environment, with tpe
     "What the kernel of a trial has to know"
-    if self.study is None: return {}
-    return {TRIAL:json.dumps(dict(score=self.plan.search.score, better=self.plan.search.better))}
+    return {} if self.study is None else trial_ticket(self.plan.search.score, self.plan.search.better)
 
 @patch
 def judge(self:Sweep,
@@ -228,7 +255,10 @@ def value(self:Sweep,
 )->float|None: # None where it is undefined
     "Read what a configuration scored; a score that the runs do not write is a `ValueError`"
     try: found = trial_value(self.run_dir(one), self.plan.search)
-    except BrokenFile: return None # the comparison names the file
+    except BrokenFile as error:
+        if error.path not in self.unread: print(f"passed over: {error}", flush=True)
+        self.unread.add(error.path)
+        return None
     return found if found == found else None
 
 @patch

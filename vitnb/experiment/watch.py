@@ -15,12 +15,12 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..escape import in_page
+from .folders import read_part, shown_state
 from .rules import is_number
-from ..files import BrokenFile, is_file
+from ..files import is_file
 from ..launch import is_living
 from ..progress import fmt_time
-from ..runfolder import read_json
-from ..written import read_line, read_new
+from ..written import read_line, read_new, was_written
 
 # %% ../../nbs/library/688_experiment.watch.ipynb #89992e89
 _BARS = "▁▂▃▄▅▆▇█"
@@ -60,6 +60,10 @@ class RunView:
     def read(self)->"RunView": # Itself
         "Read what has happened since"
         self.faults = {}
+        return self.read_on()
+
+    def read_on(self)->"RunView": # Itself
+        "Read what has happened since, and keep what was wrong before"
         try: lines,self.offset = read_new(self.folder/"events.jsonl", self.offset)
         except OSError as error:
             self.faults["events.jsonl"] = error.strerror
@@ -136,17 +140,28 @@ def metric(self:RunView)->tuple: # Name and value of the newest; empty if there 
     return (chosen, numbers[chosen]) if chosen else ("", None)
 
 @patch
+def _note_lost(self:RunView, said):
+    "Note what the events of a run that is over should hold and do not"
+    self.read_on() # it may have ended since
+    events = self.folder/"events.jsonl"
+    lost = ""
+    if said == "finished" and self.start and not self.is_over: lost = "the end is missing"
+    if is_file(events) and events.stat().st_size > self.offset: lost = "ends within a line"
+    if self.last is None and was_written(self.folder/"history.json"): lost = "holds no event"
+    if lost: self.faults.setdefault("events.jsonl", lost)
+
+@patch
 def state(self:RunView)->str: # Such as "running"
     "How the run stands; a run that leaves no status is told by its events"
-    try: status = read_json(self.folder/"status.json")
-    except (BrokenFile, OSError):
-        status = {}
-        self.faults["status.json"] = "damaged"
-    said = status.get("status")
+    faults = []
+    status = read_part(self.folder, "status.json", dict, faults)
+    if faults: self.faults["status.json"] = "damaged"
+    said = shown_state(status)
+    if said not in ("", "running"): self._note_lost(said)
     pid = status.get("pid")
     if said == "running" and pid and status.get("host") == platform.node():
         return said if is_living(pid) else "killed"
-    if said: return str(said)
+    if said: return said
     if not self.is_over: return "training" if self.start else "no event yet"
     return "trained" if self.is_complete else "stopped"
 

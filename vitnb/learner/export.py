@@ -7,17 +7,20 @@ __all__ = ['sample_batch', 'named_outputs', 'largest_difference', 'export_safete
 
 # %% ../../nbs/library/518_learner.export.ipynb #aa2b4a66
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..core import atomic_write, need, one_of
+from ..core import atomic_write, need, one_of, writing
 from ..files import at_home
 from ..hub import plain_names
 from .inputs import check_inputs, find_inputs
+from .predict import predict # noqa: F401, gives a LoadedRun its `read`
 from .trained import LoadedRun, load_run
 from ..written import seal_tensors
 
@@ -75,7 +78,8 @@ def largest_difference(
 )->float: # The largest absolute difference
     "Compare outputs"
     if found.keys() != wanted.keys(): raise ValueError(f"the export gives {list(found)}, the model {list(wanted)}")
-    return max((torch.as_tensor(found[name]).double() - wanted[name].double()).abs().max().item() for name in wanted)
+    apart = [(torch.as_tensor(found[name]).double() - wanted[name].double()).abs().max() for name in wanted]
+    return torch.stack(apart).max().item() # not a number where any is
 
 @torch.no_grad()
 def _asked(model, inputs): return {name:part.cpu() for name,part in named_outputs(model(*inputs)).items()}
@@ -97,7 +101,10 @@ def export_safetensors(
     with atomic_write(path) as temporary: temporary.write_bytes(seal_tensors(save(own, _metadata(run))))
     return path
 
-def _ask_safetensors(path, inputs): return _asked(load_run(path, "cpu").model, inputs)
+def _from_safetensors(path)->Callable: # Outputs of inputs
+    "Open a file of weights"
+    model = load_run(path, "cpu").model
+    return lambda inputs: _asked(model, inputs)
 
 # %% ../../nbs/library/518_learner.export.ipynb #8c7a55b7
 def _check_onnx():
@@ -134,26 +141,51 @@ def export_onnx(
         _describe(temporary, run)
     return Path(path)
 
-def _ask_onnx(path, inputs):
-    "Run an ONNX file; None where nothing is installed that runs it"
+def _from_onnx(path)->Callable|None: # Outputs of inputs
+    "Open an ONNX file; None where nothing is installed that runs it"
     try: onnxruntime = need("onnxruntime", "export")
     except ImportError as error: return print(f"the export was not run: {error}", flush=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    fed = {asked.name:part.numpy() for asked,part in zip(session.get_inputs(), inputs)}
     names = [found.name for found in session.get_outputs()]
-    return dict(zip(names, session.run(names, fed)))
+    def ask(inputs):
+        fed = {asked.name:part.numpy() for asked,part in zip(session.get_inputs(), inputs)}
+        return dict(zip(names, session.run(names, fed)))
+    return ask
 
-# %% ../../nbs/library/518_learner.export.ipynb #22c72c49
-_WRITERS = {".safetensors":(lambda run, path, inputs: export_safetensors(run, path), _ask_safetensors),
-            ".onnx":(export_onnx, _ask_onnx)}
+# %% ../../nbs/library/518_learner.export.ipynb #9428d23f
+_CHECKED = (1, 3) # images in the batches on which an export is compared with the model
+_ROUNDING = 1e-4 # by which it may differ; of the largest output, where that is above 1
+
+def _batch_of(count, inputs):
+    "A batch of so many images; where there are fewer they come again"
+    return tuple(part[torch.arange(count) % len(part)] for part in inputs)
+
+def _difference(ask, run, inputs):
+    "By how much an export differs at most, and what it may"
+    pairs = [(ask(batch), _asked(run.model, batch)) for batch in (_batch_of(count, inputs) for count in _CHECKED)]
+    largest = max(part.double().abs().max().item() for _,wanted in pairs for part in wanted.values())
+    apart = torch.tensor([largest_difference(*pair) for pair in pairs]).max().item()
+    return apart, _ROUNDING*max(1, largest)
+
+# %% ../../nbs/library/518_learner.export.ipynb #7da11901
+_WRITERS = {".safetensors":(lambda run, path, inputs: export_safetensors(run, path), _from_safetensors),
+            ".onnx":(export_onnx, _from_onnx)}
 
 def _write(run, path, inputs):
-    "Write one file, run it, and give the largest difference"
-    write,ask = _WRITERS[path.suffix.lower()]
-    write(run, path, inputs)
-    found = ask(path, inputs)
-    if found is None: return None
-    return largest_difference(found, _asked(run.model, inputs))
+    "Write one file, run it, and give the largest difference; one that is not the model does not get its name"
+    write,open_export = _WRITERS[path.suffix.lower()]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+            file = Path(folder)/path.name
+            write(run, file, inputs)
+            ask = open_export(file)
+            apart,allowed = (None, None) if ask is None else _difference(ask, run, inputs)
+            if ask is not None and not apart <= allowed:
+                raise ValueError(f"{path} was not written: the export differs from the model by {apart:.2g}, more than "
+                                 f"rounding does ({allowed:.2g})")
+            os.replace(file, path)
+    return apart
 
 def _files(path):
     "The files to write: the one that is named, or both in a folder"
@@ -174,11 +206,11 @@ def export_run(
     if not isinstance(run, LoadedRun): run = load_run(run, "cpu", use=use)
     print(run.says, flush=True)
     run.model.cpu()
-    inputs = sample_batch(run, sample)
+    inputs = _batch_of(max(_CHECKED), sample_batch(run, sample, max(_CHECKED)))
     found = {}
     for file in files:
         found[file] = _write(run, file, inputs)
         shapes = ", ".join("×".join(map(str, part.shape)) for part in inputs)
-        kept = "" if found[file] is None else f"; largest difference {found[file]:.2g} on a batch of {shapes}"
+        kept = "" if found[file] is None else f"; largest difference {found[file]:.2g} on batches of 1 and of {shapes}"
         print(f"wrote {file} ({file.stat().st_size/2**20:.1f} MiB){kept}", flush=True)
     return found
