@@ -59,7 +59,7 @@ MANY = dict(Y=(30,PIXELS), GT=(3,30))
 
 @pytest.mark.parametrize("found,name", [
     (dict(S_GT=(20,16,3), **MANY), "Y"), (dict(abundanceMaps=(20,16,3), endmembers=(30,3), Y=(PIXELS,30)), "Y"), (dict(RGB=(20,16,3), Y=(30,PIXELS)), "Y"), (dict(A=(20,16,40), cube=(20,16,30)), "cube"),
-    (dict(gt_onehot=(20,16,40), x=(20,16,30)), "x"), (dict(mask=(20,16,200), hsi=(20,16,30), labels=(20,16)), "hsi"), (dict(S_GT=(20,16,3)), "S_GT"), (dict(map=(20,16,3), small=(4,4,3)), "small"),
+    (dict(gt_onehot=(20,16,40), x=(20,16,30)), "x"), (dict(mask=(20,16,200), hsi=(20,16,30), labels=(20,16)), "hsi"), (dict(S_GT=(20,16,3)), "S_GT"), (dict(cube=(20,16,30), gram=(PIXELS,PIXELS), Y=(40,PIXELS)), "cube"), (dict(map=(20,16,3), small=(4,4,3)), "small"),
     ({"scene(1).gt":(20,16), "scene(1).data":(20,16,30), "scene(1).groundTruth":(20,16,40)}, "scene(1).data")])
 def test_what_is_called_like_a_map_is_passed_over(found, name):
     for order in (found, dict(reversed(found.items()))):

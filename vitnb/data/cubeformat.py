@@ -153,7 +153,8 @@ def _tables_of(found, cube):
     sides = found[cube]
     areas = {prod(sides)//side:side for side in sides} # number of pixels to that of bands, whichever axis these are
     def is_of_cube(shape): return any(side in areas and prod(shape)//side > areas[side] for side in shape)
-    return [name for name, shape in found.items() if axes_of(shape) == len(shape) == 2 and is_of_cube(shape)]
+    def is_table(shape): return axes_of(shape) == len(shape) == 2 and shape[0] != shape[1] # not pixels by pixels
+    return [name for name, shape in found.items() if is_table(shape) and is_of_cube(shape)]
 
 def _refuse_tables(path, found, cube):
     "Refuse to choose between a cube and a table of the same pixels"
@@ -185,6 +186,7 @@ def choose_cube(
     cubes = {name:shape for name, shape in own.items() if axes_of(shape) > 2}
     tables = {name:shape for name, shape in own.items() if name not in cubes}
     named = {name:shape for name, shape in cubes.items() if _CUBES & set(_words(name))}
+    if named: tables = {name:shape for name, shape in tables.items() if _CUBES & set(_words(name))}
     choice = {**tables, **(named or cubes)}
     name = pick_dataset(path, choice, None, default)
     if name in cubes and name != default:
