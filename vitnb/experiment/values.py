@@ -81,7 +81,11 @@ def _pattern(value):
 # %% ../../nbs/library/657_experiment.values.ipynb #9a194064
 _SIDE = 2**16 # pixels; no format of images that is read here has more
 _side = whole(1, "224", _SIDE)
-_size = either(_side, each(_side, 2))
+
+def _size(value):
+    "The rule for the size of images"
+    what = f"a side from 1 to {_SIDE:,} pixels, such as 224, or height and width, such as [192, 256]"
+    return either(_side, each(_side, 2))(value) and what
 
 def _sizes(value):
     "The rule for images that grow: shares of the run, and sides"
@@ -112,6 +116,7 @@ RULES = by_rule( # field -> rule; those of other families stand in `field_rules`
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
     ("head_depth", whole(1, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8", _SIDE), 2)),
+    ("fade shortest", number(0, 1e6, above=True, like="300")), # nm
     ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
     ("weight_decay clip warmup_epochs warmup_lr min_lr max_hours focal_gamma mixup cutmix zone_mix", _from_zero),
     ("ema_half_life early_stop_min_delta mse_weight sam_weight variance_weight", _from_zero),

@@ -21,6 +21,7 @@ from ..core import moved_names, one_of, pick_device
 from ..data.evaluate import eval_reader
 from ..data.image import UnreadableImage
 from ..data.sample import Batch
+from ..data.slide import scene_tasks, slide
 from .inputs import check_inputs, find_inputs
 from .loop import VitLearner
 from .precision import as_float
@@ -161,12 +162,27 @@ class Predictions(list):
 def _columns(run, model, batch):
     "Say by column what the model makes of a batch"
     if run.pretext is not None: return pretext_columns(run.pretext, run, batch)
-    pred = tree_map(Tensor.cpu, as_float(model(*batch[:batch.n_inp])))
     size = batch["image"].shape[-2:]
+    of_scene = _scene_tasks(run, size)
+    if of_scene is None: pred = model(*batch[:batch.n_inp])
+    else: pred = slide(model, batch["image"], run.model.img_size, run.tasks == of_scene)
+    tasks = run.tasks if of_scene is None else of_scene
     columns = {}
-    for name,task,output in run.tasks.split(pred):
+    for name,task,output in tasks.split(tree_map(Tensor.cpu, as_float(pred))):
         for answer,values in answer_columns(task, output, size).items(): columns[column(name, answer)] = values
-    return columns
+    return columns if of_scene is None else _unmeasured(columns, batch["mask"][:,0].cpu().numpy())
+
+def _scene_tasks(run, size):
+    "What maps of a cube mean, if the model takes windows of it alone; None if it takes the cube"
+    is_of_cubes = run.reader is not None and run.config["reader"]["name"] == "cube"
+    return scene_tasks(run.tasks, getattr(run.model, "img_size", None), size) if is_of_cubes else None
+
+def _unmeasured(columns, valid):
+    "Put -1 where a map has a class and nothing was measured"
+    def masked(name, values):
+        if not name.endswith("prediction"): return values
+        return [np.where(own, found, -1) for own,found in zip(valid, values)]
+    return {name:masked(name, values) for name,values in columns.items()}
 
 def _model_of(run, tta):
     "Choose the model that answers, with views or without"

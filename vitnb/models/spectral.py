@@ -131,7 +131,8 @@ def _bands(self:SpectralMAE, x):
     expected = (self.in_chans, *(places*self.patch_size[0] for places in self.grid[1:]))
     if x.ndim != 4 or tuple(x.shape[1:]) != expected:
         raise ValueError(f"cubes of shape {tuple(x.shape)} do not fit; this model takes "
-                         f"(B,{', '.join(map(str, expected))}): of a larger scene give its windows, as arrays")
+                         f"(B,{', '.join(map(str, expected))}): a larger scene is read window by window by a "
+                         f"model of the class of windows or pixels, and no other; give cubes of this size")
     if self.spectral_pos == "wavelength" and self.pos.code is None:
         raise ValueError("the model does not know its wavelengths; call set_wavelengths(nm)")
     if self.band_scale is None: return x
