@@ -70,7 +70,7 @@ def _say_twice(source):
         counts = f"the last counts: {name} = {values[-1]!r}"
         if len(values) > 1: print(f"{name} has {len(values)} lines in the cell; {counts}")
 
-SEVERAL_KINDS = ("img_size", "eval_resize", "pretrained") # a side or (height, width); True or a file: rules say what
+SEVERAL_KINDS = ("img_size", "eval_resize", "pretrained", "target") # such as a side, or (height, width); rules say what
 
 def _fits(name, value, default):
     "Whether `value` may replace `default`"

@@ -185,9 +185,10 @@ def check_data(
     data:str, # Name of a set, or a path
     root:str|None=None, # Where paths start; `data_path` or the workspace if None
     workspace:Path|None=None, # Found by `repo_root` if None
+    field:str="data", # Parameter that names it
 )->None:
     "Refuse data that is neither a known set nor there"
-    if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
+    if not data.strip(): raise ValueError(f"{field}={data!r} names nothing: give the name of a set, a folder or a table")
     workspace = workspace or repo_root()
     if root and not (workspace/at_home(root)).exists():
         raise ValueError(f"data_root={root!r} is not there: no {workspace/at_home(root)}")
@@ -197,7 +198,7 @@ def check_data(
     there = [place for place in places if place.is_dir() or place.is_file()] # no device, and no socket
     if there: return _check_table(data, there[0])
     here = f"; to take what is in this folder, give ./{data}" if Path(data).exists() else ""
-    raise ValueError(f"data={data!r} is no set and not there: {nearest(Path(data).name, NAMES['data'])}; "
+    raise ValueError(f"{field}={data!r} is no set and not there: {nearest(Path(data).name, NAMES['data'])}; "
                      f"looked for {', '.join(map(str, places))}{here}")
 
 # %% ../../nbs/library/657_experiment.values.ipynb #554825de
