@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from ..callback.answers import pretext_columns
 from ..core import moved_names, one_of, pick_device
 from ..data.evaluate import eval_reader
-from ..data.image import UnreadableImage
+from ..data.image import UnreadableImage, leaves_pages
 from ..data.sample import Batch
 from ..data.slide import scene_tasks, slide
 from .inputs import check_inputs, find_inputs
@@ -224,6 +224,14 @@ def _loaded(run, device, use):
                          f"load_run(..., use={use!r})")
     return run
 
+def _report_pages(run, names, items):
+    "Say that of some files the first page alone was looked at"
+    reader = run.config["reader"]["name"] if run.reader else ""
+    paged = [name for name,item in zip(names, items) if leaves_pages(item, reader)]
+    if not paged: return
+    print(f"{len(paged):,} of {len(names):,} files hold several pages or frames, such as {paged[0]}; the first is what "
+          "was looked at: store the others in files of their own to have them too", flush=True)
+
 def _report_unreadable(unreadable, total):
     "Say what was left out; if it is all, that is an error"
     if not unreadable: return
@@ -270,6 +278,7 @@ def predict(
             rows += _rows(run, model, batch, names, unreadable)
             bar.update(len(batch["index"]))
     _report_unreadable(unreadable, len(names))
+    _report_pages(run, names, values)
     return Predictions(rows, unreadable, run.weights, run.tasks)
 
 # %% ../../nbs/library/515_learner.predict.ipynb #06c9a562
