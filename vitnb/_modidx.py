@@ -2420,6 +2420,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vitnb.data.frame._requested_tasks': ('library/data.frame.html#_requested_tasks', 'vitnb/data/frame.py'),
                                   'vitnb.data.frame._say_alike': ('library/data.frame.html#_say_alike', 'vitnb/data/frame.py'),
                                   'vitnb.data.frame._say_columns': ('library/data.frame.html#_say_columns', 'vitnb/data/frame.py'),
+                                  'vitnb.data.frame._say_contradictions': ( 'library/data.frame.html#_say_contradictions',
+                                                                            'vitnb/data/frame.py'),
                                   'vitnb.data.frame._say_several': ('library/data.frame.html#_say_several', 'vitnb/data/frame.py'),
                                   'vitnb.data.frame._several_labels': ('library/data.frame.html#_several_labels', 'vitnb/data/frame.py'),
                                   'vitnb.data.frame._split_names': ('library/data.frame.html#_split_names', 'vitnb/data/frame.py'),
