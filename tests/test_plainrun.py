@@ -6,7 +6,7 @@ import pytest
 from command_helpers import notebook, only_run, text, workspace
 
 from vitnb.experiment import cli
-from vitnb.experiment.plainrun import is_plain, loose_params, whole_text
+from vitnb.experiment.plainrun import is_plain, loose_params, whole_value
 from vitnb.experiment.salvage import journal_of
 from vitnb.runfolder import read_json
 
@@ -69,4 +69,4 @@ def test_a_path_that_was_typed_here_means_the_same_elsewhere_however_deep_it_sta
     for folder in (here, there): folder.mkdir()
     for file in (here/"a.mat", here/"both.mat", there/"both.mat"): file.touch()
     monkeypatch.chdir(here)
-    assert whole_text(typed, there) == meant.format(here=here)
+    assert whole_value(typed, there) == meant.format(here=here)

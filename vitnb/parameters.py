@@ -151,8 +151,7 @@ def asked_fields(
     if "family" in more:
         raise ValueError(f"more has family={more['family']!r}, but this is a recipe of {fields['family']}; "
                          "leave it out")
-    twice = own.keys() & more.keys()
-    if twice: raise ValueError(f"{min(twice)!r} is given as a parameter and in more; give it once")
+    for name in own.keys() & more.keys(): raise ValueError(f"{name!r} is given as a parameter and in more: give one")
     return check_params(fields, own | more)
 
 # %% ../nbs/library/040_parameters.ipynb #74e0d0a5

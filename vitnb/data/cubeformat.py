@@ -173,6 +173,7 @@ def _refuse_map(path, found):
                                 f"truth={Path(path).name!r}; a table of bands and pixels is read if dataset=... names "
                                 "it")
 
+# %% ../../nbs/library/143_data.cubeformat.ipynb #ebf965f7
 def choose_cube(
     path:str|Path, # The file
     found:dict, # Name to shape of the arrays in it

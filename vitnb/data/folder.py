@@ -101,8 +101,7 @@ def refuse_no_classes(
             "labels, load_set('labels.csv', label='...'), or labels from names, load_set(..., pattern=r'(?P<label>"
             f"...)'); {insist}")
 
-# %% ../../nbs/library/109_data.folder.ipynb #7e3a5dee
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+# %% ../../nbs/library/109_data.folder.ipynb #f653d343
 _READ_WITH = {**dict.fromkeys((".xlsx", ".xls", ".ods"), "excel"), ".parquet":"parquet", ".feather":"feather",
               **dict.fromkeys((".json", ".jsonl"), "json"), **dict.fromkeys((".pkl", ".pickle"), "pickle"),
               **dict.fromkeys((".csv.bz2", ".csv.xz", ".csv.zip", ".csv.zst"), "csv"), ".dta":"stata", ".sav":"spss"}
@@ -120,8 +119,11 @@ def _refuse_foreign_table(folder):
     "Refuse a folder without classes that has a table which is read by pandas"
     tables = [path for path in sorted(folder.iterdir()) if path.is_file() and of_pandas(path)
               and "json" not in path.suffix.lower()] # which mostly holds something else
-    if tables: raise ValueError(f"{folder} has {tables[0].name}, a table that pandas reads: give {of_pandas(tables[0])}")
+    if not tables: return
+    raise ValueError(f"{folder} has {tables[0].name}, a table that pandas reads: give {of_pandas(tables[0])}")
 
+# %% ../../nbs/library/109_data.folder.ipynb #7e3a5dee
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 def _check_names(folder, names, classes, train):
     "Refuse class folders that train does not have"
     alike = [(name, known, difference(name, known)) for name in names for known in classes if difference(name, known)]

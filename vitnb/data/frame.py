@@ -20,7 +20,7 @@ from .delimited import (GROUP_COLUMNS, are_lists, as_list, cells_of, full_cells,
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
-from .table import ImageSet
+from .table import ImageSet, say_contradictions
 from .walk import difference, locate
 from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 
@@ -287,22 +287,10 @@ def _weights(frame, weight):
     weights = _numbers(Value(), cells_of(frame, weight, "the weight"), weight)
     low = np.flatnonzero(np.ravel(weights) < 0)
     if len(low):
-        raise ValueError(f"{place_of(int(low[0]), weight)}: {np.ravel(weights)[low[0]]:g} is below 0, and a sample cannot "
-            "be drawn less often than never; give 0 or more, such as 1 for all")
+        raise ValueError(f"{place_of(int(low[0]), weight)}: {np.ravel(weights)[low[0]]:g} is below 0, and no sample is "
+            "drawn less often than never; give 0 or more, such as 1 for all")
     if not np.any(weights): raise ValueError(f"column {weight!r} is 0 in every row, so that nothing would be drawn")
     return weights
-
-def _say_contradictions(paths, tasks, targets):
-    "Say which files stand under several classes"
-    for key,task in tasks.items():
-        if not isinstance(task, OneClass): continue
-        said = {}
-        for path,target in zip(map(os.path.normpath, paths), targets[key]): said.setdefault(path, set()).add(int(target))
-        several = [path for path,found in said.items() if len(found) > 1]
-        if not several or not is_main(): continue
-        classes = " and ".join(map(str, (task.says(target) for target in sorted(said[several[0]]) if target >= 0)))
-        print(f"{len(several):,} files stand under several classes, such as {several[0]} under {classes}; correct the "
-              "rows, or, if an image may have several labels, write them into one cell and give separator=...", flush=True)
 
 def _chosen_columns(frame, name, root, image, label, split, group, others):
     "Choose the columns of images, labels and splits, and say which were not named"
@@ -353,7 +341,7 @@ def frame_set(
         if isinstance(meaning[key], ClassMap): targets[key] = _find_files(targets[key], root, key or label)
     if separator is not None and not any(isinstance(task, MultiLabel) for task in meaning.values()):
         raise ValueError(f"separator={separator!r} divides labels, and there is no column of them; give label='...'")
-    if all(isinstance(item, str) for item in items): _say_contradictions(items, meaning, targets)
+    if all(isinstance(item, str) for item in items): say_contradictions(items, meaning, targets)
     splits = _divide(Split(items, targets, _groups(frame, image, items, group), _weights(frame, weight)), frame, split)
     return ImageSet(name, Tasks(meaning), splits, root, reader=reader)
 

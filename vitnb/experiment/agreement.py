@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
-from .sizes import check_blocks, check_fills
+from .sizes import check_blocks, check_fills, check_turns
 from .rules import each, number, one_name, whole
 from .values import by_rule, either, flag, RULES
 
@@ -176,14 +176,6 @@ def _check_companions(arch, spectral, data):
     raise ValueError(f"arch={arch!r} takes no spectral images, and spectral={spectral!r} gives it those of "
                      f"{data!r}; give spectral=False, or a network such as hvit_micro")
 
-def _check_turns(views, size):
-    "Refuse views that turn images which are not square"
-    if not views or size is None or isinstance(size, int) or size[0] == size[1]: return
-    turning = [view for view in views.split("+") if view in FACTS["turning_views"]]
-    if not turning: return
-    raise ValueError(f"tta={views!r} turns images by a quarter, which needs square ones, and img_size={size!r} is "
-                     "not; give tta=flip or flips, or a single side")
-
 def _check_averaged(value):
     "Refuse an average of weights that nobody has kept"
     if value("averaged") is True and not value("pretrained"):
@@ -330,7 +322,7 @@ def _check_arch(r, value, given, inside, family, named):
     _check_stages(inside("model_kw"))
     _check_stem(arch, inside("model_kw").get("stem"))
     _check_patches(arch, r.get("img_size"), inside("model_kw"))
-    _check_turns(r.get("tta"), r.get("img_size"))
+    check_turns(r.get("tta"), r.get("img_size"))
     check_blocks(arch, r.get("img_size"), inside("model_kw"))
     _check_companions(arch, r.get("spectral", False), r.get("data"))
     _check_published(value)

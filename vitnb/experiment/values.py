@@ -116,8 +116,7 @@ RULES = by_rule( # field -> rule; those of other families stand in `field_rules`
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
     ("head_depth", whole(1, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8", _SIDE), 2)),
-    ("fade shortest", number(0, 1e6, above=True, like="300")), # nm
-    ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
+    ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale fade shortest", _positive),
     ("weight_decay clip warmup_epochs warmup_lr min_lr max_hours focal_gamma mixup cutmix zone_mix", _from_zero),
     ("ema_half_life early_stop_min_delta mse_weight sam_weight variance_weight", _from_zero),
     ("range_penalty_weight group_weight", _from_zero),
@@ -188,7 +187,8 @@ def check_data(
     field:str="data", # Parameter that names it
 )->None:
     "Refuse data that is neither a known set nor there"
-    if not data.strip(): raise ValueError(f"{field}={data!r} names nothing: give the name of a set, a folder or a table")
+    if not data.strip():
+        raise ValueError(f"{field}={data!r} names nothing: give the name of a set, a folder or a table")
     workspace = workspace or repo_root()
     if root and not (workspace/at_home(root)).exists():
         raise ValueError(f"data_root={root!r} is not there: no {workspace/at_home(root)}")

@@ -152,8 +152,7 @@ class LoadReport:
 
 def _some(names):
     "List names, of many the first"
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
+    return ", ".join(names[:6]) + f" and {len(names) - 6} more"*(len(names) > 6)
 
 def _first_conv(model:nn.Module)->str:
     "Name of the convolution that meets the image; a name that no parameter has if there is none"
@@ -258,12 +257,11 @@ def _pretrain(model:nn.Module, entry:ModelEntry, pretrained:bool|str|Path)->Load
         have = [name for name,other in models.items() if other.hub]
         raise ValueError(f"no weights are published for {entry.name}; use pretrained=False, the path of a file, "
                          f"or one of: {', '.join(have) or '(none)'}")
-    from_hub = pretrained is True or is_hub_file(pretrained)
-    state,which = (hub_weights(hub), "") if from_hub else find_weights(pretrained)
-    source = hub if from_hub else Path(pretrained).name.partition("::")[0]
-    if which: source += f" ({which})"
-    size = None if from_hub else stored_size(pretrained)
-    return load_weights(model, state, source, entry.adapt, getattr(model, "fresh", ()), size)
+    how = entry.adapt, getattr(model, "fresh", ())
+    if pretrained is True or is_hub_file(pretrained): return load_weights(model, hub_weights(hub), hub, *how)
+    state,which = find_weights(pretrained)
+    source = Path(pretrained).name.partition("::")[0] + f" ({which})"*bool(which)
+    return load_weights(model, state, source, *how, stored_size(pretrained))
 
 def create_model(
     name:str, # One of `list_models()`
@@ -325,8 +323,7 @@ class ModelInfo(dict):
 # %% ../../nbs/library/200_models.protocol.ipynb #f32eaa99
 def _own_size(model):
     "The image size that a model says it is for; None if it says none"
-    size = getattr(model, "img_size", None)
-    return size or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return getattr(model, "img_size", None) or getattr(getattr(model, "patch_embed", None), "img_size", None)
 
 def _stage_windows(model):
     "Side of the attention window of each stage, where it has one"
