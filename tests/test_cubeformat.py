@@ -6,7 +6,7 @@ from scipy.io import netcdf_file, savemat
 
 from vitnb.data.beside import load_beside
 from vitnb.data.cube import CubeFile
-from vitnb.data.cubeformat import CubeFormat, as_measured, cube_formats, find_format, format_of, other_cubes, pick_dataset
+from vitnb.data.cubeformat import CubeFormat, as_measured, choose_cube, cube_formats, find_format, format_of, pick_dataset
 
 
 def write_classic(path):
@@ -47,9 +47,34 @@ def test_a_reader_of_ones_own_is_one_entry(tmp_path, monkeypatch):
 
 def test_the_largest_cube_is_taken_and_the_others_are_told():
     found = {"a":(4,4,4), "table":(900,900), "b":(9,9,9)}
-    assert pick_dataset("f", found, None) == "b" and "not read: a (4, 4, 4)" in other_cubes(found, "b")[0]
+    assert pick_dataset("f", found, None) == "b"
+    name,notes = choose_cube("f", found | {"table":(900,90)})
+    assert name == "b" and "not read: a (4, 4, 4)" in notes[0]
     assert pick_dataset("f", {"/g/a":(2,2)}, "g.a") == "/g/a"
     with pytest.raises(ValueError, match="it has a .4, 4, 4."): pick_dataset("f", found, "c")
+
+
+PIXELS = 20*16
+MANY = dict(Y=(30,PIXELS), GT=(3,30))
+
+@pytest.mark.parametrize("found,name", [
+    (dict(S_GT=(20,16,3), **MANY), "Y"), (dict(abundanceMaps=(20,16,3), endmembers=(30,3), Y=(PIXELS,30)), "Y"), (dict(RGB=(20,16,3), Y=(30,PIXELS)), "Y"), (dict(A=(20,16,40), cube=(20,16,30)), "cube"),
+    (dict(gt_onehot=(20,16,40), x=(20,16,30)), "x"), (dict(mask=(20,16,200), hsi=(20,16,30), labels=(20,16)), "hsi"), (dict(S_GT=(20,16,3)), "S_GT"), (dict(cube=(20,16,30), gram=(PIXELS,PIXELS), Y=(40,PIXELS)), "cube"), (dict(map=(20,16,3), small=(4,4,3)), "small"),
+    ({"scene(1).gt":(20,16), "scene(1).data":(20,16,30), "scene(1).groundTruth":(20,16,40)}, "scene(1).data")])
+def test_what_is_called_like_a_map_is_passed_over(found, name):
+    for order in (found, dict(reversed(found.items()))):
+        chosen,notes = choose_cube("f.mat", order)
+        least = min(3, len(found[name]))
+        others = [other for other,shape in found.items() if other != name and len(shape) >= least]
+        assert chosen == name and all(f"{other} {found[other]}" in notes[0] for other in others)
+
+
+@pytest.mark.parametrize("found,asks", [
+    (dict(A=(20,16,3), **MANY), "dataset='Y', axes='c.wh.'"), (dict(A=(3,16,20), Y=(PIXELS,30)), "more bands"), (dict(before=(20,16,30), after=(20,16,30)), "any may be meant"),
+    (dict(one=(20,16,30), other=(30,20,16)), "any may be meant"), (dict(scene_gt=(20,16)), "truth='f.mat'"), ({}, "no array of numbers")])
+def test_a_cube_that_is_not_sure_is_asked(found, asks):
+    with pytest.raises(ValueError, match=f"f.mat.*{asks}"): choose_cube("f.mat", found)
+    for name in found: assert choose_cube("f.mat", found, name) == (name, [])
 
 
 @pytest.mark.parametrize("kind", ["<i2", ">i2", "<u2", "<f4", ">f8", "u1"])

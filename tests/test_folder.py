@@ -1,4 +1,6 @@
 "Which folders are splits, which are classes, and which are neither"
+import gzip
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +102,20 @@ def test_what_lies_beside_class_folders_is_counted(tmp_path, capsys):
 def test_an_archive_in_a_folder_is_named(tmp_path):
     (tmp_path/"s").mkdir(); (tmp_path/"s"/"data.zip").write_bytes(b"PK"); (tmp_path/"s"/"readme").mkdir()
     with pytest.raises(ValueError, match="and data.zip: give the path of the archive"): load_set(tmp_path/"s")
+
+
+@pytest.mark.parametrize("name,says", [
+    ("t.xlsx", r"read_excel\('t.xlsx'\)"), ("t.ods", "read_excel"), ("t.parquet", "read_parquet"), ("t.csv.bz2", "read_csv"), ("my.t.csv.zip", r"read_csv\('my.t.csv.zip'\)"), ("t.pkl", "read_pickle.*only if you trust it")])
+def test_tables_that_pandas_reads_are_named_with_how(tmp_path, name, says):
+    (tmp_path/"s"/"images").mkdir(parents=True)
+    (tmp_path/"s"/name).write_bytes(b"PK\3\4")
+    for what in (tmp_path/"s", tmp_path/"s"/name):
+        with pytest.raises(ValueError, match=f"a table that pandas reads: give load_set.pandas.{says}"): load_set(what)
+
+
+def test_a_compressed_table_in_a_folder_is_its_table(tmp_path):
+    (tmp_path/"s"/"images").mkdir(parents=True)
+    for i in range(12): Image.new("RGB", (4,4), (i,0,0)).save(tmp_path/"s"/"images"/f"{i}.png")
+    rows = "".join(f"{i}.png,{'ab'[i%2]}\n" for i in range(12))
+    (tmp_path/"s"/"t.csv.gz").write_bytes(gzip.compress(f"file,label\n{rows}".encode()))
+    assert load_set(tmp_path/"s").classes == ["a", "b"]

@@ -251,3 +251,20 @@ def test_columns_of_yes_and_no_and_columns_without_names(tmp_path):
     assert one.tasks.only == OneClass(("1", "2")) and rows_of(one)["1.png"] == 1
     assert several.tasks.only == MultiLabel(("1", "3")) and rows_of(several)["1.png"] == [0, 1]
     assert rows_of(load_set(marks, root=tmp_path, label=2))["1.png"] == 1
+
+
+@pytest.mark.parametrize("weights,says", [([1, -1, 1, 1], "row 2 of the table, column 'w': -1 is below 0"), ([0, 0, 0, 0], "nothing would be drawn"), ([0, 2, 1, 1], None)])
+def test_weights_say_how_often_and_never_less(tmp_path, weights, says):
+    for i in range(4): Image.new("RGB", (4,4)).save(tmp_path/f"{i}.png")
+    frame = pd.DataFrame(dict(file=[f"{i}.png" for i in range(4)], label=list("abab"), w=weights))
+    if says is None: assert frame_set(frame, "t", tmp_path, weight="w").splits["train"].weights.ravel().tolist() == weights
+    else:
+        with pytest.raises(ValueError, match=says): frame_set(frame, "t", tmp_path, weight="w")
+
+
+@pytest.mark.parametrize("labels,told", [("abba", 2), ("abab", 0), ("abaa", 1)])
+def test_a_file_under_several_classes_is_told(tmp_path, capsys, labels, told):
+    for i in range(2): Image.new("RGB", (4,4)).save(tmp_path/f"{i}.png")
+    frame_set(pd.DataFrame(dict(file=["0.png", "1.png"]*2, label=list(labels))), "t", tmp_path)
+    out = capsys.readouterr().out
+    assert (f"{told} files stand under several classes, such as " in out) if told else "several classes" not in out

@@ -2,6 +2,7 @@
 import argparse
 import datetime
 import hashlib
+import json
 import pickle
 import re
 import threading
@@ -19,8 +20,10 @@ import torchvision
 from huggingface_hub import hf_hub_download
 from model_helpers import saved # noqa: F401, a fixture
 from process_state import Refusing
+from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 
-from vitnb.hub import hub_weights, is_hub_file, plain_names, read_weights
+from vitnb.hub import hub_weights, is_hub_file, plain_names, read_weights, stored_size
 from vitnb.models.protocol import create_model, load_weights
 from vitnb.models.swin import swin, timms_names
 
@@ -313,3 +316,37 @@ def test_a_file_of_weights_that_arrived_in_part_says_so(tmp_path, end, share):
 def test_an_address_is_no_file_of_weights():
     with pytest.raises(ValueError, match="is an address.*fetch it.*give the path"): read_weights("https://somewhere/model.safetensors")
     with pytest.raises(ValueError, match="is an address"): create_model("swin_micro", pretrained="http://somewhere/model.pth", img_size=16)
+
+
+@pytest.mark.parametrize("arch,kw,tables", [
+    ("swin_micro", dict(), "relative_position_bias_table"), ("spectral_mae_micro", dict(in_chans=6, patch_size=(4, 3), embed_dim=16, num_heads=2, depth=1), "pos.spatial")])
+@pytest.mark.parametrize("size", [64, (64, 48), (64, 96)])
+def test_tables_of_oblong_images_are_resized_where_the_file_says_their_size(tmp_path, arch, kw, tables, size):
+    source,file = (48, 64),tmp_path/"w.pth"
+    model = create_model(arch, img_size=source, num_classes=3, **kw)
+    state = {name:torch.randn(weight.shape) if name.endswith(tables) else weight for name,weight in model.state_dict().items()}
+    torch.save(dict(model=state, config=dict(arch=arch, model_kw=dict(img_size=list(source)))), file)
+    assert stored_size(file) == source and stored_size(f"{file}::model") == source
+    other = create_model(arch, img_size=size, num_classes=3, pretrained=file, **kw)
+    found = [name for name in state if name.endswith(tables)]
+    for name in found: assert torch.allclose(other.state_dict()[name], _resized(state[name], name, model, other), atol=1e-5), name
+    assert found
+    torch.save(state, file)
+    assert stored_size(file) is None
+    if size != (64, 48): # as many places, taken for the same
+        with pytest.raises(ValueError, match="checkpoint of a run"): create_model(arch, img_size=size, num_classes=3, pretrained=file, **kw)
+
+
+def _resized(table, name, source, model):
+    "timm's own resizing, told the sides of the source"
+    if name.startswith("pos."): return resample_abs_pos_embed(table, model.grid[1:], source.grid[1:], num_prefix_tokens=0)
+    before,after = (one.get_submodule(name.rpartition(".")[0]) for one in (source, model))
+    if before.window_size == after.window_size: return table
+    return resize_rel_pos_bias_table(table, after.window_size, after.relative_position_bias_table.shape, before.window_size)
+
+
+def test_an_export_says_the_size_of_its_images(tmp_path):
+    said = dict(config=dict(model_kw=dict(img_size=32)))
+    safetensors.torch.save_file(dict(a=torch.ones(2)), tmp_path/"a.safetensors", dict(vitnb=json.dumps(said)))
+    safetensors.torch.save_file(dict(a=torch.ones(2)), tmp_path/"b.safetensors")
+    assert stored_size(tmp_path/"a.safetensors") == (32, 32) and stored_size(tmp_path/"b.safetensors") is None

@@ -10,7 +10,7 @@ from vitnb.callback.checkpoint import load_checkpoint
 from vitnb.callback.masked import VALID_EPOCH
 from vitnb.data.cube import cube_loaders
 from vitnb.learner.core import load_model, run_callbacks
-from vitnb.learner.spectral import Baseline, evaluate_model
+from vitnb.learner.spectral import Baseline, evaluate_model, rival_differences, rules_for
 from vitnb.learner.trained import find_checkpoint
 from vitnb.losses.spectral import reconstruct, voxel_mask
 
@@ -49,9 +49,36 @@ def test_rules_fill_in_what_they_say_and_are_scored_like_the_model(trained):
     for b,c in np.ndindex(*x.shape[:2]):
         if gone[b,c].any(): assert torch.allclose(made[b,c][gone[b,c]], x[b,c][~gone[b,c]].mean() if (~gone[b,c]).any() else torch.tensor(0.), atol=1e-5)
     assert torch.equal(out["mask"], model(x, order)["mask"])
-    scores = [evaluate_model(Baseline(model, how), learn.dls.test, where=("masked",), ssim=False, device="cpu")["scores"]["mse_masked"] for how in ("mean", "linear")]
-    assert scores[0]["n"] == len(learn.dls.test.dataset) and scores[0]["mean"] != scores[1]["mean"]
+    scores = [evaluate_model(Baseline(model, how), learn.dls.test, where=("masked",), ssim=False, device="cpu")["scores"]["mse_masked"] for how in rules_for(model)]
+    assert scores[0]["n"] == len(learn.dls.test.dataset) and len({score["mean"] for score in scores}) == 3
     with pytest.raises(ValueError, match="did you mean 'linear'"): Baseline(model, "lineal")
+
+
+def test_a_faded_line_is_the_line_near_visible_bands_and_the_mean_far_from_them(trained):
+    folder,learn = trained
+    model,x = load_model(find_checkpoint(folder)),next(iter(learn.dls.test))[0]
+    order = model.seeded_order(1, VALID_EPOCH, range(len(x)))
+    made = {how:reconstruct(Baseline(model, how, 40.)(x, order), x) for how in rules_for(model)}
+    nm = np.array(model.config["model_kw"]["wavelengths"])
+    gone = voxel_mask(Baseline(model)(x, order), x.shape[1:])
+    for b,c,i,j in zip(*np.nonzero(gone[:,:,::5,::5].numpy())):
+        i,j = 5*i,5*j
+        visible = nm[~gone[b,:,i,j].numpy()]
+        share = np.exp(-np.abs(visible - nm[c]).min()/40) if len(visible) else 0.
+        want = share*made["linear"][b,c,i,j] + (1 - share)*made["mean"][b,c,i,j]
+        assert float(made["faded"][b,c,i,j]) == pytest.approx(float(want), abs=1e-5)
+    model.config["model_kw"]["wavelengths"] = None
+    assert rules_for(model) == ("mean", "linear")
+    with pytest.raises(ValueError, match="take 'linear'"): Baseline(model, "faded")
+
+
+def test_differences_to_rules_are_paired_by_cube():
+    errors = dict(model=[.1, .2, .3], mean=[.2, .3, .4], faded=[.1, .1, .1])
+    results = {name:dict(cubes=[dict(mse_masked=value) for value in values]) for name,values in errors.items()}
+    found = rival_differences(results)
+    assert set(found) == {("model", "mean", "mse_masked"), ("model", "faded", "mse_masked")}
+    assert found["model", "mean", "mse_masked"] == pytest.approx((-.1, -.1, -.1))
+    assert found["model", "faded", "mse_masked"][0] == pytest.approx(.1)
 
 
 def test_evaluation_refuses_other_units_and_shuffled_loaders(trained):

@@ -6,7 +6,7 @@ import pytest
 from command_helpers import notebook, only_run, text, workspace
 
 from vitnb.experiment import cli
-from vitnb.experiment.plainrun import is_plain, loose_params
+from vitnb.experiment.plainrun import is_plain, loose_params, whole_value
 from vitnb.experiment.salvage import journal_of
 from vitnb.runfolder import read_json
 
@@ -60,3 +60,14 @@ def test_a_parameters_cell_that_is_no_python():
 def test_what_is_plain():
     cell = lambda kind, source: dict(cell_type=kind, source=source)
     assert is_plain(dict(cells=[cell("code", "import torch"), cell("markdown", "about vitnb")])) and not is_plain(dict(cells=[cell("code", "from vitnb.all import *")]))
+
+
+@pytest.mark.parametrize("typed,meant", [
+    ("./a.mat", "{here}/a.mat"), ("./a.mat:gt", "{here}/a.mat:gt"), ("a.mat", "a.mat"), ("./both.mat", "./both.mat"), ("./none.mat:gt", "./none.mat:gt"), ("[1, 2", "[1, 2"), ("x/(?P<label>a)", "x/(?P<label>a)"),
+    ('["./a.mat", "both.mat"]', "['{here}/a.mat', 'both.mat']"), ('["./a.mat", {"truth": "./a.mat:gt"}]', "['{here}/a.mat', {{'truth': '{here}/a.mat:gt'}}]"), ('["./none.mat", 5]', '["./none.mat", 5]')])
+def test_a_path_that_was_typed_here_means_the_same_elsewhere_however_deep_it_stands(tmp_path, monkeypatch, typed, meant):
+    here,there = tmp_path/"here",tmp_path/"there"
+    for folder in (here, there): folder.mkdir()
+    for file in (here/"a.mat", here/"both.mat", there/"both.mat"): file.touch()
+    monkeypatch.chdir(here)
+    assert whole_value(typed, there) == meant.format(here=here)

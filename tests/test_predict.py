@@ -226,3 +226,12 @@ def test_ones_own_kind_of_task_is_read_as_it_decodes_or_as_it_registers():
     answer_columns.register(Halves)(lambda task, pred, size: dict(prediction=["half"]*len(pred)))
     assert answer_columns(task, pred, ()) == dict(prediction=["half", "half"])
     assert answer_columns(OneClass(("a", "b")), torch.tensor([[0., 1.]]), ())["prediction"] == ["b"]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_pages_that_nobody_looked_at_are_told(runs, tmp_path, capsys, frames):
+    kind = next(kind for kind,(folder,*_) in runs.items() if load_run(folder, "cpu").config["reader"]["name"] == "rgb")
+    pages = [Image.fromarray(np.full((16, 16, 3), 60*place, np.uint8)) for place in range(frames)]
+    pages[0].save(tmp_path/"a.tif", save_all=True, append_images=pages[1:])
+    predict(runs[kind][0], tmp_path/"a.tif", device="cpu")
+    assert ("1 of 1 files hold several pages" in capsys.readouterr().out) == (frames > 1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from view_helpers import SWAP, Heads, Zones, zones
 
-from vitnb.learner.views import TTA, apply_view, pick_views, view_sets, views
+from vitnb.learner.views import TTA, apply_view, check_views, pick_views, turning_views, view_sets, views
 from vitnb.task import MOVES, ClassMap, MultiLabel, OneClass, Ordinal, Tasks, Value
 
 CLASSES = OneClass(("a", "b"))
@@ -170,3 +170,16 @@ def test_a_wrong_exchange_is_an_error_of_the_task(flips):
                                         ("rot90+hflop", "did you mean 'hflip'"), ([], "views is empty")])
 def test_an_unknown_view_is_an_error_that_names_the_nearest(which, says):
     with pytest.raises(ValueError, match=says): pick_views(which)
+
+
+@pytest.mark.parametrize("which", [*view_sets, "rot90", "hflip+rot270", ["identity", "rot180"]])
+def test_views_that_turn_are_refused_for_images_that_are_not_square_before_anything_is_shown(which):
+    image = torch.zeros(1, 3, 4, 6)
+    for size in (None, 4, (4, 4)): check_views(which, size)
+    turns = any("rot90" in name or "rot270" in name for name in pick_views(which))
+    assert not isinstance(which, str) or turns == any(part in turning_views() for part in which.split("+"))
+    if not turns:
+        check_views(which, (4, 6))
+        for name in pick_views(which): assert apply_view(image, name).shape == image.shape
+        return
+    with pytest.raises(ValueError, match="these have 4×6 pixels"): check_views(which, (4, 6))

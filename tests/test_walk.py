@@ -20,11 +20,18 @@ def test_folders_of_systems_are_passed_over_at_any_depth(tmp_path, hidden):
     assert found.images == dict(a=["a/1.png"]) and found.passed == {"hidden or system folders":1}
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
 @pytest.mark.parametrize("name", ["scan", "scan.jfif", "scan.jpe", "scan.backup", "scan.txt"])
 def test_images_are_known_by_their_contents(tmp_path, kind, name):
     Image.new("RGB", (4,4)).save(tmp_path/name, format=kind)
     assert listed(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["1.png~", "1.png.bak", "#1.png#", "~$1.png", "1.png.part", "1.png.crdownload", "1.tmp"])
+def test_copies_of_editors_and_parts_of_downloads_are_no_images(tmp_path, name):
+    for file in ("1.png", name): Image.new("RGB", (4,4)).save(tmp_path/file, format="PNG")
+    found = walk_images(tmp_path, {"":tmp_path})
+    assert found.images[""] == ["1.png"] and found.passed == {"backups and parts of files":1}
 
 
 @pytest.mark.parametrize("text", [b"BMI,age,sex,label\n1,2,3,4\n", b"P1 patient one\n", b"GIFs are here", b"", b"\x0a\x05 a", b"RIFF----WAVEfmt ", b"%PDF-1.4"])

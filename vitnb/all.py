@@ -75,6 +75,7 @@ from vitnb.data.cubeloader import *
 from vitnb.data.cubetable import *
 from vitnb.data.cube import *
 from vitnb.data.cubepixels import *
+from vitnb.data.slide import *
 from vitnb.data.roundrobin import *
 from vitnb.data.shard import *
 from vitnb.data.companion import *

@@ -177,7 +177,7 @@ def _check_axes(self:CubeFile, shape, axes):
     if axes != "auto": raise UnreadableImage(self.path, f"its shape {shape} does not fit axes={axes!r}")
     remedy = "for bands times pixels give axes='c(wh)' and size=(height, width), for rows with all bands axes='h(wc)'"
     if len(shape) > 3: remedy = "a stack is no cube: store each of it in a file, and list these in a catalogue"
-    raise UnreadableImage(self.path, f"its shape {shape} has {len(shape)} axes; {remedy}")
+    raise UnreadableImage(self.path, "; ".join([f"its shape {shape} has {len(shape)} axes", remedy, *self.notes]))
 
 # %% ../../nbs/library/150_data.cubefile.ipynb #89aca32e
 @patch

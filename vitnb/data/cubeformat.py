@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cube_formats', 'CubeFacts', 'CubeFormat', 'read_head', 'format_of', 'find_format', 'axes_of', 'pick_dataset',
-           'other_cubes', 'ignored_values', 'as_measured']
+           'is_called_map', 'choose_cube', 'ignored_values', 'as_measured']
 
 # %% ../../nbs/library/143_data.cubeformat.ipynb #d42c65ce
 import re
@@ -124,18 +124,83 @@ def pick_dataset(
     if len(last) == 1: return last[0] # a field or dataset that is called so in one place only
     cubes = [name for name,shape in found.items() if axes_of(shape) > 2]
     if dataset is None and len(cubes) == 1: return cubes[0] # not called as usual, but nothing else can be meant
-    has = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:8]) or "no array of two axes or more"
+    if not found: raise UnreadableImage(path, "it has no array of numbers with two axes or more, and so no cube")
+    has = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:8])
     raise UnreadableImage(path, f"there is no dataset {wanted!r} in it; it has {has}: name one with dataset=...")
 
-def other_cubes(
-    found:dict, # Name to shape of the arrays in a file
-    name:str, # The one that was chosen
-)->list: # A note, if there are other cubes
-    "Say which other cubes of a file are not read"
-    others = [f"{other} {shape}" for other, shape in found.items() if other != name and axes_of(shape) > 2]
+_NO_CUBES = set("gt groundtruth truth label labels mask masks map maps class classes classmap annotation annotations "
+                "abundance abundances fraction fractions endmember endmembers prob probs probability probabilities "
+                "proba score scores pred prediction predictions rgb".split())
+_CUBES = set("cube cubes hypercube datacube hsi hyperspectral image images img data reflectance radiance scene spectra "
+             "spectral".split())
+
+def _words(name):
+    "The words of the last part of a name, in small letters: `scene.groundTruth2` is ground, truth"
+    parted = re.sub(r"([a-z])([A-Z])", r"\1 \2", re.split(r"[./]", name)[-1])
+    return re.findall(r"[a-z]+", parted.lower())
+
+def is_called_map(
+    name:str, # Of an array or a file, such as `S_GT`
+)->bool: # True: such as a class map, abundances, end members, a picture
+    "Tell what is called like something that comes with a cube"
+    words = _words(name)
+    if not words: return False
+    return words[-1] in _NO_CUBES or (words[0] in _NO_CUBES and not _CUBES & set(words))
+
+# %% ../../nbs/library/143_data.cubeformat.ipynb #8416dad9
+def _tables_of(found, cube):
+    "Names of the tables that have the pixels of a cube along one axis and more bands along the other"
+    sides = found[cube]
+    areas = {prod(sides)//side:side for side in sides} # number of pixels to that of bands, whichever axis these are
+    def is_of_cube(shape): return any(side in areas and prod(shape)//side > areas[side] for side in shape)
+    def is_table(shape): return axes_of(shape) == len(shape) == 2 and shape[0] != shape[1] # not pixels by pixels
+    return [name for name, shape in found.items() if is_table(shape) and is_of_cube(shape)]
+
+def _refuse_tables(path, found, cube):
+    "Refuse to choose between a cube and a table of the same pixels"
+    tables = _tables_of(found, cube)
+    if not tables: return
+    table = tables[0]
+    raise UnreadableImage(path, f"it has {cube} {found[cube]} and {table} {found[table]}, which has as many pixels and "
+                                f"more bands; name the one that is meant: dataset={cube!r}, or dataset={table!r}, "
+                                "axes='c(wh)' and size=(height, width)")
+
+def _refuse_map(path, found):
+    "Refuse a file that has nothing but maps"
+    if not found or any(axes_of(shape) > 2 or not is_called_map(name) for name, shape in found.items()): return
+    has = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:5])
+    raise UnreadableImage(path, f"it has {has}, called like a class map and no cube: give the scene, and this as "
+                                f"truth={Path(path).name!r}; a table of bands and pixels is read if dataset=... names "
+                                "it")
+
+# %% ../../nbs/library/143_data.cubeformat.ipynb #ebf965f7
+def choose_cube(
+    path:str|Path, # The file
+    found:dict, # Name to shape of the arrays in it
+    dataset:str|None=None, # The one that is meant
+    default:str|None=None, # As for `pick_dataset`
+)->tuple: # Its name, and notes on what is not read
+    "Choose the cube of a file"
+    if dataset: return pick_dataset(path, found, dataset), []
+    _refuse_map(path, found)
+    own = {name:shape for name, shape in found.items() if not is_called_map(name)} or found
+    cubes = {name:shape for name, shape in own.items() if axes_of(shape) > 2}
+    tables = {name:shape for name, shape in own.items() if name not in cubes}
+    named = {name:shape for name, shape in cubes.items() if _CUBES & set(_words(name))}
+    if named: tables = {name:shape for name, shape in tables.items() if _CUBES & set(_words(name))}
+    choice = {**tables, **(named or cubes)}
+    name = pick_dataset(path, choice, None, default)
+    if name in cubes and name != default:
+        _refuse_equals(path, choice, name)
+        _refuse_tables(path, choice, name)
+    return name, _not_read(found, name)
+
+def _not_read(found, name):
+    "Say which other cubes of a file are not read; beside a table, which other arrays"
+    least = min(axes_of(found[name]), 3)
+    others = [f"{other} {shape}" for other, shape in found.items() if other != name and axes_of(shape) >= least]
     if not others: return []
-    return [f"the cube is {name} {found[name]}, the largest; not read: {', '.join(others[:5])} (name one with "
-            f"dataset=...)"]
+    return [f"the cube is {name} {found[name]}; not read: {', '.join(others[:5])} (name one with dataset=...)"]
 
 # %% ../../nbs/library/143_data.cubeformat.ipynb #5714b50a
 def _holds(dtype, value):
@@ -203,12 +268,12 @@ def _in_npz(path):
 def _look_npz(path, dataset):
     found = _in_npz(path)
     shapes = {name:array.shape for name,array in found.items()}
-    name = pick_dataset(path, {name:shape for name,shape in shapes.items() if len(shape) > 1}, dataset)
+    name, notes = choose_cube(path, {name:shape for name,shape in shapes.items() if len(shape) > 1}, dataset)
     ranks = {other:name_rank(other) for other,shape in shapes.items() if axes_of(shape) == 1}
     listed = [Listed(other, found[other].ravel(), unit_in(other), rank) for other,rank in ranks.items()
               if rank is not None]
-    return CubeFacts(shapes[name], found[name].dtype, name, listed=listed, unpack=lambda: found[name],
-                     notes=[] if dataset else other_cubes(shapes, name))
+    return CubeFacts(shapes[name], found[name].dtype, name, listed=listed, notes=notes,
+                     unpack=lambda: found[name])
 
 def _array_npz(path, dataset):
     found = _in_npz(path)

@@ -149,3 +149,5 @@ def scan(self:CubeSet,
 )->dict: # As `scan_cubes`
     "Read this set once"
     return scan_cubes(self, max_bad)
+
+CubeSet.survey = CubeSet.scan # its earlier name, in scripts of users

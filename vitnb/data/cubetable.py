@@ -8,13 +8,14 @@ __all__ = ['CUBES', 'CubeRow', 'read_catalogue', 'find_cubes', 'read_folder']
 # %% ../../nbs/library/159_data.cubetable.ipynb #11c8525e
 import csv
 import io
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
 
 from ..core import nearest
 from .beside import is_list_of
-from .cubeformat import cube_formats, format_of
+from .cubeformat import cube_formats, format_of, is_called_map
 from .delimited import separator_of, usual_columns
 from .envi import header_of
 from .image import UnreadableImage
@@ -95,13 +96,11 @@ def _one_row_a_cube(file, rows):
     return list(first.values())
 
 # %% ../../nbs/library/159_data.cubetable.ipynb #e85f64e4
-_MAPS = set("gt groundtruth truth labels label mask classes".split())
 _ENDINGS = {ending for form in cube_formats.values() for ending in form.endings}
 
 def _is_map(stem):
     "Whether a file is called like a class map, such as Scene_gt"
-    words = stem.lower().replace("-", "_").split("_")
-    return len(words) > 1 and words[-1] in _MAPS
+    return len(re.findall("[a-z0-9]+", stem.lower())) > 1 and is_called_map(stem)
 
 def _why_not(path):
     "Why a file is no cube; empty if it is one, or is one that is broken"

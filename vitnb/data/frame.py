@@ -20,7 +20,7 @@ from .delimited import (GROUP_COLUMNS, are_lists, as_list, cells_of, full_cells,
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
-from .table import ImageSet
+from .table import ImageSet, say_contradictions
 from .walk import difference, locate
 from ..task import ClassMap, MultiLabel, OneClass, Task, Tasks, Value
 
@@ -283,7 +283,14 @@ def _again(files):
 # %% ../../nbs/library/114_data.frame.ipynb #e1b3e832
 def _weights(frame, weight):
     "Read how often each sample is drawn"
-    return None if weight is None else _numbers(Value(), cells_of(frame, weight, "the weight"), weight)
+    if weight is None: return None
+    weights = _numbers(Value(), cells_of(frame, weight, "the weight"), weight)
+    low = np.flatnonzero(np.ravel(weights) < 0)
+    if len(low):
+        raise ValueError(f"{place_of(int(low[0]), weight)}: {np.ravel(weights)[low[0]]:g} is below 0, and no sample is "
+            "drawn less often than never; give 0 or more, such as 1 for all")
+    if not np.any(weights): raise ValueError(f"column {weight!r} is 0 in every row, so that nothing would be drawn")
+    return weights
 
 def _chosen_columns(frame, name, root, image, label, split, group, others):
     "Choose the columns of images, labels and splits, and say which were not named"
@@ -334,6 +341,7 @@ def frame_set(
         if isinstance(meaning[key], ClassMap): targets[key] = _find_files(targets[key], root, key or label)
     if separator is not None and not any(isinstance(task, MultiLabel) for task in meaning.values()):
         raise ValueError(f"separator={separator!r} divides labels, and there is no column of them; give label='...'")
+    if all(isinstance(item, str) for item in items): say_contradictions(items, meaning, targets)
     splits = _divide(Split(items, targets, _groups(frame, image, items, group), _weights(frame, weight)), frame, split)
     return ImageSet(name, Tasks(meaning), splits, root, reader=reader)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core import need
 from .cubeaxes import axis_of_name
-from .cubeformat import CubeFacts, CubeFormat, axes_of, cube_formats, other_cubes, pick_dataset
+from .cubeformat import CubeFacts, CubeFormat, axes_of, choose_cube, cube_formats, is_called_map, pick_dataset
 from .image import UnreadableImage
 from .wavelengths import Listed, name_rank, parse_numbers, unit_in, unit_of
 
@@ -287,13 +287,14 @@ def choose_array(
 )->tuple: # Its name, and notes
     "Choose the cube of an HDF5 file"
     found = _arrays(file)
-    if dataset: return pick_dataset(path, found, dataset), []
+    if dataset: return choose_cube(path, found, dataset)
     if is_matlab(path):
         found = {name:shape for name, shape in found.items() if file[name].dtype.kind in "fiu"}
-        name = pick_dataset(path, found, None)
-        return name, other_cubes(found, name)
-    telling = [name for name in found if _tells_bands(path, file, name)] if CUBE_DATASET not in found else []
-    if len(telling) != 1: return pick_dataset(path, found, None, CUBE_DATASET), []
+        return choose_cube(path, found)
+    telling = []
+    if CUBE_DATASET not in found:
+        telling = [name for name in found if not is_called_map(name) and _tells_bands(path, file, name)]
+    if len(telling) != 1: return choose_cube(path, found, default=CUBE_DATASET)
     return telling[0], [f"the cube is {telling[0]} {found[telling[0]]}, whose bands the file names"]
 
 def _look_hdf5(path, dataset):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cubeformat import CubeFacts, CubeFormat, axes_of, cube_formats, other_cubes, pick_dataset
+from .cubeformat import CubeFacts, CubeFormat, axes_of, choose_cube, cube_formats, pick_dataset
 from .image import UnreadableImage
 from .wavelengths import Listed, name_rank, unit_in
 
@@ -70,18 +70,13 @@ def _contents(path):
     return {name:tuple(shape) for name, shape, kind in variables if kind not in ("char", "sparse")}, None
 
 # %% ../../nbs/library/145_data.matlab.ipynb #a19b4352
-def _find(path, dataset, least=2):
-    "The name of the array that is meant, shapes of all, and the arrays where they are loaded"
-    found, loaded = _contents(path)
-    usable = {name:shape for name, shape in found.items() if len(shape) >= least}
-    return pick_dataset(path, usable, dataset), found, loaded
-
 def read_mat(
     path:str|Path, # A .mat as MATLAB wrote them before 7.3
     dataset:str|None, # Name inside it, or a field such as `scene.cube`; the largest array if None
 )->np.ndarray: # With its own axes
     "Read an array of an old .mat, whole"
-    name, _, loaded = _find(path, dataset)
+    found, loaded = _contents(path)
+    name = pick_dataset(path, found, dataset)
     if loaded is None: loaded = _loaded(path, [name])
     if name not in loaded: # complex, or another kind that scipy's list of names does not tell
         raise UnreadableImage(path, f"{name} holds no real numbers; store its magnitude, abs({name}), or another array")
@@ -97,8 +92,8 @@ def _listed(path, found, loaded, dataset):
             for name in names]
 
 def _look_mat(path, dataset):
-    name, found, loaded = _find(path, dataset)
-    notes = [] if dataset else other_cubes(found, name)
+    found, loaded = _contents(path)
+    name, notes = choose_cube(path, found, dataset)
     listed = _listed(path, found, loaded, name)
     return CubeFacts(found[name], np.dtype(np.float32), name, habit="hwc", listed=listed, notes=notes,
                      unpack=partial(read_mat, path, name))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .cubeaxes import axis_of_name
-from .cubeformat import CubeFacts, CubeFormat, cube_formats, other_cubes, pick_dataset
+from .cubeformat import CubeFacts, CubeFormat, choose_cube, cube_formats, pick_dataset
 from .image import UnreadableImage
 from .wavelengths import Listed, name_rank, unit_of
 
@@ -47,7 +47,7 @@ def _listed(file, name):
 def _look_netcdf(path, dataset):
     with _file(path) as file:
         found = {name:tuple(variable.shape) for name, variable in file.variables.items() if len(variable.shape) >= 2}
-        name = pick_dataset(path, found, dataset)
+        name, notes = choose_cube(path, found, dataset)
         cube = file.variables[name]
         dims = "".join(axis_of_name(dimension) or "?" for dimension in cube.dimensions)
         low, high = _attribute(cube, "valid_range") or [None, None]
@@ -56,7 +56,7 @@ def _look_netcdf(path, dataset):
         return CubeFacts(found[name], np.dtype(cube[:].dtype), name, dims=dims.replace("???", ""), listed=listed,
             ignore=_attribute(cube, "_FillValue") + _attribute(cube, "missing_value"), valid=valid,
             scale=(_attribute(cube, "scale_factor") or [1.])[0], offset=(_attribute(cube, "add_offset") or [0.])[0],
-            notes=[] if dataset else other_cubes(found, name), unpack=lambda: _array_netcdf(path, name)[0])
+            notes=notes, unpack=lambda: _array_netcdf(path, name)[0])
 
 def _array_netcdf(path, dataset):
     with _file(path) as file:

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import ImageFile
 
 from ..core import is_main, settings
-from .image import UnreadableImage, has_pages
+from .image import UnreadableImage, leaves_pages
 from .once import refuse_too_many, scan_once
 from .stats import BandStats, channel_counts, given_stats, moments, published_stats
 from .table import ImageSet
@@ -40,13 +40,6 @@ def _decode(image_set, split, i):
         raise UnreadableImage("", "it has values that are not finite")
     return image, valid
 
-_ONE_PAGE = ("rgb", "grey", "native") # readers that take the first page of a file
-
-def _leaves_pages(image_set, split, i):
-    "Whether a file has pages that its reader leaves out"
-    path = image_set.path(split, i)
-    return path is not None and image_set.reader.partition("/")[0] in _ONE_PAGE and has_pages(path)
-
 def _statistics(image, valid):
     "Add up an image, without its padding"
     bands = image.shape[2]
@@ -58,7 +51,8 @@ def _scan_sample(image_set, job):
     split,i = job
     try: image,valid = _decode(image_set, split, i)
     except UnreadableImage as error: return error.reason, None, False
-    return None, _statistics(image, valid) if split == "train" else None, _leaves_pages(image_set, split, i)
+    leaves = leaves_pages(image_set.path(split, i), image_set.reader)
+    return None, _statistics(image, valid) if split == "train" else None, leaves
 
 # %% ../../nbs/library/113_data.scan.ipynb #3f48e4bd
 def _kind(found):

@@ -8,6 +8,7 @@ __all__ = ['IMAGE_TYPES', 'HEAD', 'IMAGES', 'is_system', 'visible_folders', 'dif
 
 # %% ../../nbs/library/101_data.walk.ipynb #69262778
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ def say_alike(
 IMAGE_TYPES = set(".jpg .jpeg .png .bmp .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .avif".split())
 _RAW = set(".nef .cr2 .cr3 .dng .arw .orf .pef .raf .rw2 .srw".split()) # TIFF by its first bytes, but no picture
 _FORMATS = ("AVIF", "GIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+_LEFT = set(".bak .old .orig .tmp .temp .part .partial .crdownload .download .filepart".split()) # of editors, browsers
 HEAD = 32 # bytes that are read of a file with another ending
 
 def image_format(
@@ -74,6 +76,7 @@ def image_format(
 )->str: # Pillow's name of the format; empty if it is no image
     "Know an image by its contents"
     if head[:2] == b"BM" and head[6:10] == bytes(4): return "BMP"
+    if re.match(rb"P[1-7f]\s+[\d#W]", head, re.IGNORECASE): return "PPM"
     Image.init() # with what plugins have added, such as HEIF
     for name in Image.ID:
         opener,accepts = Image.OPEN[name]
@@ -84,6 +87,9 @@ def image_format(
 def _why_not(path):
     "Say why a file is passed over; nothing for an image"
     ending = os.path.splitext(path)[1].lower()
+    name = os.path.basename(path)
+    if ending.endswith("~") or ending in _LEFT or name.startswith("~$") or name[0] == name[-1] == "#":
+        return "backups and parts of files"
     if ending in IMAGE_TYPES: return ""
     if ending in _RAW: return "raw photographs (develop them to TIFF or PNG)"
     try:

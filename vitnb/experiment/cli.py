@@ -25,7 +25,7 @@ from .execute import (as_given_before, check_kernel, check_output, environ, make
                                       watch_others, workspace_of)
 from .guard import outlived
 from .notebook import notebook_askable, notebook_params, read_notebook
-from .plainrun import whole_paths, working_folder
+from .plainrun import whole_paths, whole_value, working_folder
 from .run import commands, goes_on, load_families
 from .show import show_run
 from ..kernel import GO_ON, exit_code, on_signals
@@ -161,7 +161,7 @@ def _asked(args, pairs):
     nb = read_notebook(args.notebook)
     shown = notebook_params(nb)
     folder = working_folder(args.notebook, nb)
-    pairs = [[name, whole_paths({name:value}, folder)[name]] for name,value in pairs] # before they are looked for
+    pairs = [[name, whole_value(value, folder)] for name,value in pairs] # before they are looked for
     typed = [name for name,_ in pairs]
     file = whole_paths(read_params_file(args.file), folder) if args.file is not None else {}
     family = notebook_askable(nb, [*typed, *file])

@@ -290,8 +290,7 @@ def resolve(
     "Look up a recipe, and put the parameters that were given in place of its own"
     name = recipe_name(recipes[family], name, given)
     base = recipes[family][name]
-    either = {k:None for k in ("pretrained", "img_size") if k in base} # True or a file; a side or (height, width)
-    own = asked_fields(given, {**base, **either})
+    own = asked_fields(given, base)
     r = AttrDict(with_given(base, own))
     check_used(r, own)
     if "data" in r and r.data is None:

@@ -76,9 +76,10 @@ field_rules["scenes"] = dict(labels=some(whole(1)), width=whole(1, high=2**16), 
 
 def _check_scenes(r, workspace):
     "Refuse scenes that are not there, and options that they do not have"
-    for scene in [*r["sources"], r["target"]]:
+    fields = [("sources", scene) for scene in r["sources"]] + [("target", r["target"])]
+    for field,scene in fields:
         name,*options = [scene] if isinstance(scene, str) else scene
-        if not r["real"]: check_data(name, None, workspace)
+        if not r["real"]: check_data(name, None, workspace, field)
         for part in options: check_set_options("options of a scene", name, part, ("wavelengths", "truth", "classes"))
 family_checks["scenes"] = _check_scenes
 

@@ -81,7 +81,11 @@ def _pattern(value):
 # %% ../../nbs/library/657_experiment.values.ipynb #9a194064
 _SIDE = 2**16 # pixels; no format of images that is read here has more
 _side = whole(1, "224", _SIDE)
-_size = either(_side, each(_side, 2))
+
+def _size(value):
+    "The rule for the size of images"
+    what = f"a side from 1 to {_SIDE:,} pixels, such as 224, or height and width, such as [192, 256]"
+    return either(_side, each(_side, 2))(value) and what
 
 def _sizes(value):
     "The rule for images that grow: shares of the run, and sides"
@@ -112,7 +116,7 @@ RULES = by_rule( # field -> rule; those of other families stand in `field_rules`
     ("head_hidden steps repetitions pretrain_bs probe_steps probe_bs", whole(1)),
     ("head_depth", whole(1, "2")),
     ("img_size eval_resize", _size), ("patch_size", each(whole(1, "8", _SIDE), 2)),
-    ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale", _positive),
+    ("minutes lr frozen_lr pretrain_lr gamma step_size temperature head_scale fade shortest", _positive),
     ("weight_decay clip warmup_epochs warmup_lr min_lr max_hours focal_gamma mixup cutmix zone_mix", _from_zero),
     ("ema_half_life early_stop_min_delta mse_weight sam_weight variance_weight", _from_zero),
     ("range_penalty_weight group_weight", _from_zero),
@@ -180,9 +184,11 @@ def check_data(
     data:str, # Name of a set, or a path
     root:str|None=None, # Where paths start; `data_path` or the workspace if None
     workspace:Path|None=None, # Found by `repo_root` if None
+    field:str="data", # Parameter that names it
 )->None:
     "Refuse data that is neither a known set nor there"
-    if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
+    if not data.strip():
+        raise ValueError(f"{field}={data!r} names nothing: give the name of a set, a folder or a table")
     workspace = workspace or repo_root()
     if root and not (workspace/at_home(root)).exists():
         raise ValueError(f"data_root={root!r} is not there: no {workspace/at_home(root)}")
@@ -192,7 +198,7 @@ def check_data(
     there = [place for place in places if place.is_dir() or place.is_file()] # no device, and no socket
     if there: return _check_table(data, there[0])
     here = f"; to take what is in this folder, give ./{data}" if Path(data).exists() else ""
-    raise ValueError(f"data={data!r} is no set and not there: {nearest(Path(data).name, NAMES['data'])}; "
+    raise ValueError(f"{field}={data!r} is no set and not there: {nearest(Path(data).name, NAMES['data'])}; "
                      f"looked for {', '.join(map(str, places))}{here}")
 
 # %% ../../nbs/library/657_experiment.values.ipynb #554825de

@@ -20,7 +20,7 @@ from ..core import atomic_write, need, one_of, writing
 from ..files import at_home
 from ..hub import plain_names
 from .inputs import check_inputs, find_inputs
-from .predict import predict # noqa: F401, gives a LoadedRun its `read`
+from .predict import input_size # this room gives a LoadedRun its `read` too
 from .trained import LoadedRun, load_run
 from ..written import seal_tensors
 
@@ -29,8 +29,7 @@ def _shape(run):
     "Channels, height and width of the images that a model is asked about"
     model_kw = run.config["model_kw"]
     channels = model_kw.get("in_chans") or getattr(run.model, "in_chans", 3)
-    steps = [step for step in run.config["transforms"] or () if isinstance(step, Mapping) and "size" in step]
-    size = model_kw.get("img_size") or (steps[-1]["size"] if steps else None)
+    size = input_size(run)
     if size is None:
         raise ValueError(f"{run.path} does not say the size of its images; give sample=..., files like those that it "
                          "will be asked about (--sample)")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..callback.masked import VALID_EPOCH
 from ..data.cubeaugment import CubeNormalizer
-from ..data.interpolate import band_nearness, interpolate_bands
+from ..data.interpolate import fade_line, interpolate_bands
 from ..losses.spectral import reconstruct, spectral_angle, voxel_mask
 
 # %% ../../nbs/library/548_learner.reconstruct.ipynb #7316f30e
@@ -32,12 +32,11 @@ def reconstructions(
     masked = voxel_mask(out, x.shape[1:])
     by_model = reconstruct(out, x)
     line = interpolate_bands(x, masked, wavelengths)
-    nearness = band_nearness(masked, wavelengths, fade)
     raw = interpolate_bands(normalizer.denormalize(x), masked, wavelengths, float("nan"))
     raw = normalizer.normalize(raw)
-    methods = {"model":by_model, "model and line":torch.where(masked, torch.lerp(by_model, line, nearness), x),
-               "band mean":torch.where(masked, 0., x), "interpolated":line,
-               "faded line":torch.where(masked, line*nearness, x),
+    def faded(otherwise): return fade_line(line, masked, wavelengths, fade, otherwise)
+    methods = {"model":by_model, "model and line":faded(by_model), "band mean":torch.where(masked, 0., x),
+               "interpolated":line, "faded line":faded(torch.zeros_like(x)),
                "interpolated reflectance":torch.where(raw.isnan(), 0., raw)}
     return methods, masked
 

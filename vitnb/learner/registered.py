@@ -18,7 +18,7 @@ from ..data.pool import load_pool
 from ..data.sets import load_set, sets
 from ..data.stats import STATS
 from .options import OPTIONS, options_of
-from .views import view_sets, views
+from .views import turning_views, view_sets, views
 from ..losses.base import losses
 from ..losses.classify import ClassLoss
 from ..losses.contrastive import ViewLoss
@@ -114,6 +114,7 @@ _DIAGNOSES = "vitnb.data.diagnosis"
 def _facts(registries):
     "What else the quick checks ask of what is registered"
     return dict(folded=_folded(registries), published=[name for name in list_models() if models[name].hub],
+                turning_views=turning_views(),
                 companion_arch=[name for name in list_models() if models[name].takes("spectral_channels")],
                 **_of_losses(), **_of_sets(), zone_column=[*{*metrics} - {*OneClass.defaults["metrics"]}],
                 class_column=[*OneClass.defaults["metrics"]], label_column=[*metrics],

@@ -49,14 +49,14 @@ def _split_name(column, tasks):
 # %% ../../nbs/library/517_learner.sheet.ipynb #1d9e8065
 def _is_map(values):
     "Whether an array is a label map that a PNG can hold"
-    return values.ndim == 2 and values.dtype.kind in "iu" and values.min() >= 0 and values.max() < 2**16
+    return values.ndim == 2 and values.dtype.kind in "iu" and values.min() >= -1 and values.max() < 2**16 - 1
 
 def _keep(values, stem):
-    "Write an array: a label map as a grey PNG whose values are the classes, anything else as .npy"
+    "Write an array: a label map as a grey PNG of the classes, -1 as its greatest value, anything else as .npy"
     values = np.asarray(values)
     if _is_map(values):
         path = stem.with_name(stem.name + ".png")
-        depth = np.uint8 if values.max() < 256 else np.uint16
+        depth = np.uint8 if values.max() < 255 else np.uint16
         with atomic_write(path) as temporary: Image.fromarray(values.astype(depth)).save(temporary, format="png")
         return path
     path = stem.with_name(stem.name + ".npy")

@@ -125,7 +125,8 @@ def load_backbone(
     dropped = [k for k in pretrained.state if k.startswith(unwanted)]
     kept = {k:v for k,v in pretrained.state.items() if k not in set(dropped)}
     adapt = models[model.name].adapt if getattr(model, "name", None) in models else None
-    found = load_weights(model, kept, pretrained.path.name, adapt, getattr(model, "fresh", ()))
+    size = pretrained.config.get("model_kw", {}).get("img_size")
+    found = load_weights(model, kept, pretrained.path.name, adapt, getattr(model, "fresh", ()), size and as_pair(size))
     return TransferReport(found.source, found.loaded, found.adapted, found.fresh, dropped + found.dropped,
                           notes=list(pretrained.notes))
 

@@ -306,12 +306,13 @@ def chest_stats(
 
 def chest_size(
     name:str, # A name of this room
-    size:int|None, # Side of the films in pixels; None: that of the published weights
-)->int: # Pixels
-    "Find the nearest side from there on that a network takes: whole patches"
+    size:int|Sequence|None, # Side of the films in pixels, or (height, width); None: that of the published weights
+)->int|tuple: # Pixels
+    "Find the nearest size from there on that a network takes: whole patches"
     if size is None: return models[name].options()["img_size"]
     patch = 14 if models[name].hub == RADDINO_WEIGHTS else 1
-    return -(-size//patch)*patch
+    if isinstance(size, int): return -(-size//patch)*patch
+    return tuple(-(-side//patch)*patch for side in size)
 
 GUIDE_NAMES = dict(resnet50="csi_resnet50", chexnet="csi_chexnet", raddino="csi_raddino", custom_1="csi_cnn")
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Registry, import_rooms, nearest
 from ..escape import in_page
-from ..hub import find_weights, hub_weights, is_hub_file, own_part, read_weights
+from ..hub import find_weights, hub_weights, is_hub_file, own_part, read_weights, stored_size
 
 # %% ../../nbs/library/200_models.protocol.ipynb #05096fe7
 PROTOCOL = ("forward_features", "forward_head", "forward_intermediates", "get_classifier", "reset_classifier",
@@ -152,8 +152,7 @@ class LoadReport:
 
 def _some(names):
     "List names, of many the first"
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
+    return ", ".join(names[:6]) + f" and {len(names) - 6} more"*(len(names) > 6)
 
 def _first_conv(model:nn.Module)->str:
     "Name of the convolution that meets the image; a name that no parameter has if there is none"
@@ -166,8 +165,9 @@ def _classifier(model:nn.Module)->str:
     head = model.get_classifier()
     return next((f"{name}." for name,module in model.named_modules() if module is head and name), "(none)")
 
-def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str)->dict:
+def _adapted(state:dict, model:nn.Module, adapt:Callable|None, source:str, img_size:tuple|None)->dict:
     "`state` after the family's renaming and resizing, which presumes that the architecture is the same"
+    if adapt and "img_size" in inspect.signature(adapt).parameters: adapt = partial(adapt, img_size=img_size)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"timm\.layers\.interpolate") # of timm's own indexing
@@ -217,14 +217,15 @@ def load_weights(
     model:nn.Module, # The model to fill
     state:dict, # Names and tensors
     source:str="a state dict", # Where they came from, for the report
-    adapt:Callable|None=None, # `(state, model)->state`: the family's own renaming and resizing
+    adapt:Callable|None=None, # `(state, model)->state`: the family's own renaming and resizing; may take `img_size`
     fresh:tuple=(), # Names (or their beginnings) that may stay random; the classifier always may
+    img_size:tuple|None=None, # Height and width of the images that the weights are of; None: nobody says
 )->LoadReport: # What was loaded, resized, left at random and dropped
     "Load `state` into `model`; anything but the classifier that does not fit is a `ValueError`"
     own = model.state_dict()
     state,prefix,rest = own_part(state, own, source)
     given = {name:tuple(weight.shape) for name,weight in state.items()}
-    state = _adapted(state, model, adapt, source)
+    state = _adapted(state, model, adapt, source, img_size)
     head = _classifier(model)
     fits = _fitting(state, own, _first_conv(model))
     lacking = [name for name in own if name not in fits and not name.endswith(_COUNTER)]
@@ -256,11 +257,11 @@ def _pretrain(model:nn.Module, entry:ModelEntry, pretrained:bool|str|Path)->Load
         have = [name for name,other in models.items() if other.hub]
         raise ValueError(f"no weights are published for {entry.name}; use pretrained=False, the path of a file, "
                          f"or one of: {', '.join(have) or '(none)'}")
-    from_hub = pretrained is True or is_hub_file(pretrained)
-    state,which = (hub_weights(hub), "") if from_hub else find_weights(pretrained)
-    source = hub if from_hub else Path(pretrained).name.partition("::")[0]
-    if which: source += f" ({which})"
-    return load_weights(model, state, source, entry.adapt, getattr(model, "fresh", ()))
+    how = entry.adapt, getattr(model, "fresh", ())
+    if pretrained is True or is_hub_file(pretrained): return load_weights(model, hub_weights(hub), hub, *how)
+    state,which = find_weights(pretrained)
+    source = Path(pretrained).name.partition("::")[0] + f" ({which})"*bool(which)
+    return load_weights(model, state, source, *how, stored_size(pretrained))
 
 def create_model(
     name:str, # One of `list_models()`
@@ -322,8 +323,7 @@ class ModelInfo(dict):
 # %% ../../nbs/library/200_models.protocol.ipynb #f32eaa99
 def _own_size(model):
     "The image size that a model says it is for; None if it says none"
-    size = getattr(model, "img_size", None)
-    return size or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return getattr(model, "img_size", None) or getattr(getattr(model, "patch_embed", None), "img_size", None)
 
 def _stage_windows(model):
     "Side of the attention window of each stage, where it has one"

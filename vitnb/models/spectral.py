@@ -131,7 +131,8 @@ def _bands(self:SpectralMAE, x):
     expected = (self.in_chans, *(places*self.patch_size[0] for places in self.grid[1:]))
     if x.ndim != 4 or tuple(x.shape[1:]) != expected:
         raise ValueError(f"cubes of shape {tuple(x.shape)} do not fit; this model takes "
-                         f"(B,{', '.join(map(str, expected))}): of a larger scene give its windows, as arrays")
+                         f"(B,{', '.join(map(str, expected))}): a larger scene is read window by window by a "
+                         f"model of the class of windows or pixels, and no other; give cubes of this size")
     if self.spectral_pos == "wavelength" and self.pos.code is None:
         raise ValueError("the model does not know its wavelengths; call set_wavelengths(nm)")
     if self.band_scale is None: return x
@@ -274,11 +275,13 @@ def set_grad_checkpointing(self:SpectralMAE,
 def fit_state(
     state:dict, # Weights of a model of the same size
     model:SpectralMAE, # The model to fill
+    img_size:Sequence|None=None, # Height and width of the cubes they are of; None: nobody says
 )->dict: # What of `state` the model has, places resized
     "Fit the weights of another task or image size to `model`"
     if model.decoder is None: state = {name:w for name, w in state.items() if not name.startswith("decoder.")}
+    known = img_size and [side//model.patch_size[0] for side in img_size]
     for name in ("pos.spatial", "decoder.pos.spatial"):
-        if name in state: state[name] = fit_places(state[name], model.grid[1:], name)
+        if name in state: state[name] = fit_places(state[name], model.grid[1:], name, known)
     return state
 
 # %% ../../nbs/library/240_models.spectral.ipynb #61b38852

@@ -167,17 +167,20 @@ def run_block(
     return checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
 
 def fit_places(
-    table:Tensor, # Vectors of places that lie in a square, `(1,L,D)`
+    table:Tensor, # Vectors of places, `(1,L,D)`
     size:Sequence, # Rows and columns of another grid
     name:str, # Of the table, for the message
+    known:Sequence|None=None, # Rows and columns in which the places lie; None: in a square
 )->Tensor: # `(1,rows*columns,D)`
     "Interpolate a table of places to another grid"
     places = table.shape[1]
-    if places == math.prod(size): return table
-    side = math.isqrt(places)
-    if side**2 == places: return resample_abs_pos_embed(table, tuple(size), (side, side), num_prefix_tokens=0)
+    if known is None or math.prod(known) != places: # as where a file holds places for other patches
+        if places == math.prod(size): return table
+        known = (math.isqrt(places),)*2
+    if tuple(known) == tuple(size): return table
+    if math.prod(known) == places: return resample_abs_pos_embed(table, tuple(size), tuple(known), num_prefix_tokens=0)
     raise ValueError(f"{name} has {places} places, which are no square to interpolate to {size[0]}×{size[1]}; create "
-                     "the model with its own img_size")
+                     "the model with its own img_size, or give the checkpoint of a run, which says how they lie")
 
 def rows_at(
     table:Tensor, # `(1,L,D)`

@@ -7,9 +7,11 @@ __all__ = ['LARGEST_WINDOW', 'SWIN_SIZES', 'SWIN_HUB', 'swin_micro', 'swin_tiny'
            'fitting_windows', 'choose_window', 'SwinTransformer', 'conv_stem', 'swin', 'timms_names']
 
 # %% ../../nbs/library/210_models.swin.ipynb #e45c40e1
+import math
 import re
 
 import timm.models.swin_transformer as timm_swin
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models._manipulate import MATCH_PREV_GROUP
 from timm.models.swin_transformer import checkpoint_filter_fn
 from torch import nn
@@ -166,11 +168,34 @@ def swin(
 def timms_names(
     state:dict, # Names and tensors of timm's, of the paper's authors or of torchvision
     model:SwinTransformer, # The model they are for
+    img_size:tuple|None=None, # Height and width of the images they are of; None: nobody says
 )->dict: # Under timm's names, tables and filters resized where window or patch differ
     "Translate and resize weights"
     is_torchvision = "features.0.0.weight" in state
     if is_torchvision: state = dict(_translate(name, weight) for name,weight in state.items())
+    state = {name:_from_oblong(name, weight, model, img_size) for name,weight in state.items()}
     return checkpoint_filter_fn({name:weight for name,weight in state.items() if weight is not None}, model)
+
+_TABLE = ".attn.relative_position_bias_table"
+
+def _oblong(places, img_size):
+    "Height and width of the window whose table of relative positions has so many places, most like the images"
+    sides = [(side, places//side) for side in range(3, places//3 + 1, 2) if places % side == 0]
+    windows = [((high + 1)//2, (wide + 1)//2) for high,wide in sides]
+    def unlike(window): return abs(math.log(window[0]/window[1]*img_size[1]/img_size[0]))
+    return min(windows, key=unlike, default=None)
+
+def _from_oblong(name, table, model, img_size):
+    "Resize a table of a window that is not square, which timm cannot do without being told its sides"
+    if not name.endswith(_TABLE) or math.isqrt(len(table))**2 == len(table): return table
+    attention = model.get_submodule(name.rpartition(".")[0])
+    own = attention.relative_position_bias_table.shape
+    window = img_size and _oblong(len(table), img_size)
+    if window: return resize_rel_pos_bias_table(table, attention.window_size, own, window)
+    if table.shape == own: return table # taken for the same window
+    raise ValueError(f"{name} is of a window that is not square ({len(table)} places), and the weights do not say of "
+                     "which images; create the model with the img_size that they were trained with, or give the "
+                     "checkpoint of a run, which says it")
 
 def _translate(name, weight):
     "timm's name of a tensor of torchvision's Swin: stages have odd numbers there, merging of patches even ones"
