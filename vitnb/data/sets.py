@@ -19,7 +19,8 @@ from ..core import Registry, check_options, import_rooms, is_main, moved_names, 
 from .arrays import load_pickle
 from .delimited import is_text, read_frame
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
-from .folder import TABLE_TYPES, class_folders, names_frame, say_nested, table_in
+from .folder import (TABLE_TYPES, class_folders, is_foreign, names_frame, refuse_columns, refuse_foreign,
+    say_nested, table_in)
 from .frame import frame_set
 from .holdout import Split, limit_split
 from .image import reader_with
@@ -55,8 +56,6 @@ def folder_set(
 
 # %% ../../nbs/library/115_data.sets.ipynb #28b471cc
 _stanford = "http://cs231n.stanford.edu/"
-_READ_WITH = {".xlsx":"read_excel", ".xls":"read_excel", ".ods":"read_excel", ".parquet":"read_parquet",
-              ".feather":"read_feather", ".json":"read_json", ".jsonl":"read_json"}
 _toronto = "https://www.cs.toronto.edu/~kriz/"
 _sources = dict( # set: folder, archive, where it is, md5
     cifar10       = ("cifar-10-batches-py", "cifar-10-python.tar.gz",  _toronto,  "c58f30108f718f92721af3b95e74349a"),
@@ -72,10 +71,8 @@ def _root(root): return repo_root()/Path(root).expanduser() if root else setting
 
 def _open_folder(path):
     "Find the folder of `path`; an archive is unpacked into `data_path` first"
-    other = _READ_WITH.get(path.suffix.lower())
-    if other and not path.is_dir():
-        raise ValueError(f"{path} is a table that pandas reads: give load_set(pandas.{other}({path.name!r}), root=...)")
     if not path.is_dir():
+        refuse_foreign(path)
         stem = re.sub(r"(\.tar)?\.\w+$", "", path.name)
         path = unpack_once(path, settings().data_path/stem)
     return unwrap_folder(path)
@@ -250,7 +247,7 @@ def find_table(
     "Find the table that a path means"
     if isinstance(name, pd.DataFrame) or is_known(name): return None
     path = _resolve(name, root)
-    if not path.is_file() or path.suffix.lower() in _READ_WITH: return None
+    if not path.is_file() or is_foreign(path): return None
     ending = "".join(path.suffixes[-2:]).lower() # such as .csv.gz
     if not ending.endswith(".gz"): ending = path.suffix.lower()
     is_table = ending in TABLE_TYPES or (ending not in _ARCHIVES and is_text(path))
@@ -282,10 +279,7 @@ def _from_table(name, root, reader, options):
 
 def _check_own(name, options):
     "Refuse options that the set of that name, or the folder, does not have"
-    columns = [option for option in options if option in _COLUMNS]
-    if columns:
-        raise ValueError(f"{columns[0]}=... names a column, and {name} is no table and has none that lists its images; "
-            "leave it out, give a csv or a DataFrame, or read the names of files with pattern=...")
+    refuse_columns(name, [option for option in options if option in _COLUMNS])
     own = list(inspect.signature(sets[name]).parameters)[2:] if is_known(name) else _FOLDER # after root and download
     check_options(f"load_set({str(name)!r})", options, own)
 

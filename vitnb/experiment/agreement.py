@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
-from .sizes import check_blocks, check_fills
+from .sizes import check_blocks, check_fills, check_windows
 from .rules import each, number, one_name, whole
 from .values import by_rule, either, flag, RULES
 
@@ -323,6 +323,7 @@ def _check_arch(r, value, given, inside, family, named):
     _check_stem(arch, inside("model_kw").get("stem"))
     _check_patches(arch, r.get("img_size"), inside("model_kw"))
     check_blocks(arch, r.get("img_size"), inside("model_kw"))
+    check_windows(arch, r.get("img_size"), inside("model_kw"))
     _check_companions(arch, r.get("spectral", False), r.get("data"))
     _check_published(value)
     _check_averaged(value)

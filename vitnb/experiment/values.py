@@ -16,6 +16,7 @@ from ..files import at_home, refuse_address
 from .choices import CHOICES, named_by
 from .names import NAMES, check_name
 from .rules import each, is_number, number, one_name, some, whole
+from .sizes import check_counts
 
 # %% ../../nbs/library/657_experiment.values.ipynb #bf60c023
 def or_none(
@@ -52,6 +53,7 @@ def text(
 )->str: # What it should have been; empty if it is right
     "The rule for a text; a number was one before something read it"
     if isinstance(value, str): return ""
+    if value is None: return "a text"
     return f"text, such as {str(value)!r} (papermill -r NAME VALUE keeps text as it is, -p makes numbers of it)"
 
 def _tag(value):
@@ -235,6 +237,15 @@ def _check_folders(params, workspace):
 _RUNS = ("encoder", "weights", "checkpoint", "run_dir") # fields that name an earlier run; empty: none
 
 # %% ../../nbs/library/657_experiment.values.ipynb #cbcc599f
+def _look_inside(r, places):
+    "Refuse data of somebody's own that could not be trained with"
+    from vitnb.learner.contents import check_contents, check_cubes # which load pandas
+    place = next(place for place in places if place.exists())
+    if "normalize" in r: return check_cubes(place) # a field of those that read cubes
+    if "label" not in r: return
+    counted = check_contents(place, r, "minutes" in r) # a field of the notebooks that train for one class
+    if counted: check_counts(r, r.get("loss_kw") or {}, *counted)
+
 def check_recipe_data(
     r:Mapping, # A recipe, whole
     recipe:str, # Its name, for the message
@@ -253,9 +264,7 @@ def check_recipe_data(
     if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     if not named and data.isidentifier() and data not in NAMES["data"]: return # may be registered further down
     check_data(data, r.get("data_root"), workspace)
-    for file in filter(Path.is_file, _places(data, r.get("data_root"), workspace) if "label" in r else ()):
-        from vitnb.learner.columns import check_columns # which loads pandas
-        check_columns(file, r, "minutes" in r) # a field of the notebooks that train for one class
+    if data not in NAMES["data"]: _look_inside(r, _places(data, r.get("data_root"), workspace))
 
 def has_own_names(
     r:Mapping, # A recipe, whole
@@ -318,4 +327,8 @@ def check_alike(
     for name in NAMES.keys() & shown.keys() - {"data"} if named else ():
         if shown[name] in NAMES[name]: check_name(name, params[name])
     is_own = shown.get("data") == "" and params["data"] # empty: what the notebook makes
-    if is_own or shown.get("data") in NAMES["data"]: check_data(params["data"], params.get("data_root"), workspace)
+    if not is_own and shown.get("data") not in NAMES["data"]: return
+    check_data(params["data"], params.get("data_root"), workspace)
+    if named and params["data"] not in NAMES["data"]:
+        of_images = {} if "normalize" in shown else dict(label=None) # they name no columns
+        _look_inside({**params, **of_images}, _places(params["data"], params.get("data_root"), workspace))
