@@ -14,6 +14,7 @@ from pathlib import Path
 from .guard import guarded
 from .run import commands
 from ..parameters import complain
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/682_experiment.results.ipynb #d9e2e8e9
 LEFT_OUT = 3 # exit code: some files have no answer
@@ -38,6 +39,7 @@ def _name_unreadable(unreadable):
 def _predict(args):
     if args.output is not None and args.output.suffix.lower() != ".csv":
         raise ValueError(f"{args.output} does not end in .csv: predictions are written as a csv")
+    find_checkpoint(args.run) # before what predicts is loaded, which takes its time
     answers = _answers(args)
     _write(answers, args.output)
     _name_unreadable(answers.unreadable)
@@ -51,6 +53,7 @@ def cmd_predict(
 
 # %% ../../nbs/library/682_experiment.results.ipynb #7b359762
 def _export(args):
+    find_checkpoint(args.run)
     from vitnb.learner.export import export_run
     export_run(args.run, args.output, args.sample, use=args.use)
     return 0

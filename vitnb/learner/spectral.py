@@ -19,9 +19,9 @@ from ..core import atomic_write, one_of, pick_device
 from ..data.cubeaugment import CubeNormalizer, make_normalizer
 from ..data.interpolate import interpolate_bands
 from .core import load_model
-from .trained import find_checkpoint
 from ..losses.spectral import patchify, voxel_mask
 from ..metrics.spectral import WHERE, SpectralScores
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/540_learner.spectral.ipynb #9838c8ad
 def stored_normalizer(
