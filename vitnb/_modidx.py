@@ -3881,6 +3881,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare._number': ( 'library/experiment.compare.html#_number',
                                                                                 'vitnb/experiment/compare.py'),
+                                          'vitnb.experiment.compare._only_shown': ( 'library/experiment.compare.html#_only_shown',
+                                                                                    'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare._same_as': ( 'library/experiment.compare.html#_same_as',
                                                                                  'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare.compare': ( 'library/experiment.compare.html#compare',
