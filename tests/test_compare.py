@@ -12,6 +12,8 @@ from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 from vitnb.experiment.compare import Comparison, compare, differing_params, open_run, paired_differences, run_page
 from vitnb.experiment.comparefigures import draw_comparison, param_importance
 from vitnb.experiment.folders import read_runs
+from vitnb.experiment.run import load_families
+from vitnb.parameters import askable
 from vitnb.runfolder import write_json
 
 
@@ -131,6 +133,18 @@ def test_a_run_shows_its_notebook(outputs):
     assert "train_a.ipynb" in Comparison(read_runs(root=outputs))._repr_html_()
     (folder/"train_a.ipynb").write_text((folder/"train_a.ipynb").read_text().replace("stdout", "nowhere").replace('"execution_count": 1', '"execution_count": "x"'))
     with pytest.raises(ValueError, match="train_a.ipynb is no notebook that can be shown"): open_run(folder)
+
+
+@pytest.mark.parametrize("asked,says", [({}, None), (dict(score="nonsense"), "has a score 'nonsense'"), (dict(baseline="nowhere"), "'nowhere' is none of these runs"), (dict(where=["nosuch"]), "there are no runs at 'nosuch'"),
+    (dict(score="nonsense", smoke=True), None), (dict(where=["later"]), None)])
+def test_what_a_notebook_compares_is_looked_at_before_it_runs(outputs, monkeypatch, asked, says):
+    "Runs of the places in its cell may be made by the notebook itself"
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(outputs))
+    load_families()
+    shown = dict(where=["later"], score="test_accuracy", baseline="", better="", smoke=False)
+    def check(): askable[""].refuse({**shown, "where":["train_a"], **asked}, shown, named=True, workspace=outputs)
+    if says is None: return check()
+    with pytest.raises(ValueError, match=says): check()
 
 
 def test_the_page_of_a_notebook_runs_nothing(outputs):

@@ -3873,6 +3873,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare._by_setting': ( 'library/experiment.compare.html#_by_setting',
                                                                                     'vitnb/experiment/compare.py'),
+                                          'vitnb.experiment.compare._check_asked': ( 'library/experiment.compare.html#_check_asked',
+                                                                                     'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare._clock': ( 'library/experiment.compare.html#_clock',
                                                                                'vitnb/experiment/compare.py'),
                                           'vitnb.experiment.compare._device': ( 'library/experiment.compare.html#_device',
