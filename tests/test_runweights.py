@@ -59,8 +59,12 @@ def test_a_folder_of_runs_names_its_runs(home):
     with pytest.raises(FileNotFoundError, match="not the folder of a run; the nearest runs: .*a_run"): find_checkpoint(home/"out"/"train_x")
 
 
-@pytest.mark.parametrize("command", [["predict", "nowhere", "a.png"], ["export", "nowhere", "-o", "a.onnx"], ["card", "nowhere"]])
-def test_a_run_that_is_not_there_is_told_before_torch_is_loaded(command):
+@pytest.mark.parametrize("command,says", [(["predict", "nowhere", "a.png"], "there is no run and no checkpoint nowhere; "), (["export", "nowhere", "-o", "a.onnx"], "there is no run and no checkpoint nowhere; "),
+    (["card", "nowhere"], "there is no run and no checkpoint nowhere; "), (["predict", "RUN", "gone.png", "none*.png"], "there is no such file: gone.png, none*.png. "), (["predict", "RUN", "here", "--bs", "0"], "--bs 0 must be a whole"),
+    (["predict", "RUN", "here", "--tta", "flop"], "unknown tta 'flop'"), (["export", "RUN", "-o", "a.txt"], "unknown ending of an export '.txt'")])
+def test_a_wrong_call_is_told_before_torch_is_loaded(home, command, says):
+    (home/"here").mkdir()
+    command = [part.replace("RUN", "out/train_x/a_run") for part in command]
     code = f"import sys; from vitnb.experiment.cli import main; code = main({command!r}); print(code, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["2", "False"] and done.stderr.startswith(f"vitnb {command[0]}: there is no run and no checkpoint nowhere; ")
+    assert done.stdout.split() == ["2", "False"] and done.stderr.startswith(f"vitnb {command[0]}: {says}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .agreement import check_agreement
+from .agreement import check_agreement, check_warmup
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords, decided
@@ -112,6 +112,7 @@ def check_recipe(
     if not has_own_names(r): check_used(r, given)
     check_keywords(r, given, name, named)
     check_agreement(r, given, name, named, families[family])
+    if not params.get("smoke"): check_warmup(given, decided(r, given, name, "epochs"))
     check_recipe_data({**r, "bs":decided(r, given, name, "bs")}, name, named, workspace)
 
 

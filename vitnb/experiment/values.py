@@ -94,6 +94,11 @@ def _sizes(value):
     fits = all(map(is_number, shares)) and shares == sorted({*shares}) and shares[0] > 0 and shares[-1] == 1
     return "" if fits and not any(_size(size) for _,size in value) else what
 
+def _words(value):
+    "The rule for tags"
+    fits = not fields(value) and all(isinstance(word, (str, int, float)) for word in value.values())
+    return "" if fits else "a dictionary of words, such as {'version': 'v1.0'}"
+
 _share = number(0, 1, below=True)
 _positive = number(above=True, like="1e-3")
 _from_zero = number(like="0.05")
@@ -136,7 +141,7 @@ RULES = by_rule( # field -> rule; those of other families stand in `field_rules`
     ("sizes", _sizes),
     ("masking", one_name("none zero attention")),
     ("head_norm", one_name("none batch layer")), ("pretrained", either(flag, text)),
-    ("strength", number(.5, 1, like="0.7")), ("note experiment wandb_project wandb_entity", text), ("tags", fields),
+    ("strength", number(.5, 1, like="0.7")), ("note experiment wandb_project wandb_entity", text), ("tags", _words),
     ("pattern", _pattern),
     ("image group split weight encoding reader", text), ("white", _positive), ("classes", each(text)))
 
