@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitnb.experiment.run import Run, as_before, check_family, mark_status, new_run_dir, plain, read_json, write_json
+from vitnb.experiment.run import Run, as_before, mark_status, new_run_dir, plain, read_json, write_json
 from vitnb.parameters import check_injected, public_params
-from vitnb.runfolder import release
+from vitnb.runfolder import check_family, release
 
 
 @pytest.fixture(autouse=True)
@@ -268,5 +268,6 @@ def test_a_run_of_another_family_is_not_gone_on_with(workspace, tmp_path):
     for name,content in (("params", dict(epochs=1)), ("recipe", dict(family="densenet"))): write_json(tmp_path/"other"/f"{name}.json", content)
     with pytest.raises(ValueError, match="is a run of the family 'densenet', and this notebook is of 'swin'"): Run("train_swin", dict(epochs=2), resume=str(tmp_path/"other"), family="swin")
     with pytest.raises(ValueError, match="and this notebook is of 'none'"): Run("train_demo", dict(epochs=2), resume=str(tmp_path/"other"))
-    for resume in (str(tmp_path/"other"), "auto", "never", "a.pth"): check_family(resume, dict(family="densenet"))
+    check_family(tmp_path/"other", "densenet")
+    check_family(tmp_path, "swin") # of no family, or from before it had written its recipe
     assert not [path.name for path in (tmp_path/"other").iterdir() if path.suffix != ".json"]

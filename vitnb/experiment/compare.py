@@ -17,12 +17,11 @@ from urllib.parse import quote
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import atomic_write, moved_names, nearest, need, settings
+from ..core import atomic_write, moved_names, nearest, need
 from .folders import (RunRecord, direction, interval, names_of, read_run, read_runs,
                                       score_value)
 from .notebook import read_notebook
 from .rules import is_number
-from .values import alike_checks
 from ..escape import in_markdown, in_page, in_terminal
 from ..files import BrokenFile
 from ..runwords import FREE_FIELDS
@@ -259,16 +258,6 @@ def compare(
 )->Comparison: # The table
     "Put runs side by side"
     return Comparison(read_runs(where, root), **how)
-
-def _check_asked(shown, params, workspace):
-    "Refuse places without runs, and what their runs do not have; runs of the cell's own places may come later"
-    try: runs = read_runs(params["where"], settings(workspace).outputs_path)
-    except ValueError:
-        if params["where"] == shown["where"]: return
-        raise
-    if len(runs) < 2 or params.get("smoke"): return
-    Comparison(runs, **{name:params[name] for name in ("score", "better", "baseline") if name in params})
-alike_checks["where"] = _check_asked
 
 # %% ../../nbs/library/685_experiment.compare.ipynb #226f844e
 def _by_setting(runs, params, score, better):

@@ -26,7 +26,7 @@ from .engine import Engine
 from .notebook import notebook_askable, notebook_params, read_notebook
 from .plainrun import note_end, note_start, whole_paths, working_folder
 from .products import Plan, code_cells
-from .run import as_before, check_family, run_folder
+from .run import as_before, run_folder
 from .salvage import complete_all
 from ..launch import LAUNCHER, end_tree
 from ..parameters import Askable, check_given
@@ -60,9 +60,7 @@ def as_given_before(
     family:Askable, # What may be asked for beside
 )->dict: # What it is asked for, with what the run that `resume` names was given beside
     "Let `-p resume RUN -p epochs 20` mean: as it was, but 20 epochs"
-    resume = given.get("resume", "never")
-    check_family(resume, family.fields)
-    return as_before(resume, given, family.beyond(shown))
+    return as_before(given.get("resume", "never"), given, family.beyond(shown), family.fields)
 def run_name(
     path:str|Path, # A notebook
 )->str: # Its name without an ending; what a folder's name cannot have is an underscore

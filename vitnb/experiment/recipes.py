@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 from ..core import Registry, nearest
-from .agreement import check_agreement, check_warmup
+from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
 from .keywords import check_keywords, decided
@@ -101,9 +101,8 @@ def check_recipe(
     workspace:Path|None=None, # Where data is looked for; found by `repo_root` if None
 )->None:
     "Refuse parameters with which a notebook of the family could not train"
-    fields = families[family].fields
     check_values(params, family)
-    given = asked_fields(params, fields, say=None)
+    given = asked_fields(params, families[family].fields, say=None)
     check_values(given, family)
     if named: check_recipe_names(given)
     name = recipe_name(recipes[family], params.get("recipe"), params)
@@ -112,7 +111,6 @@ def check_recipe(
     if not has_own_names(r): check_used(r, given)
     check_keywords(r, given, name, named)
     check_agreement(r, given, name, named, families[family])
-    if not params.get("smoke"): check_warmup(given, decided(r, given, name, "epochs"))
     check_recipe_data({**r, "bs":decided(r, given, name, "bs")}, name, named, workspace)
 
 

@@ -45,7 +45,8 @@ def _check_typed(args):
     if args.tta: check_name("tta", args.tta)
     find_checkpoint(args.run)
     if any(Path(path).exists() or glob.glob(path, recursive=True) for path in args.paths): return
-    raise ValueError(f"there is no such file: {', '.join(args.paths[:5])}. Nothing is left to predict; look at the paths")
+    raise ValueError(f"there is no such file: {', '.join(args.paths[:5])}. Nothing is left to predict; look at the "
+                     "paths")
 
 def _predict(args):
     if args.output is not None and args.output.suffix.lower() != ".csv":
@@ -68,7 +69,8 @@ _EXPORTS = ("", ".onnx", ".safetensors") # endings; without one it is a folder f
 def _export(args):
     find_checkpoint(args.run)
     if not args.output.is_dir() and args.output.suffix not in _EXPORTS:
-        raise ValueError(f"unknown ending of an export {args.output.suffix!r}: choose from: {', '.join(_EXPORTS[1:])}")
+        raise ValueError(f"unknown ending of an export {args.output.suffix!r}: "
+                         f"choose from: {', '.join(_EXPORTS[1:])}")
     from vitnb.learner.export import export_run
     export_run(args.run, args.output, args.sample, use=args.use)
     return 0

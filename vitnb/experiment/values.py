@@ -147,7 +147,6 @@ RULES = by_rule( # field -> rule; those of other families stand in `field_rules`
 
 field_rules = {} # family -> {field: rule}, for fields of its own
 family_checks = {} # family -> function of a whole recipe and the workspace, for fields that must fit each other
-alike_checks = {} # parameter that a cell without a family shows -> function of what it shows, all values, the workspace
 
 # %% ../../nbs/library/657_experiment.values.ipynb #32d59f87
 def _places(path, root, workspace):
@@ -279,6 +278,8 @@ def has_own_names(
     return any(name not in NAMES[kind] for kind in CHOICES for name in named_by(r, kind))
 
 # %% ../../nbs/library/657_experiment.values.ipynb #ac9ddccd
+alike_checks = {} # parameter that a cell without a family shows -> function of what it shows, all values, the workspace
+
 def _check_value(field, value, rule):
     "Refuse a value that its rule does not allow"
     wrong = rule(value)
