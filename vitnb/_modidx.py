@@ -3919,6 +3919,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'vitnb/experiment/comparefigures.py')},
             'vitnb.experiment.comparing': { 'vitnb.experiment.comparing._check_asked': ( 'library/experiment.comparing.html#_check_asked',
                                                                                          'vitnb/experiment/comparing.py'),
+                                            'vitnb.experiment.comparing._check_compared': ( 'library/experiment.comparing.html#_check_compared',
+                                                                                            'vitnb/experiment/comparing.py'),
                                             'vitnb.experiment.comparing._chosen': ( 'library/experiment.comparing.html#_chosen',
                                                                                     'vitnb/experiment/comparing.py'),
                                             'vitnb.experiment.comparing._compare': ( 'library/experiment.comparing.html#_compare',

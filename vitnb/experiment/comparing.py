@@ -117,7 +117,7 @@ def add_compare(
     command.set_defaults(call=cmd_compare)
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #c0687092
-def _check_asked(shown, params, workspace):
+def _check_compared(shown, params, workspace):
     "Refuse places without runs, and what their runs do not have; runs of the cell's own places may come later"
     try: runs = read_runs(params["where"], settings(workspace).outputs_path)
     except ValueError:
@@ -125,4 +125,4 @@ def _check_asked(shown, params, workspace):
         raise
     if len(runs) < 2 or params.get("smoke"): return
     Comparison(runs, **{name:params[name] for name in ("score", "better", "baseline") if name in params})
-alike_checks["where"] = _check_asked
+alike_checks["where"] = _check_compared
