@@ -15,7 +15,7 @@ from torch import nn
 from zone_films import zone_fit
 
 from vitnb.callback.checkpoint import Checkpoints
-from vitnb.callback.limit import TrainingStopped
+from vitnb.callback.limit import StopOnSignal, TrainingStopped
 from vitnb.core import is_main, my_rank
 from vitnb.learner.core import run_callbacks
 from vitnb.learner.ranks import Distribute, distribute
@@ -138,6 +138,12 @@ class SignalOne(Callback):
         if my_rank() == 1 and self.opt_steps == 3: os.kill(os.getpid(), signal.SIGTERM)
 
 
+class SignalLate(Callback):
+    "One rank alone is told to stop, when all is trained"
+    def after_fit(self):
+        if my_rank() == 1: os.kill(os.getpid(), signal.SIGTERM)
+
+
 class BreakOne(Callback):
     "The weights of one rank change where nobody expects it"
     def after_step(self):
@@ -147,7 +153,9 @@ class BreakOne(Callback):
 
 def stop_together(folder):
     learn = distribute(make(), timeout=120)
-    return dict(said=said(lambda: learn.fit(2, cbs=[*run_callbacks(folder, tracker="none"), SignalOne()]), TrainingStopped), steps=learn.opt_steps)
+    first = dict(said=said(lambda: learn.fit(2, cbs=[*run_callbacks(folder, tracker="none"), SignalOne()]), TrainingStopped), steps=learn.opt_steps)
+    def late(cbs): return said(lambda: distribute(make(), timeout=120).fit(1, cbs=[*cbs, SignalLate()]), TrainingStopped)
+    return first | dict(late=[late(run_callbacks(folder.with_name("stop_late"), tracker="none")), late([StopOnSignal()])])
 
 
 def not_alike():

@@ -18,7 +18,7 @@ from vitnb.data.loader import image_loaders
 from vitnb.data.sets import load_set
 from vitnb.data.table import ImageSet
 from vitnb.learner.core import run_callbacks, vit_learner
-from vitnb.learner.trained import find_checkpoint
+from vitnb.runweights import find_checkpoint
 from vitnb.task import ClassMap, MultiLabel, Ordinal, Tasks, Value
 
 HERE = Path(__file__).resolve().parent

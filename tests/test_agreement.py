@@ -21,7 +21,7 @@ from vitnb.models.protocol import create_model, list_models, models
 from vitnb.models.spectral import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
-REFUSED = dict(swin=[(dict(minutes=5), "recipe='auto' plans with"), (dict(recipe=None, minutes=5), "the recipe is 'digits'"), (dict(more=dict(minutes=5)), "plans with"), (dict(img_size=7), "give 6 or 8"), (dict(img_size=[8, 16], tta="d4"), "needs square ones"), (dict(img_size=(8, 16), tta="hflip+rot90"), "give tta=flip"),
+REFUSED = dict(swin=[(dict(epochs=5, warmup_epochs=5.), "warmup_epochs=5.0 does not end within the run's 5 epochs"), (dict(tags={"a": [1]}), "must be a dictionary of words"), (dict(minutes=5), "recipe='auto' plans with"), (dict(recipe=None, minutes=5), "the recipe is 'digits'"), (dict(more=dict(minutes=5)), "plans with"), (dict(img_size=7), "give 6 or 8"), (dict(img_size=[8, 16], tta="d4"), "needs square ones"), (dict(img_size=(8, 16), tta="hflip+rot90"), "give tta=flip"),
     (dict(arch="swin_tiny", img_size=30), "give 28 or 32"), (dict(arch="hvit_tiny", img_size=100), "whole number of 128"), (dict(arch="densenet_micro"), "drop_path=0.1 is of the recipe, and densenet_micro has no"),
     (dict(arch="spectral_mae_micro"), "does not fit this data"), (dict(arch="Spectral_MAE_Micro"), "does not fit this data"), (dict(pretrained=True), "no weights are published for swin_micro"), (dict(pretrained="nope"), "is not there"), (dict(pretrained="https://somewhere/model.pth"), "is an address"),
     (dict(pretrained="nbs"), "is a folder and holds no weights"), (dict(pretrained="README.md"), "holds no weights"), (dict(model_kw=dict(window_size=0)), "window_size=0, which must be a whole number from 1"),

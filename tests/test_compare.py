@@ -1,6 +1,8 @@
 "The table of runs: what differs, scores with interval and direction, pairs of seeds, importance, export"
+import html
 import json
 import time
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -8,9 +10,11 @@ import pytest
 import scipy.stats
 from compare_helpers import outputs, scored, write_run # noqa: F401, a fixture
 
-from vitnb.experiment.compare import Comparison, compare, differing_params, open_run, paired_differences
+from vitnb.experiment.compare import Comparison, compare, differing_params, open_run, paired_differences, run_page
 from vitnb.experiment.comparefigures import draw_comparison, param_importance
 from vitnb.experiment.folders import read_runs
+from vitnb.experiment.run import load_families
+from vitnb.parameters import askable
 from vitnb.runfolder import write_json
 
 
@@ -126,7 +130,7 @@ def test_a_run_shows_its_notebook(outputs):
     before = sorted(folder.iterdir())
     import base64
     page = base64.b64decode(open_run(folder).src.partition("base64,")[2]).decode()
-    assert "forty-two" in page and sorted(folder.iterdir()) == before
+    assert "forty-two" in html.unescape(page) and sorted(folder.iterdir()) == before
     assert "train_a.ipynb" in Comparison(read_runs(root=outputs))._repr_html_()
     (folder/"train_a.ipynb").write_text((folder/"train_a.ipynb").read_text().replace("stdout", "nowhere").replace('"execution_count": 1', '"execution_count": "x"'))
     with pytest.raises(ValueError, match="train_a.ipynb is no notebook that can be shown"): open_run(folder)
@@ -135,6 +139,38 @@ def test_a_run_shows_its_notebook(outputs):
         nb.cells[0] |= spoilt
         (folder/"train_a.ipynb").write_text(json.dumps(nb))
         with pytest.raises(ValueError, match="train_a.ipynb"): open_run(folder)
+
+
+@pytest.mark.parametrize("asked,says", [({}, None), (dict(score="nonsense"), "has a score 'nonsense'"), (dict(baseline="nowhere"), "'nowhere' is none of these runs"), (dict(where=["nosuch"]), "there are no runs at 'nosuch'"),
+    (dict(score="nonsense", smoke=True), None), (dict(where=["later"]), None)])
+def test_what_a_notebook_compares_is_looked_at_before_it_runs(outputs, monkeypatch, asked, says):
+    "Runs of the places in its cell may be made by the notebook itself"
+    monkeypatch.setenv("VITNB_OUTPUTS_PATH", str(outputs))
+    load_families()
+    shown = dict(where=["later"], score="test_accuracy", baseline="", better="", smoke=False)
+    def check(): askable[""].refuse({**shown, "where":["train_a"], **asked}, shown, named=True, workspace=outputs)
+    if says is None: return check()
+    with pytest.raises(ValueError, match=says): check()
+
+
+def test_the_page_of_a_notebook_runs_nothing(outputs):
+    "Outputs may be somebody else's: the page is a frame that may do nothing, in which nothing may be loaded; widgets, which are scripts, are left out"
+    import nbformat
+    svg = "<svg xmlns='http://www.w3.org/2000/svg'>\n<script>alert(1)</script>\n</svg>" # of several lines, which a file keeps as a list
+    shown = [nbformat.v4.new_output("display_data", {"text/html":"</iframe><script>alert(2)</script>"}), nbformat.v4.new_output("display_data", {"image/svg+xml":svg})]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\"><script>alert(3)</script>"), nbformat.v4.new_code_cell("1", outputs=shown)])
+    nb.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json":dict(version_major=2, version_minor=0, state={"a":dict(model_name="</script>")})}
+    folder = outputs/"train_a/lr0.1_0"
+    nbformat.write(nb, folder/"train_a.ipynb")
+    seen = []
+    class Seen(HTMLParser):
+        def handle_starttag(self, tag, attrs): seen.append((tag, dict(attrs)))
+    Seen().feed(run_page(folder))
+    (_, frame), = [part for part in seen if part[0] == "iframe"]
+    assert [tag for tag,_ in seen] == ["meta", "title", "iframe"] and frame["sandbox"] is None
+    inside = frame["srcdoc"]
+    assert inside.partition("<head>")[2].startswith("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:;")
+    assert "alert(2)" in inside and "widget-state" not in inside and "alert(1)" not in inside
 
 
 def test_a_hostile_name_is_no_markup(tmp_path):

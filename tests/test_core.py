@@ -27,7 +27,7 @@ def test_a_name_that_has_moved_says_where_it_is(name, room):
     ("data.augment", "make_pipeline", "data.transform"), ("data.loader", "ImageDataset", "data.dataset"),
     ("data.table", "strata", "data.holdout"), ("learner.distribute", "gather_with_grad", "gather"), ("learner.distribute", "WholeBatch", "learner.wholebatch"),
     ("learner.optim", "make_schedule", "callback.schedule"), ("learner.optim", "ScheduleLR", "callback.rate"),
-    ("learner.predict", "find_checkpoint", "learner.trained"), ("testing", "assert_exact_resume", "exactness")])
+    ("learner.predict", "find_checkpoint", "runweights"), ("learner.trained", "nearest_runs", "runweights"), ("testing", "assert_exact_resume", "exactness")])
 def test_every_old_room_gives_what_has_moved(old, name, new):
     import importlib
     with pytest.warns(FutureWarning, match=f"from vitnb.{new} import {name}"): found = getattr(importlib.import_module(f"vitnb.{old}"), name)

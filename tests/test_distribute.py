@@ -218,6 +218,9 @@ def test_all_stop_where_one_is_told_to(two):
     a,b = (o["stop"] for o in two[0])
     assert a == b and a["steps"] == 3 and "SIGTERM received" in a["said"] and "checkpoint_time_limit.pth" in a["said"]
     assert load_checkpoint(two[1]/"stop/checkpoints/checkpoint_time_limit.pth")["training_state"]["opt_steps"] == 3
+    whole,without = a["late"] # a signal behind the last step, to one of them: what follows the fit was not to begin
+    assert whole.startswith(f"TrainingStopped: SIGTERM received; saved to {two[1]/'stop_late'}") and "last_model.pth" in whole and "(exit code 143)" in whole
+    assert without.startswith("TrainingStopped: SIGTERM received; no file was saved")
 
 
 @pytest.mark.parametrize("what,says", [("alone", "one of 2 processes, but this Learner would train by itself"), ("seed", "seed is 4 in rank 1, but 3 in rank 0"), ("lr", "training.lr is 0.02 in rank 1, but 0.01 in rank 0"),

@@ -18,7 +18,8 @@ from vitnb.experiment.run import read_json
 from vitnb.experiment.stored import stored_recipe
 from vitnb.learner.core import load_model, vit_learner
 from vitnb.learner.predict import predict
-from vitnb.learner.trained import find_checkpoint, load_run
+from vitnb.learner.trained import load_run
+from vitnb.runweights import find_checkpoint
 from vitnb.losses.spectral import reconstruct
 from vitnb.metrics.spectral import to_reflectance
 

@@ -22,14 +22,14 @@ NBS = SHOWN + NUMBERED
 VERBS = "train pretrain finetune benchmark explore sweep compare evaluate".split()
 
 # room: what it may import besides itself and core; a room that is not here may import nothing of ours
-ALLOW = dict(core="", written="", seeding="", files="written", escape="", renamed="", progress="", device="", measured="files", environment="", runwords="", launch="", kernel="launch progress", runfolder="written files kernel launch progress", gather="", storage="", hub="written files", parameters="renamed files escape", kinds="", task="kinds", data="task", models="task",
+ALLOW = dict(core="", written="", seeding="", files="written", escape="", renamed="", progress="", device="", measured="files", environment="", runwords="", launch="", kernel="launch progress", runfolder="written files kernel launch progress", gather="", storage="", hub="written files", runweights="runfolder", parameters="renamed files escape", kinds="", task="kinds", data="task", models="task",
     losses="task", figures="task", drawings="task figures", spectra="figures", chestfigures="figures metrics", metrics="task losses",
     callback="task data losses metrics figures drawings spectra",
     learner="task data models losses metrics figures drawings spectra callback", experiment="figures learner",
     explore="models figures spectra",
     testing="task data models losses metrics figures drawings spectra callback learner experiment explore",
     exactness="callback learner experiment testing")
-ALWAYS = {"core", "written", "seeding", "files", "escape", "renamed", "progress", "device", "launch", "kernel", "runfolder", "gather", "storage", "hub", "measured", "environment", "parameters", "runwords"} # every room may import these
+ALWAYS = {"core", "written", "seeding", "files", "escape", "renamed", "progress", "device", "launch", "kernel", "runfolder", "runweights", "gather", "storage", "hub", "measured", "environment", "parameters", "runwords"} # every room may import these
 
 
 @surface.once
@@ -81,7 +81,7 @@ def test_no_number_means_no_export():
     for p in SHOWN: assert "default_exp" not in p.read_text(), f"{p.name} exports, so it belongs into nbs/library, with a number"
 
 
-HUNDREDS = dict(core=0, written=0, seeding=0, files=0, escape=0, renamed=0, progress=0, device=0, measured=0, environment=0, runwords=0, launch=0, kernel=0, runfolder=0, gather=0, storage=0, hub=0, parameters=0, kinds=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, drawings=3, spectra=3, chestfigures=3, callback=4, learner=5, experiment=6, explore=7, testing=8, exactness=8)
+HUNDREDS = dict(core=0, written=0, seeding=0, files=0, escape=0, renamed=0, progress=0, device=0, measured=0, environment=0, runwords=0, launch=0, kernel=0, runfolder=0, runweights=0, gather=0, storage=0, hub=0, parameters=0, kinds=0, task=0, data=1, models=2, losses=3, metrics=3, figures=3, drawings=3, spectra=3, chestfigures=3, callback=4, learner=5, experiment=6, explore=7, testing=8, exactness=8)
 
 
 @pytest.mark.parametrize("p", **ids(NUMBERED))

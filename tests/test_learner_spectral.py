@@ -11,7 +11,7 @@ from vitnb.callback.masked import VALID_EPOCH
 from vitnb.data.cube import cube_loaders
 from vitnb.learner.core import load_model, run_callbacks
 from vitnb.learner.spectral import Baseline, evaluate_model, rival_differences, rules_for
-from vitnb.learner.trained import find_checkpoint
+from vitnb.runweights import find_checkpoint
 from vitnb.losses.spectral import reconstruct, voxel_mask
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_helpers import notebook, only_run, wait_for, workspace
@@ -43,6 +44,12 @@ def test_the_state_before_the_failure_and_the_record_untouched(failed, capfd):
     assert files(failed) == before
 
 
+def readable(path):
+    "The content of a file, unless its process has ended"
+    try: return path.read_bytes()
+    except OSError: return b""
+
+
 @pytest.mark.slow
 def test_the_whole_command(failed, capfd):
     "JupyterLab has a kernel with the state; Ctrl-C ends both; run with -m slow"
@@ -51,6 +58,8 @@ def test_the_whole_command(failed, capfd):
     lines = []
     wait_for(lambda: lines.append(process.stdout.readline()) or lines[-1].startswith("open: "), "it did not come up", 100)
     assert re.match(r"open: http://127\.0\.0\.1:\d+/lab/tree/train_demo.ipynb\?token=", lines[-1])
+    token = lines[-1].split("token=")[1].strip().encode()
+    assert len(token) == 32 and not [p for p in Path("/proc").glob("[0-9]*/cmdline") if token in readable(p)], "all users see a command line"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 0 and files(failed) == before

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vitnb.experiment.run import Run, as_before, mark_status, new_run_dir, plain, read_json, write_json
 from vitnb.parameters import check_injected, public_params
-from vitnb.runfolder import release
+from vitnb.runfolder import check_family, release
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +260,14 @@ def test_a_run_that_is_finished_stays_so_when_another_begins_and_so_does_the_sam
     second = Run("train_demo", dict(epochs=3), "b")
     again = Run("train_demo", dict(epochs=3), "b", "auto")
     assert read_json(first.dir/"status.json")["status"] == "finished" and again.dir == second.dir and read_json(second.dir/"status.json")["status"] == "running"
+
+
+def test_a_run_of_another_family_is_not_gone_on_with(workspace, tmp_path):
+    "Its parameters may be the same: both train on the digits"
+    (tmp_path/"other").mkdir()
+    for name,content in (("params", dict(epochs=1)), ("recipe", dict(family="densenet"))): write_json(tmp_path/"other"/f"{name}.json", content)
+    with pytest.raises(ValueError, match="is a run of the family 'densenet', and this notebook is of 'swin'"): Run("train_swin", dict(epochs=2), resume=str(tmp_path/"other"), family="swin")
+    with pytest.raises(ValueError, match="and this notebook is of 'none'"): Run("train_demo", dict(epochs=2), resume=str(tmp_path/"other"))
+    check_family(tmp_path/"other", "densenet")
+    check_family(tmp_path, "swin") # of no family, or from before it had written its recipe
+    assert not [path.name for path in (tmp_path/"other").iterdir() if path.suffix != ".json"]

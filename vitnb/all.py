@@ -13,6 +13,7 @@ from vitnb.kernel import *
 from vitnb.runfolder import *
 from vitnb.gather import *
 from vitnb.environment import *
+from vitnb.runweights import *
 from vitnb.storage import *
 from vitnb.hub import *
 from vitnb.parameters import *
@@ -207,6 +208,7 @@ from vitnb.learner.fits import *
 from vitnb.learner.rundata import *
 from vitnb.learner.registered import *
 from vitnb.learner.rebuilt import *
+from vitnb.learner.contents import *
 from vitnb.experiment.run import *
 from vitnb.experiment.guard import *
 from vitnb.experiment.plainrun import *

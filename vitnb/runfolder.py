@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plain', 'write_json', 'write_noted', 'read_json', 'sweep', 'is_held', 'hold', 'release', 'hand_on', 'in_use',
            'hold_when_free', 'holding', 'mark_status', 'end_state', 'run_status', 'running_pid', 'ask_to_stop',
-           'settle', 'epochs_done', 'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
+           'settle', 'check_family', 'epochs_done', 'left_undone', 'is_nested', 'leave_outer_run', 'main_folder']
 
 # %% ../nbs/library/034_runfolder.ipynb #35d7dbe9
 import json
@@ -280,6 +280,17 @@ def settle(
     status = run_status(run_dir)
     if status == read_json(Path(run_dir)/"status.json"): return status
     return mark_status(run_dir, "killed", error=status["error"])
+
+# %% ../nbs/library/034_runfolder.ipynb #c0034091
+def check_family(
+    run_dir:str|Path, # A run folder
+    own:str|None, # Family of the recipes of whoever would go on with it; None if it has none
+)->None:
+    "Refuse to go on with a run that another family of notebooks has begun"
+    begun = read_json(Path(run_dir)/"recipe.json").get("family")
+    if not begun or own == begun: return
+    raise ValueError(f"resume={str(run_dir)!r} is a run of the family {begun!r}, and this notebook is of "
+                     f"{own or 'none'!r}: give a run of its own, or go on with the notebook that began that one")
 
 # %% ../nbs/library/034_runfolder.ipynb #6bec781a
 def epochs_done(

@@ -184,14 +184,17 @@ class StopOnSignal(Stopper):
         for signum,handler in self.handlers.items(): signal.signal(signum, handler)
         self.handlers = {}
         ended_well = sys.exc_info()[1] is None
-        if self.got is not None and ended_well and n_ranks() == 1: self._stop_late()
+        if ended_well and n_ranks() == 1: self.stop_late(self.reason()) # of several processes `Distribute` asks all
 
-    def _stop_late(self):
-        "A signal came when all was trained, and was being saved: what follows the fit does not begin"
+    def stop_late(self,
+        reason:tuple|None, # (text, exit code); None to go on
+    ):
+        "Stop where a signal came when all was trained, and was being saved: what follows the fit does not begin"
+        if reason is None: return
         folders = [files.folder for files in self.learn.cbs if isinstance(files, Checkpoints)]
         whole = [folder/"last_model.pth" for folder in folders if (folder/"last_model.pth").is_file()]
-        if not whole: self.stop(*self.reason())
-        text,code = self.reason()
+        if not whole: self.stop(*reason)
+        text,code = reason
         self.learn.left_off["state"] = whole[0]
         raise TrainingStopped(text, code, whole[0])
 

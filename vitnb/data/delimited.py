@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'is_text', 'separator_of', 'read_frame', 'usual_columns',
-           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text', 'as_list', 'are_lists',
-           'split_of', 'split_column', 'image_column', 'label_column']
+           'is_empty', 'is_list', 'place_of', 'cells_of', 'full_cells', 'whole_text', 'as_number', 'number_in',
+           'refuse_values', 'as_list', 'are_lists', 'split_of', 'split_column', 'image_column', 'label_column']
 
 # %% ../../nbs/library/107_data.delimited.ipynb #11db17a8
 import ast
@@ -195,6 +195,39 @@ def whole_text(
     "Write a cell as text; 3.0, which is what pandas makes of 3 beside an empty cell, is 3"
     text = str(cell).strip()
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+
+# %% ../../nbs/library/107_data.delimited.ipynb #b1a7c202
+def as_number(
+    cell:object, # Of a table
+)->float|None: # None: it is no number
+    "Read a number"
+    try: return float(cell)
+    except ValueError: return None
+
+def number_in(
+    cell:object, # Of a table
+    row:int, # From 0
+    column:object, # Name of the column
+)->float: # The number
+    "Read a cell that must hold a number"
+    number = as_number(cell)
+    if number is not None: return number
+    comma = "" if "," not in str(cell) else ("; of a table with decimal commas give load_set the DataFrame "
+        "pandas.read_csv(..., decimal=',')")
+    raise ValueError(f"{place_of(row, column)}: {cell!r} is not a number{comma}")
+
+def refuse_values(
+    cells:Sequence, # Of a column of labels
+    column:object, # Its name
+)->None:
+    "Refuse numbers with decimals as names of classes"
+    numbers = [as_number(whole_text(cell)) for cell in cells if not is_empty(cell)]
+    if not numbers or None in numbers: return
+    decimals = [number for number in numbers if number % 1]
+    if decimals:
+        raise ValueError(f"column {column!r} has numbers with decimals, such as {decimals[0]}, which are values and no "
+            f"classes: give value={column!r} in place of label={column!r}; if they do name classes, say "
+            "task=OneClass(names)")
 
 # %% ../../nbs/library/107_data.delimited.ipynb #a601208285
 def as_list(

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..core import is_main, moved_names, nearest
-from .delimited import (GROUP_COLUMNS, are_lists, as_list, cells_of, full_cells, image_column, is_empty,
-                                  label_column, place_of, split_column, split_of, usual_columns, whole_text)
+from .delimited import (GROUP_COLUMNS, are_lists, as_list, as_number, cells_of, full_cells, image_column,
+                                  is_empty, label_column, number_in, place_of, refuse_values, split_column, split_of,
+                                  usual_columns, whole_text)
 from .download import SPLIT_NAMES
 from .holdout import Split
 from .split import shared_groups
@@ -38,15 +39,10 @@ def _say_columns(name, frame, found, group):
     if parts and is_main(): print(f"{name}: {', '.join(parts)}")
 
 # %% ../../nbs/library/114_data.frame.ipynb #389c04fb
-def _as_number(text):
-    "Read a number; None if it is none"
-    try: return float(text)
-    except ValueError: return None
-
 def _class_names(cells):
     "Sort distinct values, numbers in the order of numbers"
     names = sorted({whole_text(cell) for cell in cells if not is_empty(cell)})
-    numbers = [_as_number(name) for name in names]
+    numbers = [as_number(name) for name in names]
     return names if None in numbers else [name for _,name in sorted(zip(numbers, names))]
 
 def _unknown(task, row, column):
@@ -71,11 +67,7 @@ def _numbers(task, cells, column):
     "Convert cells that hold numbers"
     def convert(row, cell):
         if is_empty(cell): return _unknown(task, row, column)
-        number = _as_number(cell)
-        if number is None:
-            comma = "" if "," not in str(cell) else ("; of a table with decimal commas give load_set the DataFrame "
-                "pandas.read_csv(..., decimal=',')")
-            raise ValueError(f"{place_of(row, column)}: {cell!r} is not a number{comma}")
+        number = number_in(cell, row, column)
         if not task.decimal and number != int(number):
             raise ValueError(f"{place_of(row, column)}: {cell!r} is not a whole number")
         return number
@@ -83,16 +75,6 @@ def _numbers(task, cells, column):
     return np.array(numbers, dtype=np.float32 if task.decimal else np.int64)
 
 # %% ../../nbs/library/114_data.frame.ipynb #29fa9a2d
-def _refuse_values(cells, column):
-    "Refuse numbers with decimals as names of classes"
-    numbers = [_as_number(whole_text(cell)) for cell in cells if not is_empty(cell)]
-    if not numbers or None in numbers: return
-    decimals = [number for number in numbers if number % 1]
-    if decimals:
-        raise ValueError(f"column {column!r} has numbers with decimals, such as {decimals[0]}, which are values and no "
-            f"classes: give value={column!r} in place of label={column!r}; if they do name classes, say "
-            "task=OneClass(names)")
-
 def _say_alike(names, column):
     "Say which classes have names that look alike"
     alike = {}
@@ -115,7 +97,7 @@ def _say_several(cells, column):
 # %% ../../nbs/library/114_data.frame.ipynb #458fa670
 def _one_class(cells, column):
     "Make a task of one class from the values of a column"
-    _refuse_values(cells, column)
+    refuse_values(cells, column)
     names = _class_names(cells)
     _say_alike(names, column)
     _say_several(cells, column)

@@ -19,7 +19,8 @@ from ..core import Registry, check_options, import_rooms, is_main, moved_names, 
 from .arrays import load_pickle
 from .delimited import is_text, read_frame
 from .download import SPLIT_NAMES, download, unpack_once, unwrap_folder
-from .folder import TABLE_TYPES, class_folders, names_frame, of_pandas, say_nested, table_in
+from .folder import (TABLE_TYPES, class_folders, is_foreign, names_frame, refuse_columns, refuse_foreign,
+    say_nested, table_in)
 from .frame import frame_set
 from .holdout import Split, limit_split
 from .image import reader_with
@@ -70,9 +71,8 @@ def _root(root): return repo_root()/Path(root).expanduser() if root else setting
 
 def _open_folder(path):
     "Find the folder of `path`; an archive is unpacked into `data_path` first"
-    if of_pandas(path) and not path.is_dir():
-        raise ValueError(f"{path} is a table that pandas reads: give {of_pandas(path)}")
     if not path.is_dir():
+        refuse_foreign(path)
         stem = re.sub(r"(\.tar)?\.\w+$", "", path.name)
         path = unpack_once(path, settings().data_path/stem)
     return unwrap_folder(path)
@@ -247,7 +247,7 @@ def find_table(
     "Find the table that a path means"
     if isinstance(name, pd.DataFrame) or is_known(name): return None
     path = _resolve(name, root)
-    if not path.is_file() or of_pandas(path): return None
+    if not path.is_file() or is_foreign(path): return None
     ending = "".join(path.suffixes[-2:]).lower() # such as .csv.gz
     if not ending.endswith(".gz"): ending = path.suffix.lower()
     is_table = ending in TABLE_TYPES or (ending not in _ARCHIVES and is_text(path))
@@ -279,10 +279,7 @@ def _from_table(name, root, reader, options):
 
 def _check_own(name, options):
     "Refuse options that the set of that name, or the folder, does not have"
-    columns = [option for option in options if option in _COLUMNS]
-    if columns:
-        raise ValueError(f"{columns[0]}=... names a column, and {name} is no table and has none that lists its images; "
-            "leave it out, give a csv or a DataFrame, or read the names of files with pattern=...")
+    refuse_columns(name, [option for option in options if option in _COLUMNS])
     own = list(inspect.signature(sets[name]).parameters)[2:] if is_known(name) else _FOLDER # after root and download
     check_options(f"load_set({str(name)!r})", options, own)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ..core import check_options, nearest
 from .keywords import decided
 from .names import FACTS, NAMED_OPTIONS, NAMES
-from .sizes import check_blocks, check_fills, check_turns
+from .sizes import check_blocks, check_fills, check_turns, check_warmup, check_windows
 from .rules import each, number, one_name, whole
 from .values import by_rule, either, flag, RULES
 
@@ -323,7 +323,7 @@ def _check_arch(r, value, given, inside, family, named):
     _check_stem(arch, inside("model_kw").get("stem"))
     _check_patches(arch, r.get("img_size"), inside("model_kw"))
     check_turns(r.get("tta"), r.get("img_size"))
-    check_blocks(arch, r.get("img_size"), inside("model_kw"))
+    for check in (check_blocks, check_windows): check(arch, r.get("img_size"), inside("model_kw"))
     _check_companions(arch, r.get("spectral", False), r.get("data"))
     _check_published(value)
     _check_averaged(value)
@@ -352,6 +352,7 @@ def check_agreement(
     def value(field): return decided(r, given, recipe, field)
     def inside(field): return r.get(field) if isinstance(r.get(field), Mapping) else {}
     _check_minutes(r, recipe, family)
+    check_warmup(given, value("epochs"))
     if named: _check_set(r.get("data"), inside("data_kw"), family.fields)
     if named: check_fills(r, inside("loss_kw"))
     _check_inside(value, inside, "cube_augment" if "normalize" in r else "image_augment")

@@ -14,12 +14,14 @@ from .execute import check_output
 from .guard import guarded
 from .run import commands
 from .rules import check_typed, number
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/698_experiment.carding.ipynb #0ed0c340
 DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
 
 def _card(args):
     check_output(args.output)
+    find_checkpoint(args.run)
     path = write_card(args.run, args.output, args.limitations, args.diverse)
     print(f"wrote {path}")
     return 0

@@ -10,6 +10,7 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
@@ -323,6 +324,16 @@ def _against(own, base, is_base, level):
 # %% ../../nbs/library/685_experiment.compare.ipynb #e896fee3
 _TRIPS = (TypeError, ValueError, KeyError, AttributeError) # of what shows a notebook, over values of other kinds
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'"
+
+def _only_shown(page, title):
+    "Put a page into a frame in which it can run nothing, load nothing and go nowhere: outputs may be somebody else's"
+    head,mark,rest = page.partition("<head>")
+    page = f'{head}{mark}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{rest}'
+    style = "position:fixed;inset:0;width:100%;height:100%;border:0"
+    return (f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+            f'<iframe sandbox style="{style}" srcdoc="{escape(page)}"></iframe>\n')
+
 def run_page(
     run:RunRecord|str|Path, # A run, or its folder
 )->str: # HTML, whole
@@ -331,11 +342,13 @@ def run_page(
     if run.notebook is None:
         raise ValueError(f"{run.path} holds no notebook; it was run in JupyterLab, or not to its end")
     nbformat = need("nbformat")
-    nb = nbformat.from_dict(read_notebook(run.notebook))
+    nb = nbformat.v4.reads(json.dumps(read_notebook(run.notebook))) # which joins lines
+    nb.metadata.pop("widgets", None) # their state is shown by scripts alone
     try: page,_ = need("nbconvert").HTMLExporter().from_notebook_node(nb)
     except (nbformat.ValidationError, *_TRIPS) as error:
         raise BrokenFile(run.notebook, f"is no notebook that can be shown ({str(error)[:200]})") from error
-    return page.encode(errors="replace").decode() # half a sign of two has no place in a page
+    page = page.encode(errors="replace").decode() # half a sign of two has no place in a page
+    return _only_shown(page, run.name)
 
 def open_run(
     run:RunRecord|str|Path, # A run, or its folder

@@ -11,7 +11,7 @@ import tempfile
 import webbrowser
 from pathlib import Path
 
-from ..core import atomic_write
+from ..core import atomic_write, settings
 from ..escape import in_terminal
 from .compare import Comparison, paired_differences, run_page
 from .comparefigures import draw_comparison
@@ -20,6 +20,7 @@ from .execute import check_output
 from .guard import guarded
 from .run import commands
 from .rules import check_typed, whole
+from .values import alike_checks
 from ..parameters import complain, parse_value
 
 # %% ../../nbs/library/687_experiment.comparing.ipynb #58ef32b7
@@ -117,3 +118,14 @@ def add_compare(
                          "and the importance of parameters")
     command.add_argument("--open", metavar="RUN", help="show the executed notebook of a run")
     command.set_defaults(call=cmd_compare)
+
+# %% ../../nbs/library/687_experiment.comparing.ipynb #c0687092
+def _check_compared(shown, params, workspace):
+    "Refuse places without runs, and what their runs do not have; runs of the cell's own places may come later"
+    try: runs = read_runs(params["where"], settings(workspace).outputs_path)
+    except ValueError:
+        if params["where"] == shown["where"]: return
+        raise
+    if len(runs) < 2 or params.get("smoke"): return
+    Comparison(runs, **{name:params[name] for name in ("score", "better", "baseline") if name in params})
+alike_checks["where"] = _check_compared

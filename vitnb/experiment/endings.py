@@ -87,9 +87,11 @@ def _await_main(run_dir, seconds=60):
 
 _OURS = f"{Path(inspect.getfile(complain)).parent}{os.sep}"
 
+_REFUSALS = ("ValueError", "BrokenFile", "UnreadableImage", "FileNotFoundError", "ImportError")
+
 def _is_refusal(error):
     "Whether a room of vitnb refused a value: what it says is all that there is to say, not how it came there"
-    if error.ename != "ValueError": return False
+    if error.ename not in _REFUSALS: return False
     plain = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(getattr(error, "traceback", None) or ()))
     frames = re.findall(r"(?m)^(?:File )?(\S.*?\.py):\d+, in |^Cell In", plain)
     return bool(frames) and frames[-1].startswith(_OURS)

@@ -60,7 +60,7 @@ def as_given_before(
     family:Askable, # What may be asked for beside
 )->dict: # What it is asked for, with what the run that `resume` names was given beside
     "Let `-p resume RUN -p epochs 20` mean: as it was, but 20 epochs"
-    return as_before(given.get("resume", "never"), given, family.beyond(shown))
+    return as_before(given.get("resume", "never"), given, family.beyond(shown), family.fields)
 def run_name(
     path:str|Path, # A notebook
 )->str: # Its name without an ending; what a folder's name cannot have is an underscore
@@ -173,6 +173,7 @@ def check_output(
     if path.is_dir(): raise ValueError(f"--output {path} is a folder; name a notebook in it")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir(): raise ValueError(f"--output {path}: {above} is no folder; choose another place")
+    if not os.access(above, os.W_OK): raise ValueError(f"--output {path}: {above} may not be written; choose another")
 
 def error_line(
     error:BaseException, # Of papermill, or any

@@ -40,7 +40,7 @@ def check_timm(
     raise ValueError(f"{field}={asked!r}: timm has no network {own!r}: {nearest(own, known)}")
 
 # %% ../../nbs/library/658_experiment.keywords.ipynb #1ec9400e
-_CHOSEN_LATER = ("arch", "augment", "lr", "ema_decay") # by `experiment.auto`
+_CHOSEN_LATER = ("arch", "augment", "bs", "epochs", "lr", "ema_decay") # by `experiment.auto`
 
 def decided(
     r:Mapping, # A recipe, whole

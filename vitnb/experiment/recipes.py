@@ -19,7 +19,7 @@ from ..core import Registry, nearest
 from .agreement import check_agreement
 from .choices import (CHOICES, batch_lr, check_used, loss_args, optimizer_args, recipe_name,
                                       schedule_args, unused, with_given)
-from .keywords import check_keywords
+from .keywords import check_keywords, decided
 from .values import check_alike, check_recipe_names, check_recipe_data, check_values, has_own_names
 from ..parameters import RUN_FIELDS, Askable, asked_fields, askable, check_params
 from ..renamed import rename, upgrade
@@ -101,9 +101,8 @@ def check_recipe(
     workspace:Path|None=None, # Where data is looked for; found by `repo_root` if None
 )->None:
     "Refuse parameters with which a notebook of the family could not train"
-    fields = families[family].fields
     check_values(params, family)
-    given = asked_fields(params, fields, say=None)
+    given = asked_fields(params, families[family].fields, say=None)
     check_values(given, family)
     if named: check_recipe_names(given)
     name = recipe_name(recipes[family], params.get("recipe"), params)
@@ -112,7 +111,7 @@ def check_recipe(
     if not has_own_names(r): check_used(r, given)
     check_keywords(r, given, name, named)
     check_agreement(r, given, name, named, families[family])
-    check_recipe_data(r, name, named, workspace)
+    check_recipe_data({**r, "bs":decided(r, given, name, "bs")}, name, named, workspace)
 
 
 # %% ../../nbs/library/660_experiment.recipes.ipynb #e1476889

@@ -111,10 +111,10 @@ def lab(
     "Have a JupyterLab for one notebook"
     token = secrets.token_hex(16)
     port = free_port()
-    told = dict(VITNB_RUN_DIR=str(path.parent), VITNB_RESUMED="1")
+    told = dict(VITNB_RUN_DIR=str(path.parent), VITNB_RESUMED="1", JUPYTER_TOKEN=token) # all users see a command line
     env = {**{name:value for name,value in os.environ.items() if name != "VITNB_LOCK"}, **told}
-    options = ["--no-browser", f"--ServerApp.root_dir={path.parent}", f"--IdentityProvider.token={token}",
-               f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--log-level=ERROR", *_as_root()]
+    options = ["--no-browser", f"--ServerApp.root_dir={path.parent}", f"--ServerApp.port={port}",
+               "--ServerApp.port_retries=0", "--log-level=ERROR", *_as_root()]
     server = subprocess.Popen([sys.executable, "-c", _SERVER, *options], env=env, start_new_session=True)
     try:
         _await_server(f"http://127.0.0.1:{port}", token, server)

@@ -7,13 +7,17 @@ __all__ = ['LEFT_OUT', 'cmd_predict', 'cmd_export', 'add_predict', 'add_export']
 
 # %% ../../nbs/library/682_experiment.results.ipynb #fa2136aa
 import argparse
+import glob
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from .guard import guarded
+from .names import check_name
+from .rules import check_typed, whole
 from .run import commands
 from ..parameters import complain
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/682_experiment.results.ipynb #d9e2e8e9
 LEFT_OUT = 3 # exit code: some files have no answer
@@ -35,9 +39,19 @@ def _name_unreadable(unreadable):
     "Name every file that has no answer, one a line"
     for name,reason in unreadable.items(): complain(f"no answer for {name}: {reason}")
 
+def _check_typed(args):
+    "Refuse what can be known before what predicts is loaded, which takes its time"
+    check_typed(args, bs=whole(1, "64"))
+    if args.tta: check_name("tta", args.tta)
+    find_checkpoint(args.run)
+    if any(Path(path).exists() or glob.glob(path, recursive=True) for path in args.paths): return
+    raise ValueError(f"there is no such file: {', '.join(args.paths[:5])}. Nothing is left to predict; look at the "
+                     "paths")
+
 def _predict(args):
     if args.output is not None and args.output.suffix.lower() != ".csv":
         raise ValueError(f"{args.output} does not end in .csv: predictions are written as a csv")
+    _check_typed(args)
     answers = _answers(args)
     _write(answers, args.output)
     _name_unreadable(answers.unreadable)
@@ -50,7 +64,13 @@ def cmd_predict(
     return guarded("predict", _predict, args)
 
 # %% ../../nbs/library/682_experiment.results.ipynb #7b359762
+_EXPORTS = ("", ".onnx", ".safetensors") # endings; without one it is a folder for both
+
 def _export(args):
+    find_checkpoint(args.run)
+    if not args.output.is_dir() and args.output.suffix not in _EXPORTS:
+        raise ValueError(f"unknown ending of an export {args.output.suffix!r}: "
+                         f"choose from: {', '.join(_EXPORTS[1:])}")
     from vitnb.learner.export import export_run
     export_run(args.run, args.output, args.sample, use=args.use)
     return 0

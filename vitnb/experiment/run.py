@@ -24,7 +24,7 @@ from ..escape import in_page
 from ..files import BrokenFile, at_home, load_json
 from ..kernel import watch_cells, watch_parent
 from ..parameters import Askable, NOTHING, askable, check_injected, flat, take_params
-from ..runfolder import (end_state, epochs_done, hold, in_use, is_held, leave_outer_run, left_undone,
+from ..runfolder import (check_family, end_state, epochs_done, hold, in_use, is_held, leave_outer_run, left_undone,
                              main_folder, mark_status, plain, read_json, settle, write_json)
 from ..runwords import FREE_FIELDS, run_words
 
@@ -110,9 +110,11 @@ def as_before(
     resume:str, # As for `Run`
     params:dict, # What a run is asked for
     known:object=None, # Names that may be added; None: only those that are `None` in `params`
+    fields:dict|None=None, # Of the notebook's recipes, with defaults; None: whose run it is is not looked at
 )->dict: # What it is asked for, and of the run that is named what it is not asked for
     "Let the parameters that nobody gives be those of the run to go on with"
     if resume in ("auto", "never"): return params
+    if fields is not None: check_family(_named_folder(resume), fields.get("family"))
     old = read_json(_named_folder(resume)/"params.json")
     def lacks(name): return params.get(name, "") is None if known is None else name in known and name not in params
     taken = {name:value for name,value in old.items() if lacks(name) and name not in FREE_FIELDS and value is not None}
@@ -236,7 +238,7 @@ class Run:
         resume:str="never", # "auto": go on with the same unfinished run; "never": a new folder; a folder; a checkpoint
         family:str="", # Family whose recipes the notebook trains; its fields may be given beside what the cell shows
     ):
-        self.params = as_before(resume, take_params(params, family_params(family)))
+        self.params = as_before(resume, take_params(params, family_params(family)), fields=family_params(family).fields)
         self.name = _word(name, "name")
         self.tag = tag
         leave_outer_run()

@@ -40,13 +40,23 @@ field_rules["finetune"] = dict(readout=one_name("auto middle pool"), probe_first
                                per_class=whole(1), test_per_class=whole(1),
                                modes=some(one_name("frozen tuned scratch")))
 
-def _check_cubes(r, workspace): check_set_options("set_kw", r["data"], r["set_kw"] or {})
+_MADE = ("n", "seed", "noise") # options of cubes that are made
+
+def _check_set_kw(data, options):
+    "Refuse options that a set does not have; those of made cubes stand in the cells of notebooks"
+    made = [option for option in _MADE if option in options]
+    if made and data not in NAMES["data"]:
+        raise ValueError(f"set_kw={options!r}: {made[0]!r} is an option of cubes that are made, and {data!r} is data "
+                         "of yours; give set_kw={}, or options of files")
+    check_set_options("set_kw", data, options)
+
+def _check_cubes(r, workspace): _check_set_kw(r["data"], r["set_kw"] or {})
 family_checks["finetune"] = _check_cubes
 
 def _check_unlisted(shown, params, named=False, workspace=None):
     "Refuse what a notebook without a family cannot be asked"
     check_alike(shown, params, named, workspace)
-    if named and shown.get("set_kw"): check_set_options("set_kw", params["data"], params["set_kw"])
+    if named and shown.get("set_kw"): _check_set_kw(params["data"], params["set_kw"] or {})
 askable[""] = Askable({}, (), alike=_check_unlisted)
 
 # %% ../../nbs/library/664_experiment.studies.ipynb #4a4e94c3

@@ -26,10 +26,10 @@ from .inputs import check_inputs, find_inputs
 from .loop import VitLearner
 from .precision import as_float
 from .trained import LoadedRun, load_run
-from .trained import find_checkpoint as checkpoint_of
 from .views import TTA, check_views
 from ..models.protocol import evaluating
 from ..progress import progress_bar
+from ..runweights import find_checkpoint as checkpoint_of
 from ..task import ClassMap, MultiLabel, OneClass, Ordinal, Task, Tasks, Value, column
 
 # %% ../../nbs/library/515_learner.predict.ipynb #361b5468
@@ -283,4 +283,5 @@ def predict(
 
 # %% ../../nbs/library/515_learner.predict.ipynb #06c9a562
 __getattr__ = moved_names(__name__, {
-    "vitnb.learner.trained": "find_checkpoint check_names"})
+    "vitnb.learner.trained": "check_names",
+    "vitnb.runweights": "find_checkpoint"})

@@ -17,7 +17,7 @@ from fastai.torch_core import to_detach
 from fastcore.basics import patch
 
 from ..callback.base import TrainCallback
-from ..callback.limit import Stopper, TrainingStopped
+from ..callback.limit import Stopper, StopOnSignal, TrainingStopped
 from ..callback.mix import MixCallback
 from ..core import PEER_LOST, my_rank, n_ranks
 from ..data.shard import shard_loader
@@ -140,7 +140,15 @@ def after_fit(self:Distribute):
     if not self.active: return
     try:
         if self.clean: self.compare()
+        if self.clean and sys.exc_info()[1] is None: self.stop_late()
     finally: self.end()
+
+@patch
+def stop_late(self:Distribute):
+    "Let all processes stop where a signal came to one of them when all was trained"
+    heard = [cb for cb in self.learn.cbs if isinstance(cb, StopOnSignal)]
+    if self.world == 1 or not heard: return
+    heard[0].stop_late(self.sync_stop([partial(StopOnSignal.reason, cb) for cb in heard]))
 
 # %% ../../nbs/library/528_learner.ranks.ipynb #90d36dbb
 def distribute(

@@ -14,6 +14,7 @@ from ..data.augment import augments
 from ..data.chest import load_chest, synthetic_chest_set
 from ..data.cube import cube_sets, load_cube_set
 from ..data.cubeaugment import cube_augments, normalizers
+from ..data.image import readers
 from ..data.pool import load_pool
 from ..data.sets import load_set, sets
 from ..data.stats import STATS
@@ -76,6 +77,11 @@ def _blocks():
     presets = {name:models[name].options() for name in list_models()}
     return {name:len(preset["block_config"]) for name,preset in presets.items() if "block_config" in preset}
 
+def _windowed():
+    "How many stages a network has whose windows must fit all of them"
+    presets = {name:models[name].options() for name in list_models()}
+    return {name:len(preset["depths"]) for name,preset in presets.items() if "window_near" in preset}
+
 # %% ../../nbs/library/558_learner.registered.ipynb #1166416c
 _UNDIRECTED = ("lr", "grad_norm", "skipped_steps", "memory_mib") # no best epoch is chosen by these
 
@@ -120,7 +126,7 @@ def _facts(registries):
                 class_column=[*OneClass.defaults["metrics"]], label_column=[*metrics],
                 cube_column=[metric.name for metric in make_spectral_metrics()], view_column=[*measures, *_PROBED],
                 tokens={name:_tokens(name) for name in list_models() if "depths" in models[name].options()
-                        and "patch_size" in models[name].options()}, blocks=_blocks(),
+                        and "patch_size" in models[name].options()}, blocks=_blocks(), windowed=_windowed(),
                 directed=[name for name in _columns() if name not in _UNDIRECTED])
 
 # %% ../../nbs/library/558_learner.registered.ipynb #8f7c9b7c
@@ -131,7 +137,7 @@ def gather_names()->dict: # `{"names": {field: names}, "options": {kind: {name: 
     for package in _WITH_NAMES: import_rooms(f"vitnb.{package}")
     chosen = {kind:known for kind,(known, _) in OPTIONS.items()}
     registered = dict(arch=list_models(), data=[*sets, *cube_sets], augment=[*augments, *cube_augments],
-                      tta=[*views, *view_sets], **chosen)
+                      tta=[*views, *view_sets], reader=[*readers], **chosen)
     facts = _facts(dict(arch=models, data=sets, augment=augments, tta=views, **chosen))
     options = {kind:{name:options_of(kind, name) for name in sorted(OPTIONS[kind][0])} for kind in OPTIONS}
     options |= _keywords()

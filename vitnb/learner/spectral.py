@@ -19,10 +19,10 @@ from ..core import atomic_write, one_of, pick_device
 from ..data.cubeaugment import CubeNormalizer, make_normalizer
 from ..data.interpolate import fade_line, interpolate_bands
 from .core import load_model
-from .trained import find_checkpoint
 from ..losses.spectral import patchify, voxel_mask
 from ..metrics.classify import bootstrap_interval
 from ..metrics.spectral import WHERE, SpectralScores
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/540_learner.spectral.ipynb #9838c8ad
 def stored_normalizer(

@@ -24,10 +24,10 @@ from .core import vit_learner
 from .freeze import FreezeEpochs
 from .loop import VitLearner
 from .optim import GroupOptim, check_groups
-from .trained import find_checkpoint
 from ..models.protocol import (LoadReport, check_model, list_models, load_weights, models, read_weights,
                                    trace_shapes)
 from ..models.stages import as_pair, near_sizes
+from ..runweights import find_checkpoint
 
 # %% ../../nbs/library/516_learner.transfer.ipynb #5c19ab38
 @dataclass
