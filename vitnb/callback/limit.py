@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 
 from .base import TrainCallback
 from .checkpoint import Checkpoints, save_checkpoint, snapshot
@@ -186,17 +187,20 @@ class StopOnSignal(Stopper):
         ended_well = sys.exc_info()[1] is None
         if ended_well and n_ranks() == 1: self.stop_late(self.reason()) # of several processes `Distribute` asks all
 
-    def stop_late(self,
-        reason:tuple|None, # (text, exit code); None to go on
-    ):
-        "Stop where a signal came when all was trained, and was being saved: what follows the fit does not begin"
-        if reason is None: return
-        folders = [files.folder for files in self.learn.cbs if isinstance(files, Checkpoints)]
-        whole = [folder/"last_model.pth" for folder in folders if (folder/"last_model.pth").is_file()]
-        if not whole: self.stop(*reason)
-        text,code = reason
-        self.learn.left_off["state"] = whole[0]
-        raise TrainingStopped(text, code, whole[0])
+
+# %% ../../nbs/library/470_callback.limit.ipynb #d0c4e7b9
+@patch
+def stop_late(self:StopOnSignal,
+    reason:tuple|None, # (text, exit code); None to go on
+)->None:
+    "Stop where a signal came when all was trained, and was being saved: what follows the fit does not begin"
+    if reason is None: return
+    folders = [files.folder for files in self.learn.cbs if isinstance(files, Checkpoints)]
+    whole = [folder/"last_model.pth" for folder in folders if (folder/"last_model.pth").is_file()]
+    if not whole: self.stop(*reason)
+    text,code = reason
+    self.learn.left_off["state"] = whole[0]
+    raise TrainingStopped(text, code, whole[0])
 
 # %% ../../nbs/library/470_callback.limit.ipynb #e7711649
 class NaNWatch(TrainCallback):

@@ -347,8 +347,7 @@ def run_page(
     try: page,_ = need("nbconvert").HTMLExporter().from_notebook_node(nb)
     except (nbformat.ValidationError, *_TRIPS) as error:
         raise BrokenFile(run.notebook, f"is no notebook that can be shown ({str(error)[:200]})") from error
-    page = page.encode(errors="replace").decode() # half a sign of two has no place in a page
-    return _only_shown(page, run.name)
+    return _only_shown(page.encode(errors="replace").decode(), run.name) # half a sign of two has no place in it
 
 def open_run(
     run:RunRecord|str|Path, # A run, or its folder

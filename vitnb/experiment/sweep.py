@@ -271,8 +271,8 @@ def _check_score(self:Sweep, one):
 def next_one(self:Sweep)->Configuration|None:
     "The next configuration to run; None if there is none"
     waiting = next((one for one in self.rows.values() if one.state == "waiting"), None)
-    if waiting is None and self.study is not None and len(self.rows) < self.plan.runs: waiting = self._draw()
-    return waiting
+    if waiting or self.study is None or len(self.rows) >= self.plan.runs: return waiting
+    return self._draw()
 
 @patch
 def place(self:Sweep,
@@ -305,10 +305,10 @@ def ended(self:Sweep,
     "Note how a configuration ended; what was killed waits for another try, what was stopped for the next start"
     state,why = found["state"], found["why"]
     if state == "killed" and one.tries >= _TRIES: state,why = "failed", f"killed {one.tries} times: {why}"
-    tries = one.tries - (state == "stopped")
-    one = self._note(one, state=state if state in ENDED else "waiting", why=why, tries=tries)
+    one = self._note(one, state=state if state in ENDED else "waiting", why=why,
+                     tries=one.tries - (state == "stopped"))
     if one.state == "finished": self._check_score(one)
-    if one.state in ENDED and self.study is not None and not self.fault: self._tell(one)
+    if one.state in ENDED and not (self.study is None or self.fault): self._tell(one)
     return one
 
 # %% ../../nbs/library/692_experiment.sweep.ipynb #08042e9e
@@ -335,8 +335,7 @@ def counts(self:Sweep)->dict: # state -> how many
 def best(self:Sweep)->Configuration|None: # None while nothing is finished
     "Find the best of the finished configurations"
     done = [] if self.fault else [one for one in self.rows.values() if one.state == "finished"]
-    scored = [(self.value(one), one) for one in done]
-    scored = [pair for pair in scored if pair[0] is not None]
+    scored = [(value, one) for one in done if (value := self.value(one)) is not None]
     choose = min if self.plan.search.better == "min" else max
     return choose(scored, key=lambda pair: pair[0])[1] if scored else None
 
