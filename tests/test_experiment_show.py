@@ -20,7 +20,8 @@ def shown(capfd, *args):
 @pytest.mark.parametrize("name,family,recipe,given", [("train_swin", "swin", "digits", dict(epochs=3)), ("pretrain_spectral", "spectral", "retina", dict(data="x.csv")), ("train_chest", "chest", "csi", dict(data="x.csv")),
                                                       ("finetune_hvit", "hvit_finetune", "leaves", {}), ("finetune_spectral", "finetune", "eyes", dict(normalize="log"))])
 def test_every_field_stands_there_as_the_run_would_have_it(workspace, capfd, name, family, recipe, given):
-    (workspace/"x.csv").write_text("file\n") # data that is not there is refused before
+    (workspace/"x.csv").write_text("ID,label,hs_file\np0,a,c.npy\n") # data that is not there is refused before
+    (workspace/"c.npy").touch()
     given = {key:str(workspace/value) if value == "x.csv" else value for key,value in given.items()}
     args = [word for key,value in given.items() for word in ("-p", key, value)]
     if name != "finetune_spectral": args += ["-p", "recipe", recipe]

@@ -4,8 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_helpers import PARAMS, notebook, workspace
+from data_helpers import folder
 
 from vitnb.experiment import cli
 
@@ -73,8 +75,10 @@ def test_every_command_of_the_readme_can_be_typed(argv, monkeypatch, tmp_path, c
     if argv[0] != "run":
         assert callable(cli.parser().parse_args(argv).call)
         return
-    (tmp_path/"photos").mkdir()
-    theirs = {"photos":tmp_path/"photos", "cubes/catalogue.csv":tmp_path/"photos"}
+    folder(tmp_path/"photos")
+    for number in range(4): np.save(tmp_path/f"{number}.npy", np.ones((8, 8, 3), np.float32))
+    (tmp_path/"catalogue.csv").write_text("ID,label,hs_file\n" + "".join(f"p{number},{number % 2},{number}.npy\n" for number in range(4)))
+    theirs = {"photos":tmp_path/"photos", "cubes/catalogue.csv":tmp_path/"catalogue.csv"}
     if any("RUN" in part for part in argv): theirs |= {"resume":"seed", next(part for part in argv if "RUN" in part):"1"} # there is no such run
     argv = [str(theirs.get(part, ROOT/part if part.endswith(".ipynb") else part)) for part in argv]
     assert cli.main([*argv, "--show"]) == 0, capfd.readouterr().err

@@ -41,7 +41,7 @@ def test_a_file_without_an_answer_is_named_and_the_code_says_so(runs, photos, ca
 
 
 @pytest.mark.parametrize("args,says", [(["nowhere", "a.png"], "no run and no checkpoint nowhere"), (["RUN", "missing.png"], "Nothing is left"),
-    (["RUN", "PHOTOS", "-o", "out.txt"], "end in .csv"), (["RUN", "PHOTOS", "--tta", "flop"], "unknown view 'flop'"), (["RUN", "PHOTOS", "--use", "ema"], "no averaged weights")])
+    (["RUN", "PHOTOS", "-o", "out.txt"], "end in .csv"), (["RUN", "PHOTOS", "--tta", "flop"], "unknown tta 'flop': did you mean 'flip'"), (["RUN", "PHOTOS", "--use", "ema"], "no averaged weights")])
 def test_a_wrong_call_is_one_line_and_exit_2(runs, photos, capfd, args, says):
     args = [dict(RUN=runs["class"][0], PHOTOS=photos).get(a, a) for a in args]
     code,out,err = vitnb(capfd, "predict", *args, "--device", "cpu")
@@ -63,7 +63,7 @@ def loads_nothing(*args, **how): raise AssertionError("a model was loaded")
 
 
 @pytest.mark.parametrize("paths,says", [(["missing.png"], "no such file: missing.png"), (["a.png", "b.png"], "a.png, b.png"), (["none/*.png"], "no file matches 'none/*.png'"), (["EMPTY"], "holds no file"),
-    (["TABLE"], "paths?"), (["PHOTOS", "--bs", "0"], "bs=0 must be a whole number from 1"), (["PHOTOS", "no/*.jpg"], "no file matches")])
+    (["TABLE"], "paths?"), (["PHOTOS", "--bs", "0"], "--bs 0 must be a whole number from 1"), (["PHOTOS", "no/*.jpg"], "no file matches"), (["~/none/*.png"], "no file matches '~/none/*.png'"), (["~/none.png"], "no such file: ~/none.png")])
 def test_what_can_be_known_of_paths_is_said_before_a_model_is_loaded(runs, photos, capfd, monkeypatch, paths, says):
     (photos/"empty").mkdir()
     (photos/"table.csv").write_text("x,y\n1,2\n")

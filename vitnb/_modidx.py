@@ -4504,6 +4504,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vitnb/experiment/results.py'),
                                           'vitnb.experiment.results._answers': ( 'library/experiment.results.html#_answers',
                                                                                  'vitnb/experiment/results.py'),
+                                          'vitnb.experiment.results._check_paths': ( 'library/experiment.results.html#_check_paths',
+                                                                                     'vitnb/experiment/results.py'),
                                           'vitnb.experiment.results._check_typed': ( 'library/experiment.results.html#_check_typed',
                                                                                      'vitnb/experiment/results.py'),
                                           'vitnb.experiment.results._export': ( 'library/experiment.results.html#_export',

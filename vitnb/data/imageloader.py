@@ -25,6 +25,7 @@ from .show import displayable, show_samples, target_maps, target_titles
 from .transform import Pipeline
 from .work import BatchKey, BatchWork
 from .workers import WorkerPasses, measure_workers
+from ..kernel import unheard
 from ..seeding import hash_ints, uniform
 from ..task import Tasks
 
@@ -222,7 +223,8 @@ def _make_in_workers(self:ImageLoader, keys):
     passes = WorkerPasses(self._work, self.bs, self.workers, self.is_cuda) if own.busy else own
     passes.keys[:] = keys
     passes.busy = True
-    try: yield from map(passes.slots.take, passes.loader)
+    with unheard(): batches = iter(passes.loader) # a queue may signal while the processes start
+    try: yield from map(passes.slots.take, batches)
     finally:
         passes.busy = False
         if passes is not own: passes.close()

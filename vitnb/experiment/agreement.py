@@ -287,9 +287,9 @@ def _check_minutes(r, recipe, family):
 
 def _check_masks(r, options):
     "Refuse masks of lungs that nobody has, and a strength of nothing"
-    masking = r.get("masking", "none")
-    if r.get("strength") is not None and masking != "attention":
-        raise ValueError(f"strength={r['strength']!r} does nothing with masking={masking!r}; give masking='attention'")
+    masking, strength = r.get("masking", "none"), r.get("strength")
+    if strength is not None and masking != "attention":
+        raise ValueError(f"strength={strength!r} would do nothing with masking={masking!r}; give masking='attention'")
     if masking != "none" and not options.get("masks"):
         raise ValueError(f"masking={masking!r} needs masks, and data_kw names none; give data_kw with masks, the "
                          "folder that they are in")

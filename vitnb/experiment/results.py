@@ -16,6 +16,7 @@ from .guard import guarded
 from .names import check_name
 from .rules import check_typed, whole
 from .run import commands
+from ..files import at_home
 from ..parameters import complain
 from ..runweights import find_checkpoint
 
@@ -39,14 +40,23 @@ def _name_unreadable(unreadable):
     "Name every file that has no answer, one a line"
     for name,reason in unreadable.items(): complain(f"no answer for {name}: {reason}")
 
+# %% ../../nbs/library/682_experiment.results.ipynb #e4a1c7d2
+def _check_paths(paths):
+    "Refuse a pattern that nothing matches, and paths of which none is there"
+    there = [path for path in paths if at_home(path).exists()]
+    patterns = [path for path in paths if path not in there and glob.has_magic(path)]
+    for pattern in patterns:
+        if not glob.glob(str(at_home(pattern)), recursive=True):
+            raise ValueError(f"no file matches {pattern!r}; look at the folder and the ending")
+    if there or patterns: return
+    raise ValueError(f"there is no such file: {', '.join(paths[:5])}. Nothing is left to predict; look at the paths")
+
 def _check_typed(args):
     "Refuse what can be known before what predicts is loaded, which takes its time"
     check_typed(args, bs=whole(1, "64"))
     if args.tta: check_name("tta", args.tta)
     find_checkpoint(args.run)
-    if any(Path(path).exists() or glob.glob(path, recursive=True) for path in args.paths): return
-    raise ValueError(f"there is no such file: {', '.join(args.paths[:5])}. Nothing is left to predict; look at the "
-                     "paths")
+    _check_paths(args.paths)
 
 def _predict(args):
     if args.output is not None and args.output.suffix.lower() != ".csv":
