@@ -76,6 +76,22 @@ def test_a_card_holds_until_something_drifts(card, trained, tmp_path):
     assert "weights:" in found and "scores.test_accuracy:" in found and "data." not in found
 
 
+@pytest.mark.parametrize("old,new,says", [('[ ] Evaluated on diverse data (**not done**)', '[x] Evaluated on diverse data', "Production checklist:"),
+    ('"test_accuracy": 0.', '"test_accuracy": 7.', "facts:"), ("| test_accuracy | 0.", "| test_accuracy | 1.", "Scores:"), ("# a note", "# another", "")])
+def test_a_card_that_was_changed_by_hand_no_longer_holds(card, trained, tmp_path, monkeypatch, old, new, says):
+    monkeypatch.setattr("vitnb.experiment.card.card_facts", lambda *_: read_card(card)[0])
+    nb = nbformat.read(card, 4)
+    nb.cells.insert(2, nbformat.v4.new_markdown_cell("# a note"))
+    path = tmp_path/"card.ipynb"
+    nbformat.write(nb, path)
+    assert verify_card(path, trained[0])[0] == [], "notes may be added"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    found = verify_card(path, trained[0])[0]
+    assert any(line.startswith(says) for line in found) if says else found == []
+
+
 def test_every_kind_of_drift_is_seen(card):
     facts,_ = read_card(card)
     def after(change):
