@@ -29,8 +29,14 @@ def _gap(scores, better):
 
 def _epochs_line(training):
     why = "; ".join(training["symptoms"].values()) if "unfinished" in training["symptoms"] else ""
+    if training["smoke"]: why = "a smoke run: a few samples, to see that it works"
     done = training["state"] == "finished" and bool(training["epochs"]) and not why
     return done, why or f"{training['epochs']} of {training['asked']} epochs, {training['state']}"
+
+def _best_line(facts):
+    said = f"SHA-256 of the tested weights, {facts['checkpoints']['tested']}: {facts['weights'][:16]}"
+    best = facts["checkpoints"]["best"]
+    return best, said if best else f"there is no best_model.pth; {said}"
 
 def _test_line(facts):
     split = facts["split"]
@@ -55,7 +61,7 @@ def checklist(
         ("Trained for sufficient epochs", *_epochs_line(facts["training"])),
         ("Validated on separate test set", *_test_line(facts)),
         ("Documented hyperparameters", bool(recipe), f"{len(recipe)} fields in recipe.json"),
-        ("Saved best checkpoint", True, f"SHA-256 of the weights {facts['weights'][:16]}"),
+        ("Saved best checkpoint", *_best_line(facts)),
         ("Tested inference speed", True, f"{size['ms_image_bs1']} ms an image alone, {size['ms_image_bs32']} in a "
          f"batch of 32, CPU with {facts['environment']['now']['threads']} threads"),
         ("Verified model size", True, f"{size['parameters']:,} parameters, {size['megabytes']} MiB on disk"),

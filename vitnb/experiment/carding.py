@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..escape import in_terminal
 from .card import verify_card, write_card
+from .evaluated import check_carded
 from .execute import check_output
 from .guard import guarded
 from .run import commands
@@ -22,6 +23,7 @@ DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
 
 def _card(args):
     check_output(args.output)
+    if Path(args.run).is_dir(): check_carded(args.run)
     find_checkpoint(args.run)
     path = write_card(args.run, args.output, args.limitations, args.diverse)
     print(f"wrote {path}")

@@ -37,6 +37,7 @@ def drift(
     "Name what is not as the card says"
     before,after = dict(_flat(old)), dict(_flat(new))
     names = [name for name in {**before, **after} if _differs(name, before.get(name), after.get(name), tolerance)]
+    names.sort(key=lambda name: not name.startswith(_EXACT)) # causes before what follows from them
     return [f"{name}: the card says {before.get(name)}, today it is {after.get(name)}" for name in names]
 
 def other_versions(
