@@ -2,6 +2,7 @@
 import html
 import json
 import time
+import zlib
 from html.parser import HTMLParser
 
 import numpy as np
@@ -102,6 +103,27 @@ def test_pairs_of_seeds_find_what_single_intervals_hide(outputs):
     assert np.allclose([row.difference, row.lo, row.hi], [.031, .031 - half, .031 + half]) and row.beyond_noise is True
     base = found[found.lr == .1].iloc[0]
     assert base.difference == 0 and base.beyond_noise is None and found.lr.tolist() == [.2, .1]
+
+
+@pytest.mark.parametrize("gain,beyond", [(.0125, None), (.1, None), (0., False)])
+def test_differences_that_are_all_alike_have_no_interval(tmp_path, gain, beyond):
+    "Two seeds on 80 images agree by chance now and then"
+    for seed in range(2):
+        for lr in (.1, .2): scored(tmp_path/f"lr{lr}_{seed}", .7 + .1*seed + gain*(lr > .1), lr=lr, seed=seed)
+    found = paired_differences(read_runs(root=tmp_path), "lr", "test_accuracy", baseline=[.1]).set_index("lr")
+    assert found.beyond_noise[.2] is beyond and np.isclose(found.difference[.2], gain)
+
+
+@pytest.mark.parametrize("lost,says", [(["status.json", "recipe.json"], "status.json: is not there"), (["recipe.json"], "recipe.json: is not there"), (["params.json"], "params.json: is not there")])
+def test_a_run_that_lost_a_file_makes_no_parameter_differ(tmp_path, lost, says):
+    "Without its recipe each of its fifty fields would differ"
+    for n in range(3):
+        folder = scored(tmp_path/f"run{n}", .7, lr=.1*(n + 1), arch="a")
+        (folder/"recipe.json").write_text(json.dumps(dict(bs=8, drop_path=.1)))
+        (folder/".sums").write_text("".join(f"{zlib.crc32(path.read_bytes()):08x} {path.name}\n" for path in folder.glob("*.json")))
+    for name in lost: (folder/name).unlink()
+    table = compare(root=tmp_path)
+    assert table.params == ["lr"] and says in table.ignored[folder] and len(table) == 3
 
 
 def test_noise_is_called_noise_and_one_pair_says_nothing(tmp_path):

@@ -4177,6 +4177,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'vitnb/experiment/folders.py'),
                                           'vitnb.experiment.folders._acted': ( 'library/experiment.folders.html#_acted',
                                                                                'vitnb/experiment/folders.py'),
+                                          'vitnb.experiment.folders._note_lost': ( 'library/experiment.folders.html#_note_lost',
+                                                                                   'vitnb/experiment/folders.py'),
                                           'vitnb.experiment.folders._places': ( 'library/experiment.folders.html#_places',
                                                                                 'vitnb/experiment/folders.py'),
                                           'vitnb.experiment.folders._read_each': ( 'library/experiment.folders.html#_read_each',
