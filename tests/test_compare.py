@@ -144,6 +144,16 @@ def test_importance_finds_the_parameter_that_acts(tmp_path):
     assert param_importance(read_runs(root=tmp_path)[:3], "test_accuracy") == {}
 
 
+@pytest.mark.parametrize("own,link", [(None, "out/train_a/lr0.1_0/train_a.ipynb"), ("out/compare_runs/one", "../../train_a/lr0.1_0/train_a.ipynb")])
+def test_links_lead_from_where_the_page_is(outputs, monkeypatch, own, link):
+    "A launched notebook ends up in its run folder, whatever folder its kernel was started in"
+    (outputs/"train_a/lr0.1_0/train_a.ipynb").touch()
+    monkeypatch.chdir(outputs.parent)
+    if own: monkeypatch.setenv("VITNB_RUN_DIR", str(outputs.parent/own))
+    else: monkeypatch.delenv("VITNB_RUN_DIR", raising=False)
+    assert f'href="{link}"' in Comparison(read_runs(root=outputs))._repr_html_()
+
+
 def test_a_run_shows_its_notebook(outputs):
     import nbformat
     cell = nbformat.v4.new_code_cell("1 + 1", execution_count=1, outputs=[nbformat.v4.new_output("stream", text="forty-two")])

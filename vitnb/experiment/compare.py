@@ -236,7 +236,9 @@ def __str__(self:Comparison):
 def _repr_html_(self:Comparison):
     "The table, each run linked to its notebook"
     frame = need("pandas").DataFrame(self.rows()).map(in_page).rename(columns=in_page)
-    links = [run.notebook and quote(os.path.relpath(run.notebook)) for run in self.runs] # a colon may start a script
+    here = os.environ.get("VITNB_RUN_DIR") or os.curdir # where the page will be that has the links
+    def link(path): return quote(os.path.relpath(path, here)) # a colon may start a script
+    links = [run.notebook and link(run.notebook) for run in self.runs]
     if len(frame): frame["run"] = [f'<a href="{at}">{name}</a>' if at else name for at,name in zip(links, frame["run"])]
     notes = "".join(f"<li>{in_page(note)}</li>" for note in self.notes())
     return frame.to_html(escape=False, index=False) + (f"<ul>{notes}</ul>" if notes else "")
