@@ -23,7 +23,7 @@ DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
 
 def _card(args):
     check_output(args.output)
-    if Path(args.run).is_dir(): check_carded(args.run)
+    check_carded(args.run)
     find_checkpoint(args.run)
     path = write_card(args.run, args.output, args.limitations, args.diverse)
     print(f"wrote {path}")

@@ -23,7 +23,7 @@ def check_carded(
     folder:str|Path, # Of a run
 )->None:
     "Refuse a run that its recipe cannot build again"
-    if (Path(folder)/"recipe.json").is_file(): return
+    if (Path(folder)/"recipe.json").is_file() or not Path(folder).is_dir(): return # what is not there is told by others
     raise ValueError(f"{folder} has no recipe.json: a card is of one model that its recipe builds again with its "
                      "data, and this run trained none, or several, such as finetune_spectral, whose parts have no card")
 
