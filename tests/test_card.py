@@ -76,6 +76,22 @@ def test_a_card_holds_until_something_drifts(card, trained, tmp_path):
     assert "weights:" in found and "scores.test_accuracy:" in found and "data." not in found
 
 
+@pytest.mark.parametrize("old,new,says", [('[ ] Evaluated on diverse data (**not done**)', '[x] Evaluated on diverse data', "Production checklist:"),
+    ('"test_accuracy": 0.', '"test_accuracy": 7.', "facts:"), ("| test_accuracy | 0.", "| test_accuracy | 1.", "Scores:"), ("# a note", "# another", "")])
+def test_a_card_that_was_changed_by_hand_no_longer_holds(card, trained, tmp_path, monkeypatch, old, new, says):
+    monkeypatch.setattr("vitnb.experiment.card.card_facts", lambda *_: read_card(card)[0])
+    nb = nbformat.read(card, 4)
+    nb.cells.insert(2, nbformat.v4.new_markdown_cell("# a note"))
+    path = tmp_path/"card.ipynb"
+    nbformat.write(nb, path)
+    assert verify_card(path, trained[0])[0] == [], "notes may be added"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    found = verify_card(path, trained[0])[0]
+    assert any(line.startswith(says) for line in found) if says else found == []
+
+
 def test_every_kind_of_drift_is_seen(card):
     facts,_ = read_card(card)
     def after(change):
@@ -90,6 +106,7 @@ def test_every_kind_of_drift_is_seen(card):
     assert after(lambda new: new["export"].update(safetensors=.1)) == ["export.safetensors"]
     assert after(lambda new: new["export"].update(safetensors="not done: gone")) == ["export.safetensors"]
     assert after(lambda new: new["size"].update(ms_image_bs1=99.)) == [], "time is no drift"
+    assert after(lambda new: (new["scores"].update(test_accuracy=9.), new["calibration"].update(temperature=9.), new.update(weights="x"))) == ["weights", "calibration.temperature", "scores.test_accuracy"], "causes come first"
     less = copy.deepcopy(facts)
     del less["weights"], less["scores"]["test_accuracy"]
     assert {line.split(":")[0] for line in drift(less, facts)} == {"weights", "scores.test_accuracy"}, "what a card does not say is no proof"
@@ -101,7 +118,7 @@ def test_every_kind_of_drift_is_seen(card):
 def test_the_checklist_marks_what_was_not_done(card):
     facts,_ = read_card(card)
     good = copy.deepcopy(facts)
-    good["training"] = dict(epochs=20, asked=20, state="finished", symptoms={})
+    good["training"] = dict(epochs=20, asked=20, state="finished", smoke=False, symptoms={})
     assert all(done for _,done,_ in checklist(good, dict(lr=1), "only digits", "also USPS: 0.9"))
     bad = copy.deepcopy(good)
     bad["training"]["symptoms"] = dict(unfinished="the loss still falls")
@@ -110,6 +127,9 @@ def test_the_checklist_marks_what_was_not_done(card):
     done = {line:(is_done, how) for line,is_done,how in checklist(bad, {})}
     assert list(done) == GUIDE and [line for line in GUIDE if not done[line][0]] == [GUIDE[n] for n in (0, 1, 2, 6, 7, 8)]
     assert done[GUIDE[0]][1] == "the loss still falls" and "3 samples" in done[GUIDE[1]][1]
+    for change,line,why in ((dict(training={**good["training"], "smoke":True}), 0, "smoke"), (dict(checkpoints=dict(tested="last_model.pth", best=False)), 3, "no best_model.pth")):
+        found = checklist({**good, **change}, dict(lr=1), "only digits", "also USPS: 0.9")
+        assert [n for n,(_,is_done,_) in enumerate(found) if not is_done] == [line] and why in found[line][2]
 
 
 def test_what_is_no_card_says_so(tmp_path, card, trained):

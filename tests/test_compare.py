@@ -2,6 +2,7 @@
 import html
 import json
 import time
+import zlib
 from html.parser import HTMLParser
 
 import numpy as np
@@ -104,6 +105,27 @@ def test_pairs_of_seeds_find_what_single_intervals_hide(outputs):
     assert base.difference == 0 and base.beyond_noise is None and found.lr.tolist() == [.2, .1]
 
 
+@pytest.mark.parametrize("gain,beyond", [(.0125, None), (.1, None), (0., False)])
+def test_differences_that_are_all_alike_have_no_interval(tmp_path, gain, beyond):
+    "Two seeds on 80 images agree by chance now and then"
+    for seed in range(2):
+        for lr in (.1, .2): scored(tmp_path/f"lr{lr}_{seed}", .7 + .1*seed + gain*(lr > .1), lr=lr, seed=seed)
+    found = paired_differences(read_runs(root=tmp_path), "lr", "test_accuracy", baseline=[.1]).set_index("lr")
+    assert found.beyond_noise[.2] is beyond and np.isclose(found.difference[.2], gain)
+
+
+@pytest.mark.parametrize("lost,says", [(["status.json", "recipe.json"], "status.json: is not there"), (["recipe.json"], "recipe.json: is not there"), (["params.json"], "params.json: is not there")])
+def test_a_run_that_lost_a_file_makes_no_parameter_differ(tmp_path, lost, says):
+    "Without its recipe each of its fifty fields would differ"
+    for n in range(3):
+        folder = scored(tmp_path/f"run{n}", .7, lr=.1*(n + 1), arch="a")
+        (folder/"recipe.json").write_text(json.dumps(dict(bs=8, drop_path=.1)))
+        (folder/".sums").write_text("".join(f"{zlib.crc32(path.read_bytes()):08x} {path.name}\n" for path in folder.glob("*.json")))
+    for name in lost: (folder/name).unlink()
+    table = compare(root=tmp_path)
+    assert table.params == ["lr"] and says in table.ignored[folder] and len(table) == 3
+
+
 def test_noise_is_called_noise_and_one_pair_says_nothing(tmp_path):
     for seed,gain in enumerate((.1, -.1, .05)): [scored(tmp_path/"a"/f"{lr}{seed}", .5 + lr*gain, lr=lr, seed=seed) for lr in (0, 1)]
     scored(tmp_path/"a"/"alone", .9, lr=2, seed=0)
@@ -120,6 +142,16 @@ def test_importance_finds_the_parameter_that_acts(tmp_path):
     found = param_importance(read_runs(root=tmp_path), "test_accuracy")
     assert list(found)[:2] == ["lr", "arch"] and found["idle"] < .1 and np.isclose(sum(found.values()), 1)
     assert param_importance(read_runs(root=tmp_path)[:3], "test_accuracy") == {}
+
+
+@pytest.mark.parametrize("own,link", [(None, "out/train_a/lr0.1_0/train_a.ipynb"), ("out/compare_runs/one", "../../train_a/lr0.1_0/train_a.ipynb")])
+def test_links_lead_from_where_the_page_is(outputs, monkeypatch, own, link):
+    "A launched notebook ends up in its run folder, whatever folder its kernel was started in"
+    (outputs/"train_a/lr0.1_0/train_a.ipynb").touch()
+    monkeypatch.chdir(outputs.parent)
+    if own: monkeypatch.setenv("VITNB_RUN_DIR", str(outputs.parent/own))
+    else: monkeypatch.delenv("VITNB_RUN_DIR", raising=False)
+    assert f'href="{link}"' in Comparison(read_runs(root=outputs))._repr_html_()
 
 
 def test_a_run_shows_its_notebook(outputs):

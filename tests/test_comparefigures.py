@@ -14,6 +14,7 @@ def test_a_curve_is_the_history_of_a_run(outputs):
     assert len(ax.lines) == 7 and len(ax.get_legend().texts) == 7
     for run,line in zip(table.runs, ax.lines):
         assert line.get_ydata().tolist() == [row["accuracy"] for row in run.history] and line.get_linestyle() == ("--" if run.state == "failed" else "-")
+        assert (line.get_marker() == "o") == (len(run.history) == 1), "a single epoch is seen"
     with pytest.raises(ValueError, match="did you mean 'accuracy'"): plot_learning(table, "acuracy")
 
 

@@ -265,6 +265,7 @@ from vitnb.experiment.configured import *
 from vitnb.experiment.sweep import *
 from vitnb.experiment.sweeper import *
 from vitnb.experiment.sweeping import *
+from vitnb.experiment.drift import *
 from vitnb.experiment.evaluated import *
 from vitnb.experiment.card import *
 from vitnb.experiment.carding import *

@@ -9,7 +9,9 @@ __all__ = ['DRIFTED', 'cmd_card', 'cmd_verify', 'add_card', 'add_verify']
 import argparse
 from pathlib import Path
 
+from ..escape import in_terminal
 from .card import verify_card, write_card
+from .evaluated import check_carded
 from .execute import check_output
 from .guard import guarded
 from .run import commands
@@ -21,6 +23,7 @@ DRIFTED = 1 # exit code of `vitnb verify` where the card no longer holds
 
 def _card(args):
     check_output(args.output)
+    check_carded(args.run)
     find_checkpoint(args.run)
     path = write_card(args.run, args.output, args.limitations, args.diverse)
     print(f"wrote {path}")
@@ -35,8 +38,8 @@ def cmd_card(
 def _verify(args):
     check_typed(args, tolerance=number(like="1e-4"))
     drifted,others = verify_card(args.card, args.run, args.tolerance)
-    for line in others: print(f"other than then: {line}")
-    for line in drifted: print(f"drifted: {line}")
+    for line in others: print(in_terminal(f"other than then: {line}"))
+    for line in drifted: print(in_terminal(f"drifted: {line}"))
     print(f"{args.card}: {'no longer holds' if drifted else 'holds'}")
     return DRIFTED if drifted else 0
 

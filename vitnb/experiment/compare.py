@@ -236,7 +236,8 @@ def __str__(self:Comparison):
 def _repr_html_(self:Comparison):
     "The table, each run linked to its notebook"
     frame = need("pandas").DataFrame(self.rows()).map(in_page).rename(columns=in_page)
-    links = [run.notebook and quote(os.path.relpath(run.notebook)) for run in self.runs] # a colon may start a script
+    here = os.environ.get("VITNB_RUN_DIR") or os.curdir # where the page will be; in a link a colon may start a script
+    links = [run.notebook and quote(os.path.relpath(run.notebook, here)) for run in self.runs]
     if len(frame): frame["run"] = [f'<a href="{at}">{name}</a>' if at else name for at,name in zip(links, frame["run"])]
     notes = "".join(f"<li>{in_page(note)}</li>" for note in self.notes())
     return frame.to_html(escape=False, index=False) + (f"<ul>{notes}</ul>" if notes else "")
@@ -276,8 +277,8 @@ def _by_setting(runs, params, score, better):
 def _mean_interval(differences, level):
     "The mean, and its interval"
     mean = float(np.mean(differences))
-    if len(differences) < 2: return mean, None, None
-    if np.ptp(differences) == 0: return mean, mean, mean
+    if len(differences) > 1 and not any(differences): return mean, mean, mean
+    if np.ptp(differences) < 1e-9: return mean, None, None # one, or alike by chance: few images give few values
     low,high = need("scipy.stats").ttest_1samp(differences, 0).confidence_interval(level)
     return mean, float(low), float(high)
 
@@ -303,8 +304,7 @@ def paired_differences(
     better = better or next(filter(None, (direction(run, score) for run in runs)), "")
     found = _by_setting(runs, params, score, better)
     if not found: raise ValueError(f"none of {len(runs)} runs has a score {score!r}")
-    wanted = None if baseline is None else tuple(map(_same_as, baseline))
-    if wanted is None: wanted = _best_setting(found, better)
+    wanted = _best_setting(found, better) if baseline is None else tuple(map(_same_as, baseline))
     if wanted not in found: raise ValueError(f"no run has {dict(zip(params, baseline))}; give values that one has")
     values = {tuple(_same_as(run.params.get(name)) for name in params):[run.params.get(name) for name in params]
               for run in runs}

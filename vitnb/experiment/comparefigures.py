@@ -42,7 +42,9 @@ def plot_learning(
     colors = plt.get_cmap("viridis")(np.linspace(0, .9, len(table)))
     for name,run,color in zip(table.names, table.runs, colors):
         style = "-" if run.state in ("finished", "running") else "--"
-        ax.plot(*_points(run, column), style, color=color, label=_short_name(table, name, run), linewidth=1.2)
+        at,values = _points(run, column)
+        marker = "o" if len(at) == 1 else None # a line of one point cannot be seen
+        ax.plot(at, values, style, color=color, marker=marker, label=_short_name(table, name, run), linewidth=1.2)
     ax.set(xlabel="epoch", ylabel=in_figure(column))
     if len(table) <= _NAMED: ax.legend(fontsize="small")
     plt.close(fig) # a notebook shows the figure that its cell ends in, once

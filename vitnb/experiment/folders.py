@@ -20,6 +20,7 @@ from ..files import CHANGED, BrokenFile, is_file
 from ..parameters import flat
 from ..runfolder import read_json, run_status
 from ..storage import is_pruned
+from ..written import was_written
 
 # %% ../../nbs/library/684_experiment.folders.ipynb #679edc72
 _MARKS = {"status.json", "params.json"}
@@ -130,6 +131,11 @@ def _acted(params, recipe):
     given = {name:value for name,value in params.items() if value is not None or name not in recipe}
     return flat({**recipe, **given})
 
+def _note_lost(folder, faults):
+    "Note files that every run has and this one does not: it was half copied, or they were taken away"
+    wanted = ["params.json", "status.json"] + ["recipe.json"]*was_written(folder/"recipe.json")
+    faults.extend(f"{name}: is not there" for name in wanted if not os.path.lexists(folder/name))
+
 def read_run(
     folder:str|Path, # A run folder
 )->RunRecord: # What is to be known of it
@@ -140,6 +146,7 @@ def read_run(
     status = _status(folder, faults)
     if not params and not status:
         raise BrokenFile(folder, f"has neither parameters nor a status ({'; '.join(faults) or 'both are empty'})")
+    _note_lost(folder, faults)
     recipe = read_part(folder, "recipe.json", dict, faults)
     result = read_part(folder, "result.json", dict, faults)
     columns = read_part(folder, "columns.json", dict, faults)
