@@ -3,13 +3,15 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from types import SimpleNamespace
 
 import psutil
+import pytest
 from command_helpers import PARAMS, notebook, wait_for, workspace
 from jupyter_client.manager import start_new_kernel
 
-from vitnb.kernel import cell_error, watch_cells, watch_parent
+from vitnb.kernel import STOPPING, cell_error, leave_to_parent, watch_cells, watch_parent
 from vitnb.runfolder import read_json, run_status
 
 RUN = "from vitnb.experiment.run import Run\nrun = Run('train_demo', globals(), tag, 'auto')"
@@ -19,6 +21,28 @@ def test_outside_of_a_kernel_there_is_nothing_to_watch():
     assert not watch_cells(lambda: None, lambda error: None) and not watch_parent(lambda: None)
     error = ValueError("no")
     assert cell_error(SimpleNamespace(error_in_exec=None, error_before_exec=error)) is error
+
+
+def help_out(ready):
+    leave_to_parent()
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_a_helper_hears_its_parent_alone(how):
+    "However it was started: what others send it passes over, and what its parent sends ends it"
+    context = get_context(how)
+    ready = context.Event()
+    helper = context.Process(target=help_out, args=(ready,), daemon=True)
+    helper.start()
+    ready.wait()
+    tell = f"import os\nfor number in {list(map(int, STOPPING))}: os.kill({helper.pid}, number)"
+    assert subprocess.run([sys.executable, "-c", tell]).returncode == 0
+    assert helper.is_alive()
+    helper.terminate()
+    helper.join(120)
+    assert helper.exitcode == 0
 
 
 def runs(workspace): return sorted((workspace/"out"/"train_demo").glob("*/status.json"))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 
 from .launch import follow_parent
 from .progress import in_kernel
@@ -113,9 +114,10 @@ def unheard()->Iterator:
 def leave_to_parent()->None:
     "Let signals be the affair of the process that started this one, whose SIGTERM alone ends it"
     if not hasattr(signal, "sigwaitinfo"): return # Windows and macOS
-    parent = os.getppid()
+    parents = {os.getppid()}
+    if parent_process() is not None: parents.add(parent_process().pid) # which a server may have forked this one for
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     def heed():
-        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent: pass
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid not in parents: pass
         os._exit(0)
     threading.Thread(target=heed, daemon=True).start()
