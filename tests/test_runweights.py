@@ -60,7 +60,7 @@ def test_a_folder_of_runs_names_its_runs(home):
 
 
 @pytest.mark.parametrize("command,says", [(["predict", "nowhere", "a.png"], "there is no run and no checkpoint nowhere; "), (["export", "nowhere", "-o", "a.onnx"], "there is no run and no checkpoint nowhere; "),
-    (["card", "nowhere"], "there is no run and no checkpoint nowhere; "), (["predict", "RUN", "gone.png", "none*.png"], "there is no such file: gone.png, none*.png. "), (["predict", "RUN", "here", "--bs", "0"], "--bs 0 must be a whole"),
+    (["card", "nowhere"], "there is no run and no checkpoint nowhere; "), (["predict", "RUN", "gone.png", "none*.png"], "no file matches 'none*.png'; look at"), (["predict", "RUN", "here", "--bs", "0"], "--bs 0 must be a whole"),
     (["predict", "RUN", "here", "--tta", "flop"], "unknown tta 'flop'"), (["export", "RUN", "-o", "a.txt"], "unknown ending of an export '.txt'")])
 def test_a_wrong_call_is_told_before_torch_is_loaded(home, command, says):
     (home/"here").mkdir()
