@@ -151,7 +151,7 @@ def asked_fields(
     if "family" in more:
         raise ValueError(f"more has family={more['family']!r}, but this is a recipe of {fields['family']}; "
                          "leave it out")
-    for one in own.keys() & more.keys(): raise ValueError(f"{one!r} is given as a parameter and in more; give it once")
+    for one in sorted({*own} & {*more}): raise ValueError(f"{one!r} is given as a parameter and in more; give it once")
     return check_params(fields, own | more)
 
 # %% ../nbs/library/040_parameters.ipynb #74e0d0a5

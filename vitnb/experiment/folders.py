@@ -133,7 +133,8 @@ def _acted(params, recipe):
 
 def _note_lost(folder, faults):
     "Note files that every run has and this one does not: it was half copied, or they were taken away"
-    wanted = ["params.json", "status.json"] + ["recipe.json"]*was_written(folder/"recipe.json")
+    wanted = ["params.json", "status.json"]
+    if was_written(folder/"recipe.json"): wanted.append("recipe.json")
     faults.extend(f"{name}: is not there" for name in wanted if not os.path.lexists(folder/name))
 
 def read_run(

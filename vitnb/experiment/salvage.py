@@ -216,7 +216,7 @@ def guardian(
     with unheard(): # a queue's signal is for all of a job, and this one must outlast it
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
     def tell(*words):
-        with suppress(BrokenPipeError): # somebody has ended it
+        with suppress(BrokenPipeError, ValueError): # somebody has ended it
             process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
             process.stdin.flush()
     try: yield tell

@@ -272,7 +272,6 @@ def check_recipe_data(
     _check_folders(r, workspace)
     if named and r.get("family") in family_checks: family_checks[r["family"]](r, workspace)
     if not isinstance(data, str) or "data" not in r: return
-    if not data.strip(): raise ValueError(f"data={data!r} names nothing: give the name of a set, a folder or a table")
     if not named and data.isidentifier() and data not in NAMES["data"]: return # may be registered further down
     check_data(data, r.get("data_root"), workspace)
     if data not in NAMES["data"]: _look_inside(r, _places(data, r.get("data_root"), workspace))

@@ -19,7 +19,7 @@ LARGE = 2**25 # bytes of a table that would be felt to be read twice
 def _named(value):
     "Names of the columns that one option has: one, several, or those of tasks by name"
     if not value: return []
-    if isinstance(value, Mapping): return [column for part in value.values() for column in _named(part)]
+    if isinstance(value, Mapping): return _named(list(value.values()))
     if isinstance(value, (list, tuple)): return [column for part in value for column in _named(part)]
     return [str(value)]
 
