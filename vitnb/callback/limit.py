@@ -187,7 +187,6 @@ class StopOnSignal(Stopper):
         ended_well = sys.exc_info()[1] is None
         if ended_well and n_ranks() == 1: self.stop_late(self.reason()) # of several processes `Distribute` asks all
 
-
 # %% ../../nbs/library/470_callback.limit.ipynb #d0c4e7b9
 @patch
 def stop_late(self:StopOnSignal,

@@ -62,9 +62,8 @@ def band_nearness(
 def fade_line(
     line:Tensor, # From `interpolate_bands`, `(B,C,H,W)`
     missing:Tensor, # As for `band_nearness`
-    wavelengths:Tensor, # As for `band_nearness`
-    fade:float, # As for `band_nearness`
+    nearness:Tensor, # From `band_nearness`, `(B,C,H,W)`
     otherwise:Tensor, # What stands where nothing is near, `(B,C,H,W)`
 )->Tensor: # The line near known bands, and what is given far from them
     "Fade a line into something else where no known band of the pixel is near"
-    return torch.where(missing, torch.lerp(otherwise, line, band_nearness(missing, wavelengths, fade)), line)
+    return torch.where(missing, torch.lerp(otherwise, line, nearness), line)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..callback.masked import VALID_EPOCH
 from ..data.cubeaugment import CubeNormalizer
-from ..data.interpolate import fade_line, interpolate_bands
+from ..data.interpolate import band_nearness, fade_line, interpolate_bands
 from ..losses.spectral import reconstruct, spectral_angle, voxel_mask
 
 # %% ../../nbs/library/548_learner.reconstruct.ipynb #7316f30e
@@ -34,7 +34,8 @@ def reconstructions(
     line = interpolate_bands(x, masked, wavelengths)
     raw = interpolate_bands(normalizer.denormalize(x), masked, wavelengths, float("nan"))
     raw = normalizer.normalize(raw)
-    def faded(otherwise): return fade_line(line, masked, wavelengths, fade, otherwise)
+    nearness = band_nearness(masked, wavelengths, fade)
+    def faded(otherwise): return fade_line(line, masked, nearness, otherwise)
     methods = {"model":by_model, "model and line":faded(by_model), "band mean":torch.where(masked, 0., x),
                "interpolated":line, "faded line":faded(torch.zeros_like(x)),
                "interpolated reflectance":torch.where(raw.isnan(), 0., raw)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..callback.masked import VALID_EPOCH, known_bands, mask_layout, unit_bounds
 from ..core import atomic_write, one_of, pick_device
 from ..data.cubeaugment import CubeNormalizer, make_normalizer
-from ..data.interpolate import fade_line, interpolate_bands
+from ..data.interpolate import band_nearness, fade_line, interpolate_bands
 from .core import load_model
 from ..losses.spectral import patchify, voxel_mask
 from ..metrics.classify import bootstrap_interval
@@ -147,7 +147,8 @@ class Baseline(nn.Module):
         mean = mean[:,:,None,None].expand_as(x)
         if self.how == "mean": return torch.where(missing, mean, x)
         line = interpolate_bands(x, missing, self.wavelengths, mean)
-        return line if self.how == "linear" else fade_line(line, missing, self.wavelengths, self.fade, mean)
+        if self.how == "linear": return line
+        return fade_line(line, missing, band_nearness(missing, self.wavelengths, self.fade), mean)
 
 # %% ../../nbs/library/540_learner.spectral.ipynb #1d5dc108
 def rival_differences(
